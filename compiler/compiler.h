@@ -1,0 +1,77 @@
+/// The compiler: passes that turn a graph into a plan, and the printers that show any stage.
+/// It never names an op: it asks the descriptor.
+#ifndef KRAIT_COMPILER_H
+#define KRAIT_COMPILER_H
+
+#include "ops/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/// AdamW with decay groups, as part of the graph (MATH 13). Weight decay applies to params flagged KR_PARAM_DECAY.
+typedef struct kr_optimizer {
+    double beta1, beta2, eps, weight_decay;
+    double max_norm;   ///< global-norm clipping; 0: none
+} kr_optimizer;
+
+/// What to compile.
+typedef enum kr_goal {
+    KR_GOAL_FORWARD = 0,  ///< just the graph's outputs and assigns
+    KR_GOAL_GRADIENTS,    ///< and d loss / d param as outputs "grad.<param>", and d loss / d input of f32 inputs "grad.<input>"
+    KR_GOAL_TRAIN,        ///< forward, backward, clipping and update in one plan; adds input "optimizer" f32 [3]
+                          ///< (learning rate, 1 - beta1^t, 1 - beta2^t) and output "grad_norm" f32 [1]
+    KR_GOAL_ACCUMULATE,   ///< forward, backward, and gradients added into carries "gradient.<param>"
+    KR_GOAL_TRAIN_LAST,   ///< as TRAIN, after adding the carried gradients, which become zero again
+} kr_goal;
+
+typedef struct kr_compile_options {
+    kr_goal goal;
+    const char *loss;         ///< name of the scalar output to differentiate; null: "loss"
+    kr_optimizer optimizer;
+    int accumulation;         ///< micro-batches per update: gradients are divided by it; 0 means 1
+    const char *stop_after;   ///< leave the graph as it is after this pass and make no plan; null: all
+} kr_compile_options;
+
+/// What the planner found, in bytes; also FLOPs and traffic of one run.
+typedef struct kr_plan_stats {
+    int nodes, steps, params;
+    int64_t param_elements;
+    double flops, bytes;
+    size_t slot_bytes[KR_SLOT_KIND_COUNT];
+    size_t peak;         ///< activation arena
+    size_t bound;        ///< largest sum of live bytes over the schedule: no plan of this order can do with less
+    size_t sum;          ///< without any reuse
+} kr_plan_stats;
+
+/// Runs the passes over `g` (which changes) and lowers it. `plan` may be null when options->stop_after is set.
+kr_status kr_compile(kr_graph *g, const kr_compile_options *, kr_plan **plan, kr_plan_stats *stats);
+
+/// Names of the passes in order; null after the last.
+const char *kr_pass_name(int index);
+
+/// The gradient of scalar `loss` with respect to each of `wrt`; empty where it does not depend on it.
+/// fails KR_UNSUPPORTED naming op and value where an op on the path has no gradient.
+kr_status kr_autodiff(kr_graph *g, kr_value loss, const kr_value *wrt, int count, kr_value *grads);
+
+/// One buffer to place: alive in steps [first, last]; `offset` is filled in.
+typedef struct kr_block {
+    int first, last;
+    size_t size, offset;
+} kr_block;
+/// Offsets such that blocks alive in the same step never overlap; *peak is the arena size. Tries several visiting
+/// orders, each block into the tightest gap, and keeps the best; stops early at the bound. Deterministic.
+///   source Pisarchyk & Lee 2020, arXiv:2001.03288 (greedy by size, best fit)
+kr_status kr_place(kr_block *, size_t count, size_t align, size_t *peak);
+/// Largest sum of live bytes (sizes rounded up to `align`).
+size_t kr_place_bound(const kr_block *, size_t count, size_t align);
+
+/// Graphviz: a cluster per scope, one node per op.
+kr_status kr_graph_print_dot(const kr_graph *, FILE *);
+/// The statistics as lines of text, or as one JSON object.
+void kr_stats_print(const kr_plan_stats *, FILE *, bool json);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,64 @@
+/// What the passes share.
+#ifndef KRAIT_COMPILER_INTERNAL_H
+#define KRAIT_COMPILER_INTERNAL_H
+
+#include "compiler/compiler.h"
+
+/// Where a value's elements are: a root buffer (named by the value that owns it) and a layout inside it.
+typedef struct kr_home {
+    uint32_t root;      ///< value id whose buffer holds it; 0: the value has no home (dead)
+    kr_layout layout;   ///< offset and strides in elements of the value's dtype
+} kr_home;
+
+/// One compilation under way.
+typedef struct kr_compilation {
+    kr_graph *g;
+    const kr_compile_options *options;
+    int param_count;
+    kr_value *params, *grads;      ///< parameters in node order, and the final gradient of each (or empty)
+    kr_home *homes;                ///< by value id, after the layout pass
+    uint32_t home_count;
+    struct kr_memory *memory;      ///< after the memory pass
+    kr_plan *plan;
+    kr_plan_stats stats;
+} kr_compilation;
+
+kr_status kr_pass_autodiff(kr_compilation *);
+kr_status kr_pass_optimizer(kr_compilation *);
+kr_status kr_pass_simplify(kr_compilation *);
+kr_status kr_pass_layout(kr_compilation *);
+kr_status kr_pass_schedule(kr_compilation *);
+kr_status kr_pass_memory(kr_compilation *);
+kr_status kr_pass_lower(kr_compilation *);
+
+/// Homes of all values of the graph as it stands, without changing it. Also used by the schedule and memory passes.
+kr_status kr_homes(const kr_graph *, kr_home *homes);
+bool kr_layout_contiguous(const kr_layout *);
+/// One pitch for all leading axes and a contiguous last axis.
+bool kr_layout_rows(const kr_layout *);
+/// The packed layout of a shape.
+kr_layout kr_layout_packed(const kr_shape *);
+/// May input i of op be read in this layout?
+bool kr_layout_accepted(const kr_op *, int i, const kr_layout *);
+
+/// A buffer of the plan.
+typedef struct kr_buffer {
+    kr_slot_kind kind;
+    int slot;                ///< of the plan; persistent and IO kinds have one each
+    size_t bytes, offset;
+    int first, last;         ///< nodes (by index in the graph) between which it is alive
+} kr_buffer;
+
+typedef struct kr_memory {
+    kr_buffer *buffers;
+    int count;
+    int *of_value;           ///< buffer index by root value id; -1: none
+    int *work;               ///< buffer index of each node's workspace; -1: none
+    bool *copy_assign;       ///< per assign: a copy into the target's slot is needed after the last node
+} kr_memory;
+void kr_memory_free(kr_memory *);
+
+/// Last node index that reads each value, through views too; outputs and assigned values: node count. -1: nobody.
+kr_status kr_last_reads(const kr_graph *, int *last);
+
+#endif

@@ -1,0 +1,171 @@
+/// Where every value lives: which buffer, and with what strides inside it. Views share the buffer of what they look at;
+/// the inputs of a join (concat) are written by their producers straight into slices of its output where the producer
+/// can write rows. What a consumer cannot read in place is copied first: this pass inserts those copies.
+#include "compiler/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+kr_layout kr_layout_packed(const kr_shape *shape) {
+    kr_layout l = {.shape = *shape};
+    int64_t step = 1;
+    for (int k = shape->rank - 1; k >= 0; k--) {
+        l.stride[k] = step;
+        step *= shape->dim[k];
+    }
+    return l;
+}
+
+bool kr_layout_contiguous(const kr_layout *l) {
+    int64_t step = 1;
+    if (kr_shape_count(&l->shape) == 0) return true;
+    for (int k = l->shape.rank - 1; k >= 0; k--) {
+        if (l->shape.dim[k] != 1 && l->stride[k] != step) return false;
+        step *= l->shape.dim[k];
+    }
+    return true;
+}
+
+bool kr_layout_rows(const kr_layout *l) {
+    const int last = l->shape.rank - 1;
+    if (last < 0 || kr_layout_contiguous(l)) return true;
+    if (l->shape.dim[last] != 1 && l->stride[last] != 1) return false;
+    int64_t step = 0;
+    for (int k = last - 1; k >= 0; k--) {
+        if (l->shape.dim[k] == 1) continue;
+        if (step && l->stride[k] != step) return false;
+        if (l->stride[k] < l->shape.dim[last]) return false; // rows that overlap or repeat
+        step = l->stride[k] * l->shape.dim[k];
+    }
+    return true;
+}
+
+static bool bit(uint32_t mask, int i) { return mask >> (i < 31 ? i : 31) & 1; }
+
+bool kr_layout_accepted(const kr_op *op, int i, const kr_layout *l) {
+    return kr_layout_contiguous(l) || bit(op->strided_in, i) || (bit(op->rows_in, i) && kr_layout_rows(l));
+}
+
+/// Values that outputs and assigns name, and how often.
+static int *root_uses(const kr_graph *g) {
+    int *uses = calloc(kr_graph_values(g) + 1u, sizeof *uses);
+    if (!uses) return NULL;
+    for (int i = 0; i < kr_graph_outputs(g); i++) uses[kr_graph_output_at(g, i)->value.id]++;
+    for (int i = 0; i < kr_graph_assigns(g); i++) uses[kr_graph_assign_at(g, i)->value.id]++;
+    return uses;
+}
+
+/// Gives the inputs of join node j their places inside its output, where their producers can write there.
+static void place_pieces(const kr_graph *g, const kr_node *j, const int *uses, kr_home *homes) {
+    const kr_home whole = homes[j->out[0].id];
+    const int axis = (int)j->attrs.i[0];
+    int64_t at = 0;
+    for (int i = 0; i < j->inputs; i++) {
+        const kr_value v = j->in[i];
+        const kr_shape shape = kr_value_shape(g, v);
+        const kr_node *producer = kr_value_node(g, v);
+        kr_home home = whole;
+        home.layout.shape = shape;
+        home.layout.offset += at * whole.layout.stride[axis];
+        at += shape.dim[axis];
+        if (homes[v.id].root || uses[v.id] || kr_node_source(producer) || (producer->op->flags & KR_OP_VIEW)) continue;
+        const bool packed = kr_layout_contiguous(&home.layout), rows = kr_layout_rows(&home.layout);
+        if (packed || (rows && bit(producer->op->rows_out, kr_value_output(g, v)))) homes[v.id] = home;
+    }
+}
+
+kr_status kr_homes(const kr_graph *g, kr_home *homes) {
+    memset(homes, 0, (kr_graph_values(g) + 1u) * sizeof *homes);
+    int *uses = root_uses(g);
+    KR_FAIL_IF(!uses, KR_NO_MEMORY, "layout: no memory");
+    // Joins from last to first, so that a join inside a join finds its own place before its pieces look for theirs.
+    for (int i = kr_graph_nodes(g) - 1; i >= 0; i--) {
+        const kr_node *n = kr_graph_node(g, i);
+        if (!(n->op->flags & KR_OP_JOIN)) continue;
+        const kr_shape shape = kr_value_shape(g, n->out[0]);
+        kr_home *home = &homes[n->out[0].id];
+        if (!home->root) *home = (kr_home){.root = n->out[0].id, .layout = kr_layout_packed(&shape)};
+        place_pieces(g, n, uses, homes);
+    }
+    free(uses);
+    for (int i = 0; i < kr_graph_nodes(g); i++) {
+        const kr_node *n = kr_graph_node(g, i);
+        for (int k = 0; k < n->outputs; k++) {
+            const kr_value v = n->out[k];
+            const kr_shape shape = kr_value_shape(g, v);
+            kr_home *home = &homes[v.id];
+            if (n->op->flags & KR_OP_VIEW) {
+                const kr_home from = homes[n->in[0].id];
+                kr_layout seen = from.layout;
+                if (!n->op->view(&n->attrs, &from.layout, &shape, &seen)) continue; // no home: the layout pass copies
+                *home = (kr_home){.root = from.root, .layout = seen};
+            } else if (!home->root) {
+                *home = (kr_home){.root = v.id, .layout = kr_layout_packed(&shape)};
+                if (kr_node_source(n) == KR_SOURCE_CONST) memset(home->layout.stride, 0, sizeof home->layout.stride);
+            }
+        }
+    }
+    return KR_OK;
+}
+
+static kr_value copy_before(kr_graph *g, const kr_node *reader, kr_value v) {
+    kr_graph_set_rank(g, reader ? reader->rank : -1);
+    kr_graph_set_scope(g, reader ? reader->scope : "copy");
+    return kr_copy(g, v);
+}
+
+/// One sweep: copies what is read in a layout that the reader does not take. Copies change homes, so sweep until none.
+static kr_status copy_unreadable(kr_graph *g, const kr_home *homes, int *copies) {
+    const int nodes = kr_graph_nodes(g);
+    const uint32_t values = kr_graph_values(g);
+    for (int i = 0; i < nodes; i++) {
+        kr_node *n = kr_graph_node(g, i);
+        for (int k = 0; k < n->inputs; k++) {
+            const kr_value v = n->in[k];
+            if (!v.id || v.id > values || !homes[v.id].root) continue; // its view is mended in this sweep first
+            bool fine = kr_layout_accepted(n->op, k, &homes[v.id].layout);
+            if (n->op->flags & KR_OP_VIEW) {
+                const kr_shape shape = kr_value_shape(g, n->out[0]);
+                kr_layout seen;
+                fine = n->op->view(&n->attrs, &homes[v.id].layout, &shape, &seen);
+            }
+            if (fine) continue;
+            n->in[k] = copy_before(g, n, v);
+            ++*copies;
+        }
+    }
+    return kr_graph_status(g);
+}
+
+/// Outputs and assigned values need a buffer of their own: not a view, not a source, not shared with another root.
+static kr_status own_roots(kr_graph *g) {
+    int *uses = root_uses(g);
+    KR_FAIL_IF(!uses, KR_NO_MEMORY, "layout: no memory");
+    const int outputs = kr_graph_outputs(g);
+    for (int i = 0; i < outputs + kr_graph_assigns(g); i++) {
+        kr_value *v = i < outputs ? &kr_graph_output_at(g, i)->value : &kr_graph_assign_at(g, i - outputs)->value;
+        const kr_node *n = kr_value_node(g, *v);
+        if (!(n->op->flags & KR_OP_VIEW) && !kr_node_source(n) && uses[v->id] == 1) continue;
+        uses[v->id]--;
+        *v = copy_before(g, NULL, *v);
+    }
+    free(uses);
+    return kr_graph_status(g);
+}
+
+kr_status kr_pass_layout(kr_compilation *c) {
+    kr_graph *g = c->g;
+    KR_TRY(own_roots(g));
+    KR_TRY(kr_graph_sort(g));
+    for (int copies = 1; copies;) {
+        copies = 0;
+        kr_home *homes = calloc(kr_graph_values(g) + 1u, sizeof *homes);
+        KR_FAIL_IF(!homes, KR_NO_MEMORY, "layout: no memory");
+        kr_status status = kr_homes(g, homes);
+        if (!status) status = copy_unreadable(g, homes, &copies);
+        free(homes);
+        KR_TRY(status);
+        KR_TRY(kr_graph_sort(g));
+    }
+    return KR_OK;
+}

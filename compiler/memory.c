@@ -1,0 +1,275 @@
+/// Gives every value a buffer: in-place results take over the buffer of an input that dies there, new values of params
+/// and carries are written straight into their storage when nobody still needs the old ones, gradients get an arena of
+/// their own, and what is left shares the activation arena by life span.
+#include "compiler/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGN = 64 };
+
+void kr_memory_free(kr_memory *m) {
+    if (!m) return;
+    free(m->buffers);
+    free(m->of_value);
+    free(m->work);
+    free(m);
+}
+
+kr_status kr_last_reads(const kr_graph *g, int *last) {
+    const uint32_t values = kr_graph_values(g);
+    for (uint32_t v = 0; v <= values; v++) last[v] = -1;
+    const int nodes = kr_graph_nodes(g);
+    for (int i = 0; i < kr_graph_outputs(g); i++) last[kr_graph_output_at(g, i)->value.id] = nodes;
+    for (int i = 0; i < kr_graph_assigns(g); i++) last[kr_graph_assign_at(g, i)->value.id] = nodes;
+    for (int i = nodes - 1; i >= 0; i--) {
+        const kr_node *n = kr_graph_node(g, i);
+        const bool view = n->op->flags & KR_OP_VIEW;
+        for (int k = 0; k < n->inputs; k++) {
+            int *of = &last[n->in[k].id];
+            const int now = view ? last[n->out[0].id] : i; // a view reads nothing itself; its readers do
+            if (n->in[k].id && now > *of) *of = now;
+        }
+    }
+    return KR_OK;
+}
+
+/// Working state of the pass.
+typedef struct state {
+    kr_compilation *c;
+    kr_graph *g;
+    uint32_t values;
+    int *last;             ///< by value
+    int *root_first, *root_last;
+    uint32_t *alias;       ///< root that a root was merged into; itself at first
+    kr_slot_kind *kind;    ///< by root
+    uint32_t *slot_of;     ///< persistent storage: the source whose slot a root is written to; 0: none
+} state;
+
+static uint32_t find(const state *s, uint32_t root) {
+    while (s->alias[root] != root) root = s->alias[root];
+    return root;
+}
+
+static size_t value_bytes(const kr_graph *g, kr_value v) {
+    const kr_shape shape = kr_value_shape(g, v);
+    return kr_tensor_bytes(kr_value_dtype(g, v), &shape);
+}
+
+static bool whole(const state *s, kr_value v) {
+    const kr_home *h = &s->c->homes[v.id];
+    return h->layout.offset == 0 && kr_layout_contiguous(&h->layout) &&
+           value_bytes(s->g, v) == value_bytes(s->g, (kr_value){h->root});
+}
+
+static void spans_of_roots(state *s) {
+    for (uint32_t v = 0; v <= s->values; v++) {
+        s->root_first[v] = kr_graph_nodes(s->g);
+        s->root_last[v] = -1;
+        s->alias[v] = v;
+    }
+    for (int i = 0; i < kr_graph_nodes(s->g); i++) {
+        const kr_node *n = kr_graph_node(s->g, i);
+        for (int k = 0; k < n->outputs; k++) {
+            const uint32_t v = n->out[k].id, root = s->c->homes[v].root;
+            if (i < s->root_first[root]) s->root_first[root] = i;
+            const int until = s->last[v] > i ? s->last[v] : i;
+            if (until > s->root_last[root]) s->root_last[root] = until;
+        }
+    }
+}
+
+static void kinds_of_roots(state *s) {
+    for (int i = 0; i < kr_graph_nodes(s->g); i++) {
+        const kr_node *n = kr_graph_node(s->g, i);
+        static const kr_slot_kind of_source[] = {KR_SLOT_ACTIVATION, KR_SLOT_IO, KR_SLOT_PARAM, KR_SLOT_CONST, KR_SLOT_CARRY};
+        for (int k = 0; k < n->outputs; k++) {
+            const uint32_t v = n->out[k].id;
+            s->kind[v] = of_source[kr_node_source(n)];
+            if (kr_node_source(n) == KR_SOURCE_CARRY && n->attrs.i[1] == KR_CARRY_OPTIMIZER) s->kind[v] = KR_SLOT_OPTIMIZER;
+            if (kr_node_source(n)) s->slot_of[v] = v;
+        }
+    }
+    for (int i = 0; i < kr_graph_outputs(s->g); i++) s->kind[kr_graph_output_at(s->g, i)->value.id] = KR_SLOT_IO;
+}
+
+/// Which input of n output k may take over, or -1.
+static int inplace_input(const state *s, const kr_node *n, int k, int index) {
+    const uint32_t masks[3] = {n->op->inplace, n->op->inplace1, n->op->inplace2};
+    const kr_value out = n->out[k];
+    if (k >= 3 || !masks[k] || s->c->homes[out.id].root != out.id || !whole(s, out)) return -1;
+    for (int i = 0; i < n->inputs && i < 32; i++) {
+        if (!(masks[k] >> i & 1) || !n->in[i].id) continue;
+        const kr_value in = n->in[i];
+        const uint32_t root = find(s, s->c->homes[in.id].root);
+        if (!whole(s, in) || value_bytes(s->g, in) != value_bytes(s->g, out) ||
+            kr_value_dtype(s->g, in) != kr_value_dtype(s->g, out) || s->root_last[root] > index) continue;
+        bool alone = true;
+        for (int j = 0; j < n->inputs; j++)
+            if (j != i && n->in[j].id && find(s, s->c->homes[n->in[j].id].root) == root)
+                alone &= (n->op->flags & KR_OP_ELEMENTWISE) && whole(s, n->in[j]);
+        if (alone) return i;
+    }
+    return -1;
+}
+
+/// New values of params and carries that can be written straight into their storage; the others need a copy.
+static kr_status direct_assigns(state *s, bool *all) {
+    *all = true;
+    for (int i = 0; i < kr_graph_assigns(s->g); i++) {
+        kr_graph_assign *a = kr_graph_assign_at(s->g, i);
+        const kr_node *n = kr_value_node(s->g, a->value);
+        int index = 0;
+        while (kr_graph_node(s->g, index) != n) index++;
+        const int k = kr_value_output(s->g, a->value);
+        const uint32_t target = a->target.id;
+        bool direct = s->c->homes[a->value.id].root == a->value.id && s->root_last[target] <= index;
+        if (direct && s->root_last[target] == index) { // the producer itself reads the old value
+            const int in = inplace_input(s, n, k, index);
+            direct = in >= 0 && s->c->homes[n->in[in].id].root == target;
+        }
+        if (direct) {
+            s->slot_of[a->value.id] = target;
+            s->kind[a->value.id] = s->kind[target];
+            continue;
+        }
+        kr_graph_set_rank(s->g, -1);
+        kr_graph_set_scope(s->g, "copy");
+        a->value = kr_copy(s->g, a->value);
+        *all = false;
+    }
+    kr_graph_set_scope(s->g, NULL);
+    return kr_graph_status(s->g);
+}
+
+static void merge_inplace(state *s) {
+    for (int i = 0; i < kr_graph_nodes(s->g); i++) {
+        const kr_node *n = kr_graph_node(s->g, i);
+        if (n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) continue;
+        for (int k = 0; k < n->outputs && k < 3; k++) {
+            const uint32_t out = n->out[k].id;
+            if (s->kind[out] != KR_SLOT_ACTIVATION || s->last[out] < 0) continue;
+            const int in = inplace_input(s, n, k, i);
+            if (in < 0) continue;
+            const uint32_t root = find(s, s->c->homes[n->in[in].id].root);
+            if (s->kind[root] != KR_SLOT_ACTIVATION) continue;
+            s->alias[out] = root;
+            if (s->root_last[out] > s->root_last[root]) s->root_last[root] = s->root_last[out];
+        }
+    }
+}
+
+static kr_status number_buffers(state *s, kr_memory *m) {
+    const int nodes = kr_graph_nodes(s->g);
+    m->of_value = malloc((s->values + 1u) * sizeof *m->of_value);
+    m->work = malloc(((size_t)nodes + 1) * sizeof *m->work);
+    m->buffers = calloc((size_t)s->values + (size_t)nodes + 2, sizeof *m->buffers);
+    KR_FAIL_IF(!m->of_value || !m->work || !m->buffers, KR_NO_MEMORY, "memory: no memory for the plan");
+    for (uint32_t v = 0; v <= s->values; v++) m->of_value[v] = -1;
+    for (int i = 0; i < nodes; i++) {
+        const kr_node *n = kr_graph_node(s->g, i);
+        m->work[i] = -1;
+        for (int k = 0; k < n->outputs; k++) {
+            const uint32_t v = n->out[k].id;
+            if (s->c->homes[v].root != v || s->alias[v] != v) continue;
+            if (s->last[v] < 0 && s->root_last[v] <= i && (n->op->skip_out >> k & 1)) continue; // nobody reads it
+            m->of_value[v] = m->count;
+            m->buffers[m->count++] = (kr_buffer){.kind = s->kind[v], .slot = -1, .bytes = value_bytes(s->g, n->out[k]),
+                                                 .first = s->root_first[v], .last = s->root_last[v]};
+        }
+        if (n->op->work && !(n->op->flags & KR_OP_VIEW)) {
+            kr_shape few_in[32], out[16], *in = few_in;
+            if (n->inputs > 32) KR_FAIL_IF(!(in = malloc((size_t)n->inputs * sizeof *in)), KR_NO_MEMORY, "memory: no memory");
+            for (int k = 0; k < n->inputs; k++) in[k] = kr_value_shape(s->g, n->in[k]);
+            for (int k = 0; k < n->outputs; k++) out[k] = kr_value_shape(s->g, n->out[k]);
+            const size_t bytes = n->op->work(&n->attrs, in, out, n->inputs);
+            if (in != few_in) free(in);
+            if (!bytes) continue;
+            m->work[i] = m->count;
+            m->buffers[m->count++] = (kr_buffer){.kind = KR_SLOT_ACTIVATION, .slot = -1, .bytes = bytes, .first = i, .last = i};
+        }
+    }
+    for (uint32_t v = 1; v <= s->values; v++) // merged roots read their heir's buffer
+        if (m->of_value[v] < 0 && s->c->homes[v].root == v) m->of_value[v] = m->of_value[find(s, v)];
+    return KR_OK;
+}
+
+/// Packs all buffers of one kind into one arena.
+static kr_status place_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_t *bound, size_t *sum) {
+    kr_block *blocks = calloc((size_t)m->count + 1, sizeof *blocks);
+    int *which = calloc((size_t)m->count + 1, sizeof *which);
+    KR_FAIL_IF(!blocks || !which, KR_NO_MEMORY, "memory: no memory to place buffers");
+    size_t count = 0;
+    *sum = 0;
+    for (int i = 0; i < m->count; i++) {
+        if (m->buffers[i].kind != kind) continue;
+        which[count] = i;
+        *sum += (m->buffers[i].bytes + ALIGN - 1) / ALIGN * ALIGN;
+        blocks[count++] = (kr_block){.first = m->buffers[i].first, .last = m->buffers[i].last, .size = m->buffers[i].bytes};
+    }
+    const kr_status status = kr_place(blocks, count, ALIGN, peak);
+    *bound = kr_place_bound(blocks, count, ALIGN);
+    for (size_t i = 0; i < count; i++) m->buffers[which[i]].offset = blocks[i].offset;
+    free(blocks);
+    free(which);
+    return status;
+}
+
+static kr_status analyse(state *s, bool *settled) {
+    kr_compilation *c = s->c;
+    free(c->homes);
+    c->homes = calloc(kr_graph_values(s->g) + 1u, sizeof *c->homes);
+    KR_FAIL_IF(!c->homes, KR_NO_MEMORY, "memory: no memory");
+    KR_TRY(kr_homes(s->g, c->homes));
+    s->values = c->home_count = kr_graph_values(s->g);
+    const size_t n = s->values + 1u;
+    free(s->last), free(s->root_first), free(s->root_last), free(s->alias), free(s->kind), free(s->slot_of);
+    s->last = malloc(n * sizeof *s->last);
+    s->root_first = malloc(n * sizeof *s->root_first);
+    s->root_last = malloc(n * sizeof *s->root_last);
+    s->alias = malloc(n * sizeof *s->alias);
+    s->kind = calloc(n, sizeof *s->kind);
+    s->slot_of = calloc(n, sizeof *s->slot_of);
+    KR_FAIL_IF(!s->last || !s->root_first || !s->root_last || !s->alias || !s->kind || !s->slot_of, KR_NO_MEMORY,
+               "memory: no memory for %zu values", n);
+    KR_TRY(kr_last_reads(s->g, s->last));
+    spans_of_roots(s);
+    kinds_of_roots(s);
+    return direct_assigns(s, settled);
+}
+
+static kr_status plan_memory(state *s) {
+    kr_compilation *c = s->c;
+    bool settled = false;
+    for (int round = 0; !settled; round++) {
+        KR_FAIL_IF(round > 3, KR_UNSUPPORTED, "memory: assigned values do not settle");
+        KR_TRY(analyse(s, &settled));
+        if (!settled) KR_TRY(kr_graph_sort(s->g));
+    }
+    merge_inplace(s);
+    const bool training = c->options->goal >= KR_GOAL_TRAIN;
+    for (int i = 0; i < c->param_count && training && c->grads; i++) {
+        if (!c->grads[i].id) continue;
+        const uint32_t root = find(s, c->homes[c->grads[i].id].root);
+        if (s->kind[root] == KR_SLOT_ACTIVATION) s->kind[root] = KR_SLOT_GRADIENT;
+    }
+    kr_memory *m = c->memory = calloc(1, sizeof *m);
+    KR_FAIL_IF(!m, KR_NO_MEMORY, "memory: no memory");
+    KR_TRY(number_buffers(s, m));
+    for (uint32_t v = 1; v <= s->values; v++) // storage of sources: buffers of new values point at it
+        if (s->slot_of[v] && s->slot_of[v] != v && m->of_value[v] >= 0) {
+            m->buffers[m->of_value[v]].bytes = 0;
+            m->of_value[v] = m->of_value[s->slot_of[v]];
+        }
+    size_t unused;
+    KR_TRY(place_kind(m, KR_SLOT_ACTIVATION, &c->stats.peak, &c->stats.bound, &c->stats.sum));
+    c->stats.slot_bytes[KR_SLOT_ACTIVATION] = c->stats.peak;
+    return place_kind(m, KR_SLOT_GRADIENT, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
+}
+
+kr_status kr_pass_memory(kr_compilation *c) {
+    state s = {.c = c, .g = c->g};
+    const kr_status status = plan_memory(&s);
+    free(s.last), free(s.root_first), free(s.root_last), free(s.alias), free(s.kind), free(s.slot_of);
+    return status;
+}

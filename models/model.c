@@ -1,0 +1,125 @@
+/// A language model is a list of blocks on a residual stream (MATH: pre-norm, x + mixer(norm(x))), with the add fused
+/// into the next norm as the official code does it.
+#include "models/internal.h"
+
+#include <string.h>
+
+kr_model_config kr_model_defaults(void) {
+    kr_model_config c = {.name = "custom", .vocab_size = 256, .pad_vocab_size_multiple = 8, .d_model = 160, .n_layer = 5,
+                         .layer = "mamba1", .rms_norm = true, .tie_embeddings = true, .norm_epsilon = 1e-5,
+                         .block = kr_block_defaults()};
+    return c;
+}
+
+int64_t kr_model_vocab(const kr_model_config *c) {
+    const int64_t m = c->pad_vocab_size_multiple > 0 ? c->pad_vocab_size_multiple : 1;
+    return (c->vocab_size + m - 1) / m * m;
+}
+
+bool kr_mode_parse(const char *name, kr_mode *out) {
+    static const char *const names[] = {"train", "eval", "prefill", "decode", "logits"};
+    for (int i = 0; i < 5; i++)
+        if (!strcmp(name, names[i])) {
+            *out = (kr_mode)i;
+            return true;
+        }
+    return false;
+}
+
+static kr_status check(const kr_model_config *c, int64_t batch, int64_t length) {
+    KR_FAIL_IF(c->d_model < 1 || c->d_model > 1 << 20, KR_BAD_ARGUMENT, "model: d_model is %ld, want 1 to %d",
+               (long)c->d_model, 1 << 20);
+    KR_FAIL_IF(c->n_layer < 0 || c->n_layer > 4096, KR_BAD_ARGUMENT, "model: n_layer is %d, want 0 to 4096", c->n_layer);
+    KR_FAIL_IF(c->vocab_size < 1 || c->vocab_size > 1 << 24, KR_BAD_ARGUMENT, "model: vocab_size is %ld, want 1 to %d",
+               (long)c->vocab_size, 1 << 24);
+    KR_FAIL_IF(c->pad_vocab_size_multiple < 1 || c->pad_vocab_size_multiple > 65536, KR_BAD_ARGUMENT,
+               "model: pad_vocab_size_multiple is %ld, want 1 to 65536", (long)c->pad_vocab_size_multiple);
+    KR_FAIL_IF(!(c->norm_epsilon >= 0), KR_BAD_ARGUMENT, "model: norm_epsilon is %g, want at least 0", c->norm_epsilon);
+    KR_FAIL_IF(c->block.d_state < 1 || c->block.d_state > 4096, KR_BAD_ARGUMENT, "model: d_state is %ld, want 1 to 4096",
+               (long)c->block.d_state);
+    KR_FAIL_IF(c->block.d_conv < 1 || c->block.d_conv > 256, KR_BAD_ARGUMENT, "model: d_conv is %ld, want 1 to 256",
+               (long)c->block.d_conv);
+    KR_FAIL_IF(c->block.expand < 1 || c->block.expand > 64, KR_BAD_ARGUMENT, "model: expand is %ld, want 1 to 64",
+               (long)c->block.expand);
+    KR_FAIL_IF(!(c->block.dt_min > 0 && c->block.dt_max >= c->block.dt_min), KR_BAD_ARGUMENT,
+               "model: dt_min is %g and dt_max %g, want 0 < dt_min <= dt_max", c->block.dt_min, c->block.dt_max);
+    KR_FAIL_IF(!kr_block_find(c->layer), KR_BAD_ARGUMENT, "model: there is no block \"%s\"", c->layer);
+    KR_FAIL_IF(batch < 0 || length < 0 || batch > 1 << 24 || length > 1 << 28, KR_BAD_SHAPE,
+               "model: batch %ld by length %ld is out of range", (long)batch, (long)length);
+    return KR_OK;
+}
+
+/// Norm of the stream after adding h to it: *stream becomes h + *stream (or h at the first).
+static kr_value add_norm(kr_graph *g, const kr_model_config *c, const char *name, kr_value h, kr_value *stream) {
+    kr_scope_push(g, "%s", name);
+    const kr_value w = kr_param(g, "weight", KR_SHAPE(c->d_model), (kr_init){.kind = KR_INIT_CONSTANT, .a = 1}, 0);
+    const kr_value y = c->rms_norm
+        ? kr_rms_norm_full(g, h, *stream, KR_NONE, w, KR_NONE, c->norm_epsilon, 0, false, stream)
+        : kr_layer_norm_full(g, h, *stream, w, kr_param(g, "bias", KR_SHAPE(c->d_model), (kr_init){.kind = KR_INIT_ZEROS}, 0),
+                             c->norm_epsilon, stream);
+    kr_scope_pop(g);
+    return y;
+}
+
+/// ids i32 [B, L] to the normed stream [B, L, d_model]; *embedding gets the (tied) embedding weight.
+static kr_value backbone(kr_graph *g, const kr_model_config *c, kr_value ids, kr_value *embedding) {
+    const kr_block_kind *kind = kr_block_find(c->layer);
+    kr_block_config block = c->block;
+    block.d_model = c->d_model;
+    block.n_layer = c->n_layer;
+    block.zero_bias = true;
+    kr_scope_push(g, "backbone");
+    *embedding = kr_param(g, "embedding.weight", KR_SHAPE(kr_model_vocab(c), c->d_model),
+                          (kr_init){.kind = KR_INIT_NORMAL, .a = 0.02}, 0);
+    kr_value h = kr_embedding(g, *embedding, ids), stream = KR_NONE;
+    for (int i = 0; i < c->n_layer; i++) {
+        kr_scope_push(g, "layers.%d", i);
+        const kr_value normed = add_norm(g, c, "norm", h, &stream);
+        kr_scope_push(g, "mixer");
+        h = kind->build(g, &block, normed);
+        kr_scope_pop(g);
+        kr_scope_pop(g);
+    }
+    h = add_norm(g, c, "norm_f", h, &stream);
+    kr_scope_pop(g);
+    return h;
+}
+
+static void build(kr_graph *g, const kr_model_config *c, kr_mode mode, int64_t batch, int64_t length) {
+    const bool generating = mode == KR_MODE_PREFILL || mode == KR_MODE_DECODE;
+    kr_graph_carries(g, generating);
+    kr_value weight;
+    const kr_value ids = kr_input(g, "tokens", KR_I32, KR_SHAPE(batch, length));
+    kr_value h = backbone(g, c, ids, &weight);
+    if (!c->tie_embeddings)
+        weight = kr_param(g, "lm_head.weight", KR_SHAPE(kr_model_vocab(c), c->d_model), kr_uniform(kr_fan_in(c->d_model)),
+                          KR_PARAM_DECAY);
+    if (generating) // only the last position decides what comes next
+        h = kr_reshape(g, kr_slice(g, h, 1, length - 1, 1), KR_SHAPE(batch, c->d_model));
+    kr_scope_push(g, "lm_head");
+    const kr_value logits = kr_linear(g, h, weight, KR_NONE);
+    kr_scope_pop(g);
+    if (generating || mode == KR_MODE_LOGITS) {
+        kr_output(g, "logits", logits);
+        return;
+    }
+    const kr_value targets = kr_input(g, "targets", KR_I32, KR_SHAPE(batch, length));
+    kr_scope_push(g, "loss");
+    kr_output(g, "loss", kr_cross_entropy(g, logits, targets, 0, NULL, NULL));
+    kr_scope_pop(g);
+}
+
+kr_status kr_model_build(const kr_model_config *c, kr_mode mode, int64_t batch, int64_t length, kr_graph **out) {
+    *out = NULL;
+    if (mode == KR_MODE_DECODE) length = 1;
+    KR_TRY(check(c, batch, length));
+    KR_FAIL_IF(mode == KR_MODE_PREFILL && length < 1, KR_BAD_SHAPE, "model: prefill needs at least one token");
+    KR_TRY(kr_graph_new(out));
+    build(*out, c, mode, batch, length);
+    const kr_status status = kr_graph_status(*out);
+    if (status) {
+        kr_graph_free(*out);
+        *out = NULL;
+    }
+    return status;
+}

@@ -1,0 +1,270 @@
+/// y = act(op(a) op(b) + bias) or op(a) op(b) + bias + residual, three ways, chosen by shape alone:
+///   few rows (decode, one to four rows)   b streams through once: dot products along K, or sums of rows of b
+///   thin (K up to THIN)                   b's columns are packed once per block and multiplied from registers
+///   everything else                       OpenBLAS, single-threaded, on blocks of the result
+/// A block of the result is cut by the shape only, so every number of threads computes the same bits.
+#include "ops/tile.h"
+
+#include <cblas.h>
+
+enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION };
+enum { NONE, SILU, RELU, GELU, SIGMOID, SOFTPLUS };
+enum {
+    FEW = 4,             // rows
+    THIN = 32,           // K
+    COLUMNS = 64,        // of a unit in the own kernels
+    VECTORS = COLUMNS / KR_LANES,
+    CACHED = 3 << 17,    // elements of an operand that stay in the second cache
+};
+
+typedef struct product {
+    int64_t m, n, k, batch;
+    const float *a, *b, *bias, *residual;
+    float *c;
+    int64_t lda, ldb, ldc, ldr;             // elements from row to row, as stored
+    int64_t step_a, step_b, step_c, step_r; // elements from one entry of the batch to the next
+    int ta, tb, activation;
+} product;
+
+static product describe(const kr_call *call) {
+    const kr_arg *a = &call->in[0], *b = &call->in[1], *bias = &call->in[2], *residual = &call->in[3], *c = &call->out[0];
+    const int64_t *da = a->shape.dim + a->shape.rank - 2, *dc = c->shape.dim + c->shape.rank - 2;
+    product p = {.m = dc[0], .n = dc[1], .batch = 1, .ta = call->attrs->i[TRANSPOSE_A] != 0,
+                 .tb = call->attrs->i[TRANSPOSE_B] != 0, .activation = (int)call->attrs->i[ACTIVATION]};
+    p.k = da[!p.ta];
+    p.a = a->data, p.b = b->data, p.bias = bias->data, p.residual = residual->data, p.c = c->data;
+    p.lda = kr_arg_pitch(a), p.ldb = kr_arg_pitch(b), p.ldc = kr_arg_pitch(c);
+    p.ldr = p.residual ? kr_arg_pitch(residual) : 0;
+    for (int axis = 0; axis + 2 < c->shape.rank; axis++) p.batch *= c->shape.dim[axis];
+    const int shared = b->shape.rank == 2;
+    if (shared && !p.ta) { // all leading axes are rows
+        p.m *= p.batch;
+        p.batch = 1;
+    }
+    p.step_a = da[0] * p.lda;
+    p.step_b = shared ? 0 : b->shape.dim[b->shape.rank - 2] * p.ldb;
+    p.step_c = p.m * p.ldc;
+    p.step_r = p.m * p.ldr;
+    return p;
+}
+
+// Epilogue --------------------------------------------------------------------------------------------------------
+
+/// tanh form: x/2 * (1 + tanh u) = x * sigmoid(2u), u = sqrt(2/pi) * (x + 0.044715 x^3)
+KR_INLINE kr_vf gelu(kr_vf x) {
+    return x * kr_v_sigmoid(x * (kr_v_set(1.595769122f) + kr_v_set(0.07135481628f) * (x * x)));
+}
+
+KR_INLINE kr_vf activate(kr_vf x, int activation) {
+    switch (activation) {
+    case SILU: return kr_v_silu(x);
+    case RELU: return kr_v_select(x < kr_v_set(0), kr_v_set(0), x); // NaN stays
+    case GELU: return gelu(x);
+    case SIGMOID: return kr_v_sigmoid(x);
+    case SOFTPLUS: return kr_v_softplus(x);
+    default: return x;
+    }
+}
+
+KR_INLINE void activate_rows(float *c, int64_t rows, int64_t cols, int64_t pitch, int activation) {
+    for (int64_t r = 0; r < rows; r++) {
+        float *y = c + r * pitch;
+        for (int64_t j = 0; j < cols; j += KR_LANES)
+            kr_v_store_n(y + j, activate(kr_v_load_n(y + j, cols - j), activation), cols - j);
+    }
+}
+
+static void activate_block(float *c, int64_t rows, int64_t cols, int64_t pitch, int activation) {
+    switch (activation) { // one loop per activation, with the choice outside
+    case SILU: activate_rows(c, rows, cols, pitch, SILU); break;
+    case RELU: activate_rows(c, rows, cols, pitch, RELU); break;
+    case GELU: activate_rows(c, rows, cols, pitch, GELU); break;
+    case SIGMOID: activate_rows(c, rows, cols, pitch, SIGMOID); break;
+    case SOFTPLUS: activate_rows(c, rows, cols, pitch, SOFTPLUS); break;
+    default: break;
+    }
+}
+
+/// c = residual + bias, the value that a product is added to. residual may be c itself.
+static void prepare_block(const product *p, float *c, const float *residual, int64_t column, int64_t rows, int64_t cols) {
+    if (residual == c && !p->bias) return;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < cols; j += KR_LANES) {
+            kr_vf v = residual ? kr_v_load_n(residual + r * p->ldr + j, cols - j) : kr_v_set(0);
+            if (p->bias) v += kr_v_load_n(p->bias + column + j, cols - j);
+            kr_v_store_n(c + r * p->ldc + j, v, cols - j);
+        }
+}
+
+// Few rows --------------------------------------------------------------------------------------------------------
+
+/// What the sum of one row's columns starts from.
+KR_INLINE kr_vf start(const product *p, int64_t entry, int64_t row, int64_t column, int64_t left) {
+    kr_vf v = p->residual ? kr_v_load_n(p->residual + entry * p->step_r + row * p->ldr + column, left) : kr_v_set(0);
+    if (p->bias) v += kr_v_load_n(p->bias + column, left);
+    return v;
+}
+
+/// b is [N, K]: dot products along K, `cols` at a time for `m` rows, 16 partial sums each.
+KR_INLINE void dot_columns(const product *p, const float *a, const float *b, int64_t step_a, float *sums, int m, int cols) {
+    kr_vf acc[FEW][8];
+    for (int r = 0; r < m; r++)
+        for (int j = 0; j < cols; j++) acc[r][j] = kr_v_set(0);
+    int64_t k = 0;
+    for (; k + KR_LANES <= p->k; k += KR_LANES)
+        for (int j = 0; j < cols; j++) {
+            const kr_vf w = kr_v_load(b + j * p->ldb + k);
+            for (int r = 0; r < m; r++) acc[r][j] += kr_v_load(a + r * step_a + k) * w;
+        }
+    if (k < p->k)
+        for (int j = 0; j < cols; j++) {
+            const kr_vf w = kr_v_load_n(b + j * p->ldb + k, p->k - k);
+            for (int r = 0; r < m; r++) acc[r][j] += kr_v_load_n(a + r * step_a + k, p->k - k) * w;
+        }
+    for (int r = 0; r < m; r++)
+        for (int j = 0; j < cols; j++) sums[r * COLUMNS + j] = kr_v_sum(acc[r][j]);
+}
+
+KR_INLINE void dot_unit(const product *p, int64_t entry, int64_t column, int m) {
+    const float *a = p->a + entry * p->step_a, *b = p->b + entry * p->step_b + column * p->ldb;
+    const int64_t cols = p->n - column < COLUMNS ? p->n - column : COLUMNS;
+    float sums[FEW * COLUMNS] = {0};
+    const int together = m <= 2 ? 8 : 4;
+    int64_t j = 0;
+    for (; j + together <= cols; j += together) dot_columns(p, a, b + j * p->ldb, p->lda, sums + j, m, together);
+    for (; j < cols; j++) dot_columns(p, a, b + j * p->ldb, p->lda, sums + j, m, 1);
+    for (int r = 0; r < m; r++) {
+        float *c = p->c + entry * p->step_c + r * p->ldc + column;
+        for (int64_t v = 0; v < cols; v += KR_LANES) {
+            const kr_vf y = start(p, entry, r, column + v, cols - v) + kr_v_load(sums + r * COLUMNS + v);
+            kr_v_store_n(c + v, y, cols - v);
+        }
+    }
+}
+
+/// b is [K, N]: every row of b times one element of a, added up in registers.
+KR_INLINE void sum_rows_unit(const product *p, int64_t entry, int64_t column, int m) {
+    const float *a = p->a + entry * p->step_a, *b = p->b + entry * p->step_b + column;
+    const int64_t cols = p->n - column < COLUMNS ? p->n - column : COLUMNS;
+    const int64_t along_m = p->ta ? 1 : p->lda, along_k = p->ta ? p->lda : 1;
+    kr_vf acc[FEW][VECTORS];
+    for (int r = 0; r < m; r++)
+        for (int v = 0; v < VECTORS; v++) acc[r][v] = kr_v_set(0);
+    if (cols == COLUMNS) {
+        for (int64_t k = 0; k < p->k; k++)
+            for (int v = 0; v < VECTORS; v++) {
+                const kr_vf w = kr_v_load(b + k * p->ldb + v * KR_LANES);
+                for (int r = 0; r < m; r++) acc[r][v] += kr_v_set(a[r * along_m + k * along_k]) * w;
+            }
+    } else {
+        for (int64_t k = 0; k < p->k; k++)
+            for (int v = 0; v * KR_LANES < cols; v++) {
+                const kr_vf w = kr_v_load_n(b + k * p->ldb + v * KR_LANES, cols - v * KR_LANES);
+                for (int r = 0; r < m; r++) acc[r][v] += kr_v_set(a[r * along_m + k * along_k]) * w;
+            }
+    }
+    for (int r = 0; r < m; r++) {
+        float *c = p->c + entry * p->step_c + r * p->ldc + column;
+        for (int v = 0; v * KR_LANES < cols; v++) {
+            const int64_t at = v * KR_LANES;
+            kr_v_store_n(c + at, start(p, entry, r, column + at, cols - at) + acc[r][v], cols - at);
+        }
+    }
+}
+
+static void few_rows(const product *p, int part, int parts) {
+    const int64_t blocks = (p->n + COLUMNS - 1) / COLUMNS;
+    int64_t begin, end;
+    kr_share(p->batch * blocks, part, parts, &begin, &end);
+    for (int64_t unit = begin; unit < end; unit++) {
+        const int64_t entry = unit / blocks, column = unit % blocks * COLUMNS;
+        if (p->tb) {
+            switch (p->m) {
+            case 1: dot_unit(p, entry, column, 1); break;
+            case 2: dot_unit(p, entry, column, 2); break;
+            case 3: dot_unit(p, entry, column, 3); break;
+            default: dot_unit(p, entry, column, 4); break;
+            }
+        } else {
+            switch (p->m) {
+            case 1: sum_rows_unit(p, entry, column, 1); break;
+            case 2: sum_rows_unit(p, entry, column, 2); break;
+            case 3: sum_rows_unit(p, entry, column, 3); break;
+            default: sum_rows_unit(p, entry, column, 4); break;
+            }
+        }
+        const int64_t cols = p->n - column < COLUMNS ? p->n - column : COLUMNS;
+        activate_block(p->c + entry * p->step_c + column, p->m, cols, p->ldc, p->activation);
+    }
+}
+
+// OpenBLAS --------------------------------------------------------------------------------------------------------
+
+#ifndef OWN
+#define OWN(p) 1
+#endif
+typedef struct grid {
+    int64_t rows, cols;           // of a block
+    int64_t row_blocks, col_blocks;
+} grid;
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Cuts M by N into blocks. sgemm packs its operands anew for every block, so there are no more blocks than a handful
+/// of threads needs (8 where each still has a million multiplications, more only for products of many millions), and of
+/// the ways to cut so many, the one that packs least: every column block packs all of a, every row block all of b.
+static grid cut(const product *p) {
+    const double work = (double)p->m * (double)p->n * (double)p->k;
+    int64_t blocks = 1;
+    while (blocks < 64 && work / (double)(2 * blocks) >= (blocks * p->batch < 8 ? 1e6 : 5e7)) blocks *= 2;
+    grid best = {p->m, p->n, 1, 1};
+    double least = -1;
+    const double b_size = (double)p->n * (double)p->k, a_size = (double)p->m * (double)p->k;
+    const double b_cost = b_size > CACHED ? 4 * b_size : b_size, a_cost = a_size > CACHED ? 4 * a_size : a_size;
+    for (int64_t down = 1; down <= blocks; down *= 2) {
+        const int64_t rows = ceil_div(ceil_div(p->m, down), TILE_ROWS) * TILE_ROWS, cols = ceil_div(ceil_div(p->n, blocks / down), PANEL) * PANEL;
+        const grid g = {rows, cols, ceil_div(p->m, rows), ceil_div(p->n, cols)};
+        if (2 * g.row_blocks * g.col_blocks <= blocks) continue;
+        const double packed = (double)(g.row_blocks - 1) * b_cost + (double)(g.col_blocks - 1) * a_cost;
+        if (least >= 0 && packed >= least) continue;
+        least = packed;
+        best = g;
+    }
+    return best;
+}
+
+static void large(const product *p, int part, int parts) {
+    const grid g = cut(p);
+    const int64_t per_entry = g.row_blocks * g.col_blocks;
+    int64_t begin, end;
+    kr_share(p->batch * per_entry, part, parts, &begin, &end);
+    for (int64_t unit = begin; unit < end; unit++) {
+        const int64_t entry = unit / per_entry, block = unit % per_entry;
+        const int64_t row = block / g.col_blocks * g.rows, column = block % g.col_blocks * g.cols;
+        const int64_t rows = p->m - row < g.rows ? p->m - row : g.rows, cols = p->n - column < g.cols ? p->n - column : g.cols;
+        const float *a = p->a + entry * p->step_a + (p->ta ? row : row * p->lda);
+        const float *b = p->b + entry * p->step_b + (p->tb ? column * p->ldb : column);
+        const float *residual = p->residual ? p->residual + entry * p->step_r + row * p->ldr + column : 0;
+        float *c = p->c + entry * p->step_c + row * p->ldc + column;
+        if (p->k && OWN(p)) {
+            tile_multiply(&(tile_product){.m = rows, .n = cols, .k = p->k, .a = a, .b = b, .from = residual,
+                .bias = p->bias ? p->bias + column : 0, .c = c, .lda = p->lda, .ldb = p->ldb, .ldf = p->ldr,
+                .ldc = p->ldc, .ta = p->ta, .tb = p->tb});
+            activate_block(c, rows, cols, p->ldc, p->activation);
+            continue;
+        }
+        const int adds = residual || p->bias || !p->k;
+        if (adds) prepare_block(p, c, residual, column, rows, cols);
+        if (p->k)
+            cblas_sgemm(CblasRowMajor, p->ta ? CblasTrans : CblasNoTrans, p->tb ? CblasTrans : CblasNoTrans, (int)rows,
+                        (int)cols, (int)p->k, 1.0f, a, (int)p->lda, b, (int)p->ldb, adds ? 1.0f : 0.0f, c, (int)p->ldc);
+        activate_block(c, rows, cols, p->ldc, p->activation);
+    }
+}
+
+KR_KERNEL(matmul) {
+    const product p = describe(call);
+    if (!p.m || !p.n || !p.batch) return;
+    if (p.m <= FEW && (!p.tb || !p.ta)) few_rows(&p, part, parts);
+    else large(&p, part, parts);
+}

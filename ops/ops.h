@@ -1,0 +1,346 @@
+/// The language of Krait: graphs, values, and every op with its shape rule, gradient rule, cost and kernels.
+///
+/// A graph is SSA: nodes in an order in which every value is made before it is used. Building never fails at the
+/// call: the first error sticks to the graph (kr_graph_status) and later calls return the empty value, so block code
+/// reads as algebra.
+#ifndef KRAIT_OPS_H
+#define KRAIT_OPS_H
+
+#include "runtime/runtime.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------
+// Graphs and values
+
+typedef struct kr_graph kr_graph;
+typedef struct kr_op kr_op;
+
+/// A value of a graph: a handle, cheap to copy. id 0 is the empty value: "absent" for optional inputs, and what
+/// builders return after an error.
+typedef struct kr_value {
+    uint32_t id;
+} kr_value;
+#ifndef __cplusplus
+#define KR_NONE ((kr_value){0})
+#endif
+
+/// A node: one op applied to inputs. Owned by the graph.
+typedef struct kr_node {
+    const kr_op *op;
+    kr_attrs attrs;
+    int inputs, outputs;
+    kr_value *in;       ///< empty values for absent optional inputs
+    kr_value *out;
+    const char *scope;  ///< "backbone.layers.3.mixer"
+    const char *name;   ///< sources only: input, param, carry; else null
+    kr_init init;       ///< param only
+    bool dead;          ///< removed at the next kr_graph_sort
+    int64_t rank;       ///< preferred place in the order; see kr_graph_sort
+} kr_node;
+
+/// What kind of source a node is.
+typedef enum kr_source { KR_NOT_SOURCE = 0, KR_SOURCE_INPUT, KR_SOURCE_PARAM, KR_SOURCE_CONST, KR_SOURCE_CARRY } kr_source;
+kr_source kr_node_source(const kr_node *);
+
+kr_status kr_graph_new(kr_graph **out);
+void kr_graph_free(kr_graph *);
+/// The first error of building, or KR_OK. It is recorded again as this thread's newest status message:
+/// op, scope, shapes seen, what is wanted, and the file and line of the builder call.
+kr_status kr_graph_status(const kr_graph *);
+/// Makes the graph fail with the newest status of this thread (for builders of composed ops).
+void kr_graph_fail(kr_graph *, kr_status code);
+/// Remembers the place of the builder call that follows; used by the builder macros. Gives back g.
+kr_graph *kr_graph_here(kr_graph *g, const char *file, int line);
+/// An independent copy; values keep their ids.
+kr_status kr_graph_clone(const kr_graph *, kr_graph **out);
+
+/// Opens a scope: names of parameters and carries made inside are prefixed "outer.name.". printf-style.
+__attribute__((format(printf, 2, 3))) void kr_scope_push(kr_graph *, const char *format, ...);
+void kr_scope_pop(kr_graph *);
+const char *kr_scope_path(const kr_graph *);
+
+int kr_graph_nodes(const kr_graph *);                  ///< nodes in order, dead ones included until the next sort
+kr_node *kr_graph_node(const kr_graph *, int index);
+uint32_t kr_graph_values(const kr_graph *);            ///< ids are 1 .. this
+kr_dtype kr_value_dtype(const kr_graph *, kr_value);
+kr_shape kr_value_shape(const kr_graph *, kr_value);
+int64_t kr_value_count(const kr_graph *, kr_value);    ///< elements
+kr_node *kr_value_node(const kr_graph *, kr_value);    ///< the producer
+int kr_value_output(const kr_graph *, kr_value);       ///< which of the producer's outputs it is
+
+/// A name under which the outside sees a value after a run.
+typedef struct kr_graph_output {
+    const char *name;
+    kr_value value;
+} kr_graph_output;
+/// "After the run, the storage of source `target` (a carry or a param) holds `value`."
+typedef struct kr_graph_assign {
+    kr_value target, value;
+} kr_graph_assign;
+void kr_output(kr_graph *, const char *name, kr_value);
+int kr_graph_outputs(const kr_graph *);
+kr_graph_output *kr_graph_output_at(const kr_graph *, int index);
+kr_value kr_graph_output_find(const kr_graph *, const char *name); ///< empty when there is none
+int kr_graph_assigns(const kr_graph *);
+kr_graph_assign *kr_graph_assign_at(const kr_graph *, int index);
+/// `target` must be a param or carry of the same dtype and shape as `value`.
+void kr_assign(kr_graph *, kr_value target, kr_value value);
+
+// For passes. ----------------------------------------------------------------------------------------------------
+
+/// Appends a node: checks dtypes and shapes through the op's rule, gives the first output. `in` has `inputs` entries.
+kr_value kr_append(kr_graph *, const kr_op *, const kr_attrs *, const kr_value *in, int inputs);
+/// The k-th output of the node that made v.
+kr_value kr_sibling(const kr_graph *, kr_value v, int k);
+/// Every use of `from` (inputs, outputs, assigned values) reads `to`, from the next kr_graph_sort or kr_graph_prune
+/// on (for one node: kr_graph_settle). `to` must not depend on `from`.
+void kr_graph_replace(kr_graph *, kr_value from, kr_value to);
+/// What `v` was replaced by, or v.
+kr_value kr_graph_current(const kr_graph *, kr_value v);
+/// Is every element of v the same constant, known now? (A const, also through views.)
+bool kr_value_is_splat(const kr_graph *, kr_value v, double *splat);
+/// Makes one node read what its inputs were replaced by.
+void kr_graph_settle(kr_graph *, kr_node *);
+/// Drops dead nodes and restores an order in which values are made before they are used, as close to ascending
+/// `rank` as that allows; then renumbers ranks. New nodes get the rank of kr_graph_set_rank.
+kr_status kr_graph_sort(kr_graph *);
+/// Rank for nodes appended from now on; -1: after everything.
+void kr_graph_set_rank(kr_graph *, int64_t rank);
+/// Scope for nodes appended from now on (null: the scope stack's).
+void kr_graph_set_scope(kr_graph *, const char *scope);
+/// Removes nodes that no output, assign or effect needs. Gives how many.
+int kr_graph_prune(kr_graph *);
+/// Checks everything a legal graph promises: inputs defined before use, shapes and dtypes as the rules derive them
+/// again, one producer per value, arities, assigns and outputs in place.
+kr_status kr_graph_verify(const kr_graph *);
+void kr_graph_clear_outputs(kr_graph *);
+void kr_graph_clear_assigns(kr_graph *);
+
+// Text form ------------------------------------------------------------------------------------------------------
+
+/// Prints the graph; parsing the text and printing again gives the same bytes. docs/graph-text.md has the grammar.
+kr_status kr_graph_print(const kr_graph *, FILE *);
+/// Reads the text form. Errors name `label`, line and column, and what was expected.
+kr_status kr_graph_parse(const char *text, size_t bytes, const char *label, kr_graph **out);
+
+// ---------------------------------------------------------------------------------------------------------------
+// Op descriptors
+
+/// Names of an op's attributes, as the text form prints them. A null name ends each list.
+typedef struct kr_attr_names {
+    const char *i[KR_ATTR_INTEGERS + 1];
+    const char *r[KR_ATTR_REALS + 1];
+    const char *shape;  ///< null when the op has no shape attribute
+} kr_attr_names;
+
+enum {
+    KR_OP_VIEW = 1,          ///< output is input 0's memory under another shape or stride: no kernel
+    KR_OP_NO_GRADIENT = 2,   ///< not differentiable, on purpose: autodiff stops there (integers, optimiser, gradients)
+    KR_OP_SOURCE = 4,        ///< no inputs: input, param, const, carry
+    KR_OP_ELEMENTWISE = 8,   ///< out[i] depends on in[i] alone; fusable; strided inputs; any exact in-place is safe
+    KR_OP_VARIADIC = 16,     ///< any number of inputs >= 1
+    KR_OP_COMMUTES = 32,     ///< in[0] and in[1] may be swapped
+    KR_OP_CHEAP = 64,        ///< rematerialisation may recompute it freely
+    KR_OP_JOIN = 128,        ///< output is the inputs side by side along axis attrs.i[0] (not negative): the planner may
+                             ///< let the producers of inputs write straight into their slice of the output
+};
+
+/// What a layout looks like to the compiler: strides in elements and an offset in elements from the root buffer.
+typedef struct kr_layout {
+    kr_shape shape;
+    int64_t stride[KR_MAX_RANK];
+    int64_t offset;
+} kr_layout;
+
+/// Everything the compiler and runtime know of an operation. One constant per op, in its family's file.
+struct kr_op {
+    const char *name;
+    int inputs;         ///< all of them, optional ones included; the least number when variadic
+    int outputs;
+    unsigned flags;
+    uint32_t optional;  ///< mask of inputs that may be absent
+    uint32_t zero_absent;///< mask of optional inputs for which an all-zero constant means the same as absent
+    uint32_t rows_in;   ///< mask of inputs taken in `rows` layout (kernel.h); bit 31 stands for inputs 31 and up
+    uint32_t strided_in;///< mask of inputs taken with any strides
+    uint32_t rows_out;  ///< mask of outputs that may be written in `rows` layout
+    uint32_t skip_out;  ///< mask of outputs whose data may be NULL when nobody reads them
+    uint32_t inplace;   ///< mask of inputs whose memory output 0 may take over (same bytes and layout)
+    uint32_t inplace1;  ///< the same for output 1, and so on
+    uint32_t inplace2;
+    uint32_t keeps_in;  ///< mask of inputs that the gradient rule reads
+    uint32_t keeps_out; ///< mask of outputs that the gradient rule reads
+    kr_attr_names attr;
+    /// Output shapes and dtypes, or why not (status with a message "op: what it got, what it wants").
+    /// in_shape/in_dtype of absent inputs: rank -1.
+    kr_status (*shape)(const kr_attrs *, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
+                       kr_shape *out_shape, kr_dtype *out_dtype);
+    /// Appends the gradient: dout[k] is empty when no gradient reaches output k; din[i] starts empty and may stay so.
+    /// The node's own values are n->in[i], n->out[k].
+    void (*grad)(kr_graph *, const kr_node *n, const kr_value *dout, kr_value *din);
+    /// A simpler value for output 0, or the empty value. Must not change any bit of the result that a reader sees,
+    /// except where that is documented. New nodes may be appended.
+    kr_value (*simplify)(kr_graph *, const kr_node *n);
+    /// Views only: layout of the output from that of input 0; false when strides cannot express it (then it is copied).
+    bool (*view)(const kr_attrs *, const kr_layout *in, const kr_shape *out_shape, kr_layout *out);
+    /// FLOPs and bytes of memory traffic; null: bytes of all inputs and outputs, one FLOP per output element.
+    void (*cost)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes);
+    /// Bytes of workspace; null: none.
+    size_t (*work)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs);
+    const kr_stage *stages;   ///< run one after another with a barrier between
+    int stage_count;
+};
+
+/// The table: every op there is.
+extern const kr_op *const kr_ops[];
+extern const int kr_op_count;
+/// Null when there is none of that name.
+const kr_op *kr_op_find(const char *name);
+/// Nearest known name, for messages; null when nothing is near.
+const char *kr_op_nearest(const char *name);
+
+// ---------------------------------------------------------------------------------------------------------------
+// Builders. Each is a function and a macro of the same name that notes the caller's file and line.
+// Shapes: [...] is any number of leading axes. Axes may be negative (from the end). All computing is in f32.
+
+// Sources and views (ops/source.c, ops/view.c)
+
+/// Fed at each run by its name (as given: scopes do not apply).
+kr_value kr_input(kr_graph *, const char *name, kr_dtype, kr_shape);
+enum { KR_PARAM_DECAY = 1 };
+/// Trainable; full name is scope path + "." + name. KR_PARAM_DECAY: the optimiser applies weight decay.
+/// Asking for the same name again gives the same value (tied weights).
+kr_value kr_param(kr_graph *, const char *name, kr_shape, kr_init, unsigned flags);
+/// Every element is `value`.
+kr_value kr_const(kr_graph *, double value, kr_dtype, kr_shape);
+enum { KR_CARRY_STATE = 0, KR_CARRY_OPTIMIZER = 1, KR_CARRY_GRADIENT = 2 };
+/// State from the run before (zero at first), named as params are. In graphs built without live carries
+/// (kr_graph_carries(g, false)) it is a zero constant, and kr_carry_set does nothing.
+kr_value kr_carry(kr_graph *, const char *name, kr_dtype, kr_shape);
+/// A carry of another kind, with its full name as given; always live.
+kr_value kr_carry_kind(kr_graph *, const char *full_name, kr_dtype, kr_shape, int kind);
+void kr_carry_set(kr_graph *, kr_value carry, kr_value next);
+void kr_graph_carries(kr_graph *, bool live);
+
+kr_value kr_reshape(kr_graph *, kr_value, kr_shape);   ///< same element count; one dimension may be -1
+kr_value kr_slice(kr_graph *, kr_value, int axis, int64_t start, int64_t length);
+kr_value kr_transpose(kr_graph *, kr_value, int axis_a, int axis_b);
+kr_value kr_broadcast(kr_graph *, kr_value, kr_shape); ///< numpy rules
+kr_value kr_concat(kr_graph *, const kr_value *, int count, int axis);
+kr_value kr_pad(kr_graph *, kr_value, int axis, int64_t before, int64_t after); ///< with zeros
+kr_value kr_copy(kr_graph *, kr_value);                ///< packed row-major copy
+/// Splits an axis into pieces of the given lengths (slices).
+void kr_split(kr_graph *, kr_value, int axis, const int64_t *lengths, int count, kr_value *pieces);
+/// x for the forward pass, nothing for the backward pass.
+kr_value kr_stop_gradient(kr_graph *, kr_value);
+
+// Elementwise (ops/map.def is the table; ops/map.c). Inputs broadcast by numpy rules.
+kr_value kr_map(kr_graph *, const char *op_name, const kr_value *in, int count, double a, double b);
+kr_value kr_add(kr_graph *, kr_value, kr_value);
+kr_value kr_sub(kr_graph *, kr_value, kr_value);
+kr_value kr_mul(kr_graph *, kr_value, kr_value);
+kr_value kr_div(kr_graph *, kr_value, kr_value);
+kr_value kr_maximum(kr_graph *, kr_value, kr_value);
+kr_value kr_minimum(kr_graph *, kr_value, kr_value);
+kr_value kr_neg(kr_graph *, kr_value);
+kr_value kr_exp(kr_graph *, kr_value);
+kr_value kr_log(kr_graph *, kr_value);
+kr_value kr_sqrt(kr_graph *, kr_value);
+kr_value kr_rsqrt(kr_graph *, kr_value);
+kr_value kr_square(kr_graph *, kr_value);
+kr_value kr_abs(kr_graph *, kr_value);
+kr_value kr_reciprocal(kr_graph *, kr_value);
+kr_value kr_sigmoid(kr_graph *, kr_value);
+kr_value kr_silu(kr_graph *, kr_value);
+kr_value kr_tanh(kr_graph *, kr_value);
+kr_value kr_relu(kr_graph *, kr_value);
+kr_value kr_gelu(kr_graph *, kr_value);        ///< tanh form
+kr_value kr_softplus(kr_graph *, kr_value);    ///< MATH 1: x above 20, log1p(exp x) below
+kr_value kr_heavy_tail(kr_graph *, kr_value);  ///< 1+x for x >= 0, 1/(1-x) below (Mamba-3 A activation)
+kr_value kr_affine(kr_graph *, kr_value, double scale, double shift); ///< scale*x + shift
+kr_value kr_clamp(kr_graph *, kr_value, double lo, double hi);        ///< gradient passes at equality
+kr_value kr_where(kr_graph *, kr_value condition, kr_value yes, kr_value no); ///< condition != 0 (f32 or bool)
+kr_value kr_cast(kr_graph *, kr_value, kr_dtype);
+
+// Reductions (ops/reduce.c). Axes are removed unless keep.
+kr_value kr_sum(kr_graph *, kr_value, int axis, bool keep);
+kr_value kr_mean(kr_graph *, kr_value, int axis, bool keep);
+kr_value kr_max(kr_graph *, kr_value, int axis, bool keep);
+kr_value kr_cumsum(kr_graph *, kr_value, int axis, bool reverse);
+/// Sums broadcast axes away: the reverse of kr_broadcast to `shape`.
+kr_value kr_sum_to(kr_graph *, kr_value, kr_shape);
+
+// Products (ops/matmul.c)
+enum { KR_ACT_NONE = 0, KR_ACT_SILU, KR_ACT_RELU, KR_ACT_GELU, KR_ACT_SIGMOID, KR_ACT_SOFTPLUS };
+/// op(a) [..., M, K] by op(b) [..., K, N] to [..., M, N]; leading axes equal, or absent in b (one matrix for all).
+/// bias [N]?, residual [..., M, N]? (added after the activation; may be accumulated in place).
+kr_value kr_matmul(kr_graph *, kr_value a, kr_value b, bool transpose_a, bool transpose_b, kr_value bias,
+                   kr_value residual, int activation);
+/// y = x W^T + b. x [..., in], weight [out, in], bias [out]? to [..., out].
+kr_value kr_linear(kr_graph *, kr_value x, kr_value weight, kr_value bias);
+
+// Norms (ops/norm.c), MATH 3
+/// RMSNorm over the last axis with everything around it that one pass over memory can do:
+///   r = x + residual?;  v = r (or r*silu(z) when z and not norm_before_gate)
+///   y = v / sqrt(mean_group(v^2) + eps) * weight + bias?;  then y*silu(z) when z and norm_before_gate
+///   x, residual?, z? [..., D]; weight, bias? [D]; group_size 0 means D and must divide D
+///   *stream (may be null) gets r, the new residual stream. z with residual is not allowed.
+///   source Zhang & Sennrich 2019, arXiv:1910.07467; gated form: Dao & Gu 2024, arXiv:2405.21060
+kr_value kr_rms_norm_full(kr_graph *, kr_value x, kr_value residual, kr_value z, kr_value weight, kr_value bias,
+                          double eps, int64_t group_size, bool norm_before_gate, kr_value *stream);
+kr_value kr_rms_norm(kr_graph *, kr_value x, kr_value weight, double eps);
+/// LayerNorm with residual add, biased variance. bias optional.
+kr_value kr_layer_norm_full(kr_graph *, kr_value x, kr_value residual, kr_value weight, kr_value bias, double eps,
+                            kr_value *stream);
+
+// Embedding, softmax, loss (ops/embedding.c, ops/softmax.c)
+/// ids i32 [...], weight [V, D] to [..., D]. Ids outside [0, V) give zeros and no gradient.
+kr_value kr_embedding(kr_graph *, kr_value weight, kr_value ids);
+kr_value kr_softmax(kr_graph *, kr_value x); ///< over the last axis
+/// Mean token loss, MATH 12. logits [..., V], targets i32 [...]; targets < 0 (that is, -100) are ignored; no counted
+/// target gives 0. Gives the mean as a [1]; *per_token (may be null) [...] is 0 where ignored; *lse (may be null) [...].
+/// valid_vocab > 0 leaves logits at and above it out of the softmax (padded vocabulary rows).
+kr_value kr_cross_entropy(kr_graph *, kr_value logits, kr_value targets, int64_t valid_vocab, kr_value *per_token,
+                          kr_value *lse);
+
+// Sequences (ops/conv.c, ops/scan.c, ops/selective_scan.c). Time is axis 1, channels are last.
+/// Causal depthwise convolution, MATH 4. x [B, L, C]; weight [C, W]; bias [C]?; state [B, W-1, C]? holds the previous
+/// raw inputs, oldest first (absent: zeros); reset i32 [B, L]?: 1 where a new document starts: taps do not reach over it.
+/// *next (may be null) gets the new state [B, W-1, C] (inputs before the last reset count as zeros in it).
+kr_value kr_causal_conv1d(kr_graph *, kr_value x, kr_value weight, kr_value bias, kr_value state, kr_value reset,
+                          bool silu, kr_value *next);
+/// h_t = a_t*h_{t-1} + b_t along axis 1. a, b [B, L, C]; h0 [B, C]?; reset i32 [B, L]?: h_{t-1} counts as 0 there.
+/// Gives h [B, L, C]; *last (may be null) [B, C].
+kr_value kr_linear_scan(kr_graph *, kr_value a, kr_value b, kr_value h0, kr_value reset, kr_value *last);
+/// Mamba-1 selective scan (S6), MATH 5.
+///   u, delta, z? [B, L, E]; A [E, N] negative; Bm, Cm [B, L, G, N] or [B, L, N] (G = 1) or [E, N] (constant);
+///   D?, delta_bias? [E]; h0? [B, E, N]; reset? i32 [B, L]
+///   gives out [B, L, E]; *last (may be null) [B, E, N]
+///   source Gu & Dao 2023, arXiv:2312.00752, algorithm 2
+typedef struct kr_selective_scan_args {
+    kr_value u, delta, A, B, C, D, z, delta_bias, h0, reset;
+    bool delta_softplus;
+} kr_selective_scan_args;
+kr_value kr_selective_scan(kr_graph *, const kr_selective_scan_args *, kr_value *last);
+
+// Training (ops/train.c)
+/// Sum of squares of all values, f32 [1].
+kr_value kr_sq_norm(kr_graph *, const kr_value *, int count);
+typedef struct kr_adamw_args {
+    kr_value p, g, m, v;      ///< all the same shape
+    kr_value hyper;           ///< f32 [3]: learning rate, 1 - beta1^t, 1 - beta2^t
+    kr_value sq_norm;         ///< f32 [1]?: global squared gradient norm; not finite: nothing is updated
+    double beta1, beta2, eps, weight_decay;
+    double max_norm;          ///< clip to this global norm; 0: do not clip
+} kr_adamw_args;
+/// Decoupled AdamW, MATH 13.1 and 13.3. Gives the new p; m and v are outputs 1 and 2 (kr_sibling).
+kr_value kr_adamw(kr_graph *, const kr_adamw_args *);
+
+#include "ops/here.h"
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Installs a build into a temporary folder, moves that, and uses it as an outsider would: pkg-config, a C compiler, a
+# program of one's own, the `krait` command. Called by `meson test`:
+#   run.sh BUILD SOURCE PREFIX "C COMPILER AND FLAGS" ["C++ COMPILER AND FLAGS"]
+set -eu
+build=$1 source=$2 prefix=$3 cc=$4 cxx=${5-}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT INT TERM
+meson install -C "$build" --no-rebuild --quiet --destdir "$work/stage"
+mv "$work/stage/$prefix" "$work/moved"
+
+pc=$(find "$work/moved" -name krait.pc)
+PKG_CONFIG_PATH=$(dirname "$pc")${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
+export PKG_CONFIG_PATH
+cflags=$(pkg-config --cflags krait)
+libs=$(pkg-config --libs krait)
+libdir=$(pkg-config --variable=libdir krait)
+
+# Flags are lists of words: they are meant to be split.
+# shellcheck disable=SC2086
+{
+  cp "$source/tests/install/program.c" "$work"
+  $cc -std=c17 -O1 -Wall -Wextra -Wpedantic -Werror $cflags "$work/program.c" -o "$work/program" $libs -lm "-Wl,-rpath,$libdir"
+  for header in krait.h runtime/kernel.h runtime/runtime.h ops/ops.h compiler/compiler.h models/models.h; do
+    echo "#include <krait/$header>" >"$work/alone.c"
+    $cc -std=c17 -fsyntax-only -Wall -Wextra -Werror $cflags "$work/alone.c"
+    [ -z "$cxx" ] || $cxx -x c++ -std=c++17 -fsyntax-only -Wall -Wextra -Werror $cflags "$work/alone.c"
+  done
+}
+"$work/program"
+"$work/moved/bin/krait" --help >"$work/help"
+grep -q pretrain "$work/help"

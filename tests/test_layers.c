@@ -1,0 +1,158 @@
+/// The arrows between the folders, read from the #include lines: an include may only point down.
+///
+///     tools -> everything        models -> ops, runtime        compiler -> ops, runtime
+///     ops -> runtime             runtime -> nothing            kernels -> three headers
+///
+/// And what the library owes to the programs that use it: it never ends the process.
+#include <criterion/criterion.h>
+
+#include <dirent.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { PATH_LENGTH = 512, LINE_LENGTH = 4096 };
+
+static const char *const folders[] = {"runtime", "ops", "compiler", "models", "tools"};
+enum { FOLDERS = sizeof folders / sizeof *folders };
+
+/// allowed[a][b]: files of folder a may include files of folder b.
+static const bool allowed[FOLDERS][FOLDERS] = {
+    /*             runtime ops    compiler models tools */
+    /* runtime  */ {true, false, false, false, false},
+    /* ops      */ {true, true, false, false, false},
+    /* compiler */ {true, true, true, false, false},
+    /* models   */ {true, true, false, true, false},
+    /* tools    */ {true, true, true, true, true},
+};
+
+/// Kernels are built once per instruction set: a function from any other header could end up in the program in its
+/// AVX-512 form and be called on every machine. Tables (*.def) hold macros only; *.cpu.h is for kernels alone.
+static bool kernel_may_include(const char *target) {
+    static const char *const headers[] = {"runtime/kernel.h", "ops/kernels.h", "ops/lanes.h"};
+    for (size_t k = 0; k < sizeof headers / sizeof *headers; k++)
+        if (!strcmp(target, headers[k])) return true;
+    size_t n = strlen(target);
+    return !strncmp(target, "ops/", 4) && ((n > 4 && !strcmp(target + n - 4, ".def")) ||
+                                           (n > 6 && !strcmp(target + n - 6, ".cpu.h")));
+}
+
+static int folder_of(const char *path) {
+    for (int k = 0; k < FOLDERS; k++) {
+        size_t n = strlen(folders[k]);
+        if (!strncmp(path, folders[k], n) && path[n] == '/') return k;
+    }
+    return -1;
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+/// Why the file at `path` may not include `target` (both from the root of the sources), or null.
+static const char *refusal(const char *path, const char *target) {
+    int from = folder_of(path), to = folder_of(target);
+    if (!strcmp(target, "krait.h")) return from == FOLDERS - 1 ? 0 : "the umbrella header is for programs outside";
+    if (to < 0) return "it is in none of the folders";
+    if (!allowed[from][to]) return "that arrow points up";
+    if ((ends_with(path, ".cpu.c") || ends_with(path, ".cpu.h")) && !kernel_may_include(target))
+        return "kernels see runtime/kernel.h, ops/kernels.h and ops/lanes.h only";
+    return 0;
+}
+
+static const char *source_root(void) {
+    const char *root = getenv("KRAIT_SOURCE");
+    return root ? root : ".";
+}
+
+static bool exists(const char *path) {
+    char full[2 * PATH_LENGTH];
+    struct stat info;
+    snprintf(full, sizeof full, "%s/%s", source_root(), path);
+    return stat(full, &info) == 0;
+}
+
+/// Calls `visit` for every line of every C and CUDA source below `folder`; gives how many files there were.
+typedef void line_visitor(const char *path, int number, const char *line);
+static int each_line(const char *folder, line_visitor *visit) {
+    char full[2 * PATH_LENGTH];
+    snprintf(full, sizeof full, "%s/%s", source_root(), folder);
+    DIR *directory = opendir(full);
+    cr_assert(directory, "%s: no such folder (KRAIT_SOURCE names the root of the sources)", full);
+    int files = 0;
+    for (struct dirent *entry; (entry = readdir(directory));) {
+        if (entry->d_name[0] == '.') continue;
+        char path[PATH_LENGTH];
+        struct stat info;
+        cr_assert_lt(snprintf(path, sizeof path, "%s/%s", folder, entry->d_name), PATH_LENGTH);
+        snprintf(full, sizeof full, "%s/%s", source_root(), path);
+        cr_assert_eq(stat(full, &info), 0, "%s", full);
+        if (S_ISDIR(info.st_mode)) files += each_line(path, visit);
+        if (!ends_with(path, ".c") && !ends_with(path, ".h") && !ends_with(path, ".cu") && !ends_with(path, ".def")) continue;
+        FILE *file = fopen(full, "r");
+        cr_assert(file, "%s", full);
+        char line[LINE_LENGTH];
+        for (int number = 1; fgets(line, sizeof line, file); number++) visit(path, number, line);
+        fclose(file);
+        files++;
+    }
+    closedir(directory);
+    return files;
+}
+
+static void check_include(const char *path, int number, const char *line) {
+    char name[PATH_LENGTH], target[2 * PATH_LENGTH];
+    if (sscanf(line, " # include \"%511[^\"]\"", name) != 1) return;
+    // As the compiler looks: beside the file first, then from the root.
+    snprintf(target, sizeof target, "%.*s/%s", (int)(strrchr(path, '/') - path), path, name);
+    if (!exists(target)) snprintf(target, sizeof target, "%s", name);
+    cr_expect(exists(target), "%s:%d: \"%s\" is neither beside the file nor below the root", path, number, name);
+    cr_expect(!strstr(target, ".."), "%s:%d: \"%s\": write the path from the root instead of ..", path, number, name);
+    const char *why = refusal(path, target);
+    cr_expect(!why, "%s:%d includes %s: %s", path, number, target, why);
+}
+
+Test(layers, includes_point_down) {
+    for (int k = 0; k < FOLDERS; k++) {
+        int files = each_line(folders[k], check_include);
+        cr_expect_gt(files, 0, "%s holds no source", folders[k]);
+    }
+}
+
+static void check_exit(const char *path, int number, const char *line) {
+    static const char *const calls[] = {"exit", "_exit", "_Exit", "quick_exit", "abort"};
+    for (size_t k = 0; k < sizeof calls / sizeof *calls; k++) {
+        size_t n = strlen(calls[k]);
+        for (const char *p = line; (p = strstr(p, calls[k])); p += n) {
+            bool whole = p == line || !(strchr("_.>", p[-1]) || (p[-1] >= 'a' && p[-1] <= 'z'));
+            const char *comment = strstr(line, "//");
+            if (comment && comment < p) continue;
+            cr_expect(!(whole && p[n] == '('), "%s:%d ends the process: the library reports a status instead", path, number);
+        }
+    }
+}
+
+Test(layers, the_library_never_ends_the_process) {
+    for (int k = 0; k < FOLDERS - 1; k++) each_line(folders[k], check_exit);
+}
+
+Test(layers, arrows_that_are_refused) {
+    cr_expect(refusal("runtime/session.c", "ops/ops.h"));
+    cr_expect(refusal("ops/norm.c", "compiler/compiler.h"));
+    cr_expect(refusal("ops/norm.c", "models/models.h"));
+    cr_expect(refusal("compiler/lower.c", "models/models.h"));
+    cr_expect(refusal("models/blocks/mamba1.c", "compiler/compiler.h"));
+    cr_expect(refusal("models/blocks/mamba1.c", "tools/tool.h"));
+    cr_expect(refusal("models/model.c", "krait.h"));
+    cr_expect(refusal("runtime/status.c", "tests/check.h"));
+    cr_expect(refusal("ops/norm.cpu.c", "runtime/runtime.h"));
+    cr_expect(refusal("ops/norm.cpu.c", "ops/ops.h"));
+    cr_expect_not(refusal("ops/norm.cpu.c", "ops/lanes.h"));
+    cr_expect_not(refusal("ops/map.cpu.c", "ops/map.def"));
+    cr_expect_not(refusal("ops/norm.c", "runtime/runtime.h"));
+    cr_expect_not(refusal("models/blocks/mamba1.c", "models/models.h"));
+    cr_expect_not(refusal("tools/main.c", "krait.h"));
+}

@@ -1,0 +1,178 @@
+// Sample graphs of single ops, written in the text form of graphs: the sizes are those of a 1M-parameter Mamba-1 that is
+// trained with 8 rows of 256 tokens.
+#include "tools/bench.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/// Types of the inputs, "_" for absent ones; "~lo,hi" behind a type is the range of its random numbers (default -1,1 and
+/// 0,255 for integers).
+typedef struct sample {
+    const char *op, *inputs, *attributes;
+} sample;
+
+static const sample samples[] = {
+    {"matmul", "f32[2048,160] f32[640,160] _ _", "transpose_b=1"},
+    {"rms_norm", "f32[8,256,160] f32[8,256,160] _ f32[160] _", "eps=1e-05"},
+    {"layer_norm", "f32[8,256,160] f32[8,256,160] f32[160] f32[160]", "eps=1e-05"},
+    {"embedding", "f32[256,160] i32[8,256]", ""},
+    {"softmax", "f32[8,256,256]", ""},
+    {"cross_entropy", "f32[8,256,256] i32[8,256]", ""},
+    {"causal_conv1d", "f32[8,256,320] f32[320,4] f32[320] _ _", "silu=1"},
+    {"linear_scan", "f32[8,256,320]~0.5,1 f32[8,256,320] _ _", ""},
+    {"selective_scan",
+     "f32[8,256,320] f32[8,256,320] f32[320,16]~-4,-0.5 f32[8,256,16] f32[8,256,16] f32[320] f32[8,256,320] f32[320]~-5,-3 _ _",
+     "delta_softplus=1"},
+    {"sq_norm", "f32[1048576]", ""},
+    {"adamw", "f32[1048576] f32[1048576] f32[1048576] f32[1048576]~0,1 f32[3]~0.001,0.002 f32[1]~1,2",
+     "beta1=0.9, beta2=0.95, eps=1e-08, weight_decay=0.1, max_norm=1"},
+    {"sum", "f32[2048,320]", "axis=0"},
+    {"mean", "f32[2048,320]", "axis=0"},
+    {"max", "f32[2048,320]", "axis=0"},
+    {"cumsum", "f32[8,256,320]", "axis=1"},
+    {"concat", "f32[2048,320] f32[2048,320]", "axis=1"},
+    {"pad", "f32[2048,320]", "axis=0, before=3, after=0"},
+    {"copy", "f32[2048,640]", ""},
+};
+
+static const sample *find(const char *op, size_t length) {
+    for (size_t k = 0; k < sizeof samples / sizeof *samples; k++)
+        if (strlen(samples[k].op) == length && !memcmp(samples[k].op, op, length)) return &samples[k];
+    return NULL;
+}
+
+/// The sample whose graph has this op in it: its own, or for X_grad that of X.
+static const sample *sample_of(const char *op, bool *gradient) {
+    const size_t length = strlen(op);
+    const sample *s = find(op, length);
+    *gradient = false;
+    if (s || length < 6 || strcmp(op + length - 5, "_grad")) return s;
+    const sample *forward = find(op, length - 5);
+    *gradient = forward != NULL;
+    return forward;
+}
+
+/// "8x256x160", "i32:8x256" or "_" to "f32[8,256,160]" and so on.
+static kr_status type_of(const char *word, char out[128]) {
+    if (!strcmp(word, "_")) return strcpy(out, word), KR_OK;
+    const char *colon = strchr(word, ':'), *dims = colon ? colon + 1 : word;
+    KR_FAIL_IF(strlen(word) > 100 || (colon && colon - word > 8) || strspn(dims, "0123456789x") != strlen(dims), KR_BAD_ARGUMENT,
+               "'%s' is no shape: want dimensions such as 8x256x160, i32:8x256, or _ for an absent input", word);
+    int n = sprintf(out, "%.*s[", colon ? (int)(colon - word) : 3, colon ? word : "f32");
+    for (const char *c = dims; *c; c++) out[n++] = *c == 'x' ? ',' : *c;
+    strcpy(out + n, "]");
+    return KR_OK;
+}
+
+/// Space-separated types: those of the words, of the sample, or plain matrices for elementwise ops.
+static kr_status input_types(const kr_op *op, const sample *s, const kr_text_list *words, char out[1600]) {
+    *out = 0;
+    for (int k = 1; k < words->count; k++) {
+        char type[128];
+        KR_TRY(type_of(words->at[k], type));
+        strcat(strcat(out, k > 1 ? " " : ""), type); // 15 words of at most 103 characters
+    }
+    if (*out) return KR_OK;
+    if (s) return strcpy(out, s->inputs), KR_OK;
+    KR_FAIL_IF(!(op->flags & KR_OP_ELEMENTWISE), KR_BAD_ARGUMENT, "op %s has no default sample: give the shapes of its %d input%s",
+               op->name, op->inputs, op->inputs == 1 ? "" : "s");
+    for (int k = 0; k < op->inputs; k++) strcat(strcat(out, k ? " " : ""), "f32[2048,320]~0.1,1");
+    return KR_OK;
+}
+
+/// %i0 = input "i0" : TYPE ... %o0, %o1 = op(%i0, ...) {attributes}; output "o0" = %o0 ... end
+static void write_text(FILE *to, const kr_op *op, char *types, const char *attributes) {
+    char arguments[512] = "";
+    int count = 0;
+    fprintf(to, "krait graph 1\n");
+    for (char *rest, *type = strtok_r(types, " ", &rest); type; type = strtok_r(NULL, " ", &rest), count++) {
+        char name[16];
+        if (*type == '_') strcpy(name, "_");
+        else {
+            sprintf(name, "%%i%d", count);
+            fprintf(to, "%s = input \"i%d\" : %.*s\n", name, count, (int)strcspn(type, "~"), type);
+        }
+        strcat(strcat(arguments, count ? ", " : ""), name);
+    }
+    for (int k = 0; k < op->outputs; k++) fprintf(to, "%s%%o%d", k ? ", " : "", k);
+    fprintf(to, " = %s(%s) {%s}\n", op->name, arguments, attributes);
+    for (int k = 0; k < op->outputs; k++) fprintf(to, "output \"o%d\" = %%o%d\n", k, k);
+    fprintf(to, "end\n");
+}
+
+/// loss = sum over f32 outputs of <out, a random input of the same shape>: what a gradient op needs to come about.
+static void add_loss(kr_graph *g) {
+    kr_value loss = KR_NONE;
+    const int outputs = kr_graph_outputs(g);
+    for (int k = 0; k < outputs; k++) {
+        const kr_value v = kr_graph_output_at(g, k)->value;
+        char name[16];
+        if (kr_value_dtype(g, v) != KR_F32 || k) continue; // the others are states and saved values
+        snprintf(name, sizeof name, "w%d", k);
+        const kr_value each = kr_mul(g, v, kr_stop_gradient(g, kr_input(g, name, KR_F32, kr_value_shape(g, v))));
+        loss = kr_sum(g, kr_reshape(g, each, KR_SHAPE(kr_value_count(g, each))), 0, true);
+    }
+    kr_graph_clear_outputs(g);
+    kr_output(g, "loss", loss);
+}
+
+kr_status kr_bench_sample(const char *name, const kr_text_list *words, const char *attributes, kr_graph **out) {
+    bool gradient;
+    const sample *s = sample_of(name, &gradient);
+    const kr_op *op = kr_op_find(gradient ? s->op : name);
+    if (!op || !kr_op_find(name)) {
+        const char *nearest = kr_op_nearest(name);
+        KR_FAIL(KR_BAD_ARGUMENT, "there is no op '%s'%s%s%s", name, nearest ? "; did you mean '" : "", nearest ? nearest : "",
+                nearest ? "'?" : "");
+    }
+    KR_FAIL_IF(op->flags & (KR_OP_SOURCE | KR_OP_VIEW), KR_BAD_ARGUMENT, "op %s runs no kernel: there is nothing to measure", name);
+    char types[1600], *text = NULL;
+    size_t bytes = 0;
+    KR_TRY(input_types(op, s, words, types));
+    FILE *to = open_memstream(&text, &bytes);
+    KR_FAIL_IF(!to, KR_NO_MEMORY, "no memory for the sample");
+    write_text(to, op, types, attributes ? attributes : s ? s->attributes : "");
+    kr_status status = fclose(to) ? kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for the sample")
+                                  : kr_graph_parse(text, bytes, "sample", out);
+    free(text);
+    if (!status && gradient) {
+        add_loss(*out);
+        status = kr_graph_status(*out);
+        if (status) kr_graph_free(*out);
+    }
+    return status == KR_BAD_FILE || status == KR_BAD_SHAPE ? KR_BAD_ARGUMENT : status;
+}
+
+/// Range of input `index` in a sample's list of types.
+static void range_of(const sample *s, int index, bool elementwise, double *lo, double *hi) {
+    if (elementwise) *lo = 0.1, *hi = 1; // inside the domain of log, sqrt and the rest
+    const char *type = s ? s->inputs : "";
+    for (; index > 0 && *type; index--) type += strcspn(type, " ") + (type[strcspn(type, " ")] == ' ');
+    const size_t length = strcspn(type, " ");
+    const char *range = memchr(type, '~', length);
+    if (range) sscanf(range, "~%lf,%lf", lo, hi);
+}
+
+kr_status kr_bench_fill(const char *name, const kr_plan *plan, kr_binding *bindings, int room, int *count) {
+    bool gradient;
+    const sample *s = sample_of(name, &gradient);
+    const kr_op *op = kr_op_find(name);
+    *count = 0;
+    for (int k = 0; k < kr_plan_slots(plan); k++) {
+        const kr_slot *slot = kr_plan_slot(plan, k);
+        if (slot->kind != KR_SLOT_IO || slot->is_output) continue;
+        KR_FAIL_IF(*count == room, KR_BAD_ARGUMENT, "the plan has more than %d inputs", room);
+        void *data = calloc(1, slot->bytes + 1);
+        KR_FAIL_IF(!data, KR_NO_MEMORY, "no memory for %zu bytes of input", slot->bytes);
+        bindings[(*count)++] = (kr_binding){slot->name, data, slot->bytes};
+        const int64_t n = kr_shape_count(&slot->shape);
+        double lo = -1, hi = 1;
+        if (slot->name[0] == 'i') range_of(s, atoi(slot->name + 1), op && op->flags & KR_OP_ELEMENTWISE, &lo, &hi);
+        for (int64_t i = 0; i < n; i++) {
+            const double x = kr_random_uniform(1, (uint64_t)k, (uint64_t)i);
+            if (slot->dtype == KR_F32) ((float *)data)[i] = (float)(lo + (hi - lo) * x);
+            else if (slot->dtype == KR_I32) ((int32_t *)data)[i] = (int32_t)(x * 256);
+        }
+    }
+    return KR_OK;
+}

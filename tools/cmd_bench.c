@@ -1,0 +1,75 @@
+// krait bench: what the machine can do, and how near the kernels come.
+#include "tools/bench.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define FIELD(name) offsetof(kr_bench_settings, name)
+
+static const kr_option options[] = {
+    {"threads", KR_OPTION_INT, FIELD(threads), 0, 1024, .value = "T", .help = "0: all that the process may use"},
+    {"isa", KR_OPTION_CHOICE, FIELD(isa), .choices = "auto|base|avx2|avx512", .help = "highest instruction set level to use"},
+    {"repeat", KR_OPTION_INTEGER, FIELD(repeat), 3, 1000000, .value = "N", .help = "measurements (default 20)"},
+    {"json", KR_OPTION_FLAG, FIELD(json), .help = "one JSON object instead of text"},
+    {"attributes", KR_OPTION_TEXT, FIELD(attributes), .value = "LIST", .help = "op: its attributes, as \"eps=1e-5, group_size=8\""},
+    {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE", .help = "model: read FILE instead of ./krait.yaml"},
+    {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits", .help = "model: what to run (default train)"},
+    {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B", .help = "model: rows (default as in pretraining)"},
+    {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L", .help = "model: tokens per row (default as in pretraining)"},
+    {0},
+};
+
+static const kr_usage usage = {
+    .command = "bench", .synopsis = "machine | op NAME [SHAPE...] | model NAME",
+    .text = "machine  arithmetic, memory bandwidth, exp and matrix products of this machine, with one thread and with all\n"
+            "op       one op on a default sample, or on inputs of the shapes given: 8x256x160, i32:8x256, _ for absent\n"
+            "model    a training step (or another mode): speed, and a table of where the time goes\n"
+            "Times are medians; the range from the 10th to the 90th percentile stands beside them.",
+    .options = options, .positional = "machine, op NAME or model NAME", .positional_min = 1, .positional_max = 16,
+};
+
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+kr_bench_time kr_bench_percentiles(double *seconds, int count) {
+    qsort(seconds, (size_t)count, sizeof *seconds, by_value);
+    const double median = count % 2 ? seconds[count / 2] : (seconds[count / 2 - 1] + seconds[count / 2]) / 2;
+    return (kr_bench_time){median, seconds[count / 10], seconds[count - 1 - count / 10]};
+}
+
+static kr_status run(kr_bench_settings *s, const kr_text_list *words) {
+    static const char *const kinds[] = {"machine", "op", "model"};
+    const char *kind = words->at[0];
+    if (s->isa) KR_TRY(kr_isa_limit((kr_isa)(s->isa - 1)));
+    if (!strcmp(kind, "machine")) {
+        KR_FAIL_IF(words->count > 1, KR_BAD_ARGUMENT, "unexpected '%s': bench machine takes no words", words->at[1]);
+        return kr_bench_machine(s);
+    }
+    if (!strcmp(kind, "op")) {
+        KR_FAIL_IF(words->count < 2, KR_BAD_ARGUMENT, "which op? krait bench op NAME [SHAPE...]");
+        kr_text_list list = {.count = words->count - 1};
+        memcpy(list.at, words->at + 1, (size_t)list.count * sizeof *list.at);
+        return kr_bench_op(s, &list);
+    }
+    if (!strcmp(kind, "model")) {
+        KR_FAIL_IF(words->count != 2, KR_BAD_ARGUMENT, "want one model: krait bench model NAME");
+        s->model = words->at[1];
+        return kr_bench_model(s);
+    }
+    const char *nearest = kr_nearest(kind, kinds, 3);
+    KR_FAIL(KR_BAD_ARGUMENT, "unknown '%s'%s%s%s; there are machine, op and model", kind, nearest ? "; did you mean '" : "",
+            nearest ? nearest : "", nearest ? "'?" : "");
+}
+
+int kr_cmd_bench(int argc, char **argv) {
+    kr_bench_settings s = {.repeat = 20};
+    kr_text_list words = {0};
+    bool help = false;
+    kr_status status = kr_options_parse(&usage, argc, argv, &s, &words, &help);
+    if (help) return KR_EXIT_OK;
+    if (!s.threads) s.threads = kr_cpu_count();
+    if (!status) status = run(&s, &words);
+    return status ? kr_tool_fail("bench", status) : KR_EXIT_OK;
+}

@@ -1,0 +1,38 @@
+// krait pretrain: settings from the defaults, then krait.yaml, then the command line.
+#include "tools/train.h"
+
+static const kr_usage usage = {
+    .command = "pretrain",
+    .synopsis = "--model NAME --target NAME [--config FILE] [-- OVERRIDES]",
+    .text = "Trains a language model from nothing on the bytes of a text. Model, target and defaults come from krait.yaml\n"
+            "(section pretrain); options win over it. Writes checkpoints (best, latest), metrics.jsonl, TensorBoard\n"
+            "events, report.md and loss.svg into the run's directory. SIGINT and SIGTERM save and leave; --resume goes\n"
+            "on with the same bits as if nothing had happened.",
+    .options = kr_train_options,
+};
+
+static kr_status run(int argc, char **argv, kr_config **config) {
+    bool help;
+    kr_train_settings settings = kr_train_defaults();
+    KR_TRY(kr_options_parse(&usage, argc, argv, &settings, NULL, &help)); // for --config, and to fail early
+    if (help) return KR_OK;
+    KR_TRY(kr_config_load(settings.config, config));
+    settings = kr_train_defaults();
+    KR_TRY(kr_config_section(*config, "pretrain", kr_train_options, &settings));
+    KR_TRY(kr_options_parse(&usage, argc, argv, &settings, NULL, &help));
+
+    kr_model_config model;
+    kr_target target;
+    KR_TRY(kr_config_model(*config, settings.model, &model));
+    KR_TRY(kr_config_target(*config, settings.target, &target));
+    return kr_train(&settings, &model, &target, kr_config_label(*config));
+}
+
+int kr_cmd_pretrain(int argc, char **argv) {
+    kr_config *config = NULL;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    const kr_status status = run(argc, argv, &config);
+    const int code = status ? kr_tool_fail("pretrain", status) : KR_EXIT_OK;
+    kr_config_free(config);
+    return code;
+}

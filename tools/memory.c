@@ -1,0 +1,84 @@
+// What a run will need, before it is allocated. The rules are the session's: activation and gradient arenas are shared
+// by its plans (the largest counts), named memory exists once, inputs, outputs and constants are each plan's own.
+#include "tools/train.h"
+
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/// Stack in use, thread-local data of libomp, and the packing buffer of OpenBLAS, as far as they become resident for
+/// products of our block sizes. Measured, see docs/benchmarks.md.
+enum { BYTES_PER_THREAD = 1536 << 10 };
+
+static bool is_named(const kr_slot *s) {
+    return s->name && (s->kind == KR_SLOT_PARAM || s->kind == KR_SLOT_OPTIMIZER || s->kind == KR_SLOT_CARRY ||
+                       s->kind == KR_SLOT_GRADIENT);
+}
+
+/// Whether a plan before number `before` has that named slot.
+static bool is_known(kr_plan *const *plans, int before, const kr_slot *s) {
+    for (int p = 0; p < before; p++)
+        for (int k = 0; k < kr_plan_slots(plans[p]); k++) {
+            const kr_slot *other = kr_plan_slot(plans[p], k);
+            if (is_named(other) && !strcmp(other->name, s->name)) return true;
+        }
+    return false;
+}
+
+kr_memory_need kr_memory_estimate(kr_plan *const *plans, int count, int threads, size_t data) {
+    kr_memory_need need = {.data = data, .process = kr_memory_resident(), .threads = (size_t)threads * BYTES_PER_THREAD};
+    for (int p = 0; p < count; p++)
+        for (int k = 0; k < kr_plan_slots(plans[p]); k++) {
+            const kr_slot *s = kr_plan_slot(plans[p], k);
+            const bool arena = s->kind == KR_SLOT_ACTIVATION || (s->kind == KR_SLOT_GRADIENT && !s->name);
+            size_t *sum = &need.slot_bytes[s->kind];
+            if (arena) *sum = s->bytes > *sum ? s->bytes : *sum;
+            else if (!is_named(s) || !is_known(plans, p, s)) *sum += (s->bytes + 63) / 64 * 64;
+        }
+    for (int kind = 0; kind < KR_SLOT_KIND_COUNT; kind++) need.arenas += need.slot_bytes[kind];
+    need.total = need.arenas + need.data + need.process + need.threads;
+    return need;
+}
+
+void kr_memory_print(const kr_memory_need *need, const kr_plan_stats *stats, FILE *to) {
+    char a[32], b[32];
+    fprintf(to, "memory\n");
+    for (int kind = 0; kind < KR_SLOT_KIND_COUNT; kind++) {
+        if (!need->slot_bytes[kind]) continue;
+        fprintf(to, "  %-22s %12s", kr_slot_kind_name((kr_slot_kind)kind), kr_bytes_text((double)need->slot_bytes[kind], a));
+        if (kind == KR_SLOT_ACTIVATION && stats->bound)
+            fprintf(to, "   lower bound %s, ratio %.3f, without reuse %s", kr_bytes_text((double)stats->bound, a),
+                    (double)stats->peak / (double)stats->bound, kr_bytes_text((double)stats->sum, b));
+        fputc('\n', to);
+    }
+    fprintf(to, "  %-22s %12s\n", "arenas together", kr_bytes_text((double)need->arenas, a));
+    fprintf(to, "  %-22s %12s\n", "text", kr_bytes_text((double)need->data, a));
+    fprintf(to, "  %-22s %12s\n", "program and libraries", kr_bytes_text((double)need->process, a));
+    fprintf(to, "  %-22s %12s\n", "threads", kr_bytes_text((double)need->threads, a));
+    fprintf(to, "  %-22s %12s\n", "expected resident", kr_bytes_text((double)need->total, a));
+}
+
+size_t kr_memory_resident(void) {
+    unsigned long long size, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "re");
+    if (!file) return 0;
+    if (fscanf(file, "%llu %llu", &size, &resident) != 2) resident = 0;
+    fclose(file);
+    return (size_t)resident * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+size_t kr_memory_highest(void) {
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (size_t)usage.ru_maxrss * 1024 : 0;
+}
+
+size_t kr_memory_available(void) {
+    FILE *file = fopen("/proc/meminfo", "re");
+    char line[160];
+    unsigned long long kilobytes = 0;
+    if (!file) return 0;
+    while (fgets(line, sizeof line, file))
+        if (sscanf(line, "MemAvailable: %llu", &kilobytes) == 1) break;
+    fclose(file);
+    return (size_t)kilobytes * 1024;
+}
