@@ -8,8 +8,8 @@
 typedef struct drawing {
     const kr_graph *g;
     FILE *to;
-    int *node_of;      ///< by value id: index of the node that makes it
-    const int *order;  ///< nodes sorted by scope, then by place
+    int *node_of;     ///< by value id: index of the node that makes it
+    const int *order; ///< nodes sorted by scope, then by place
     int count, cluster;
 } drawing;
 
@@ -49,8 +49,8 @@ static void draw_node(const drawing *d, int index) {
 /// Length of the first piece of a scope path. It is never empty: a dot that nothing precedes belongs to its piece.
 static size_t piece(const char *scope) { return (*scope == '.') + strcspn(scope + (*scope == '.'), "."); }
 
-/// Draws order[from, to), whose scopes all begin with the same `depth` characters: the nodes that lie just there, then a
-/// cluster for each next piece.
+/// Draws the nodes from order[from] on whose scopes begin with the same `depth` characters: those that lie just there,
+/// then a cluster for each next piece. Gives the first that it did not draw.
 static int draw_scope(drawing *d, int from, size_t depth) {
     int at = from;
     const char *here = scope_of(kr_graph_node(d->g, d->order[from]));
@@ -83,7 +83,8 @@ static void draw_edges(const drawing *d, int index) {
 
 static void draw(drawing *d) {
     fputs("digraph krait {\nrankdir=TB;\nnode [shape=box, fontname=\"monospace\", fontsize=10];\n"
-          "edge [fontname=\"monospace\", fontsize=8];\n", d->to);
+          "edge [fontname=\"monospace\", fontsize=8];\n",
+          d->to);
     if (d->count) draw_scope(d, 0, 0);
     for (int k = 0; k < d->count; k++) draw_edges(d, d->order[k]);
     for (int k = 0; k < kr_graph_outputs(d->g); k++) {

@@ -61,7 +61,8 @@ static kr_operand operand(const kr_compilation *c, kr_value v) {
     if (b < 0) return o; // an output that nobody reads
     const kr_buffer *buffer = &c->memory->buffers[b];
     o.slot = buffer->slot;
-    o.offset = buffer->offset + (size_t)h->layout.offset * kr_dtype_size(o.dtype);
+    o.offset = buffer->offset;
+    if (kr_shape_count(&o.shape)) o.offset += (size_t)h->layout.offset * kr_dtype_size(o.dtype); // else: no element, no place
     memcpy(o.stride, h->layout.stride, sizeof o.stride);
     return o;
 }

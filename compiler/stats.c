@@ -10,7 +10,9 @@ static double total(const kr_plan_stats *s) {
 }
 
 /// A peak over a bound of 0 is perfect too.
-static double ratio(const kr_plan_stats *s) { return s->bound ? (double)s->peak / (double)s->bound : s->peak ? INFINITY : 1; }
+static double ratio(const kr_plan_stats *s) {
+    return s->bound ? (double)s->peak / (double)s->bound : s->peak ? INFINITY : 1;
+}
 
 static void print_text(const kr_plan_stats *s, FILE *to) {
     fprintf(to, "nodes            %d\n", s->nodes);
@@ -20,12 +22,15 @@ static void print_text(const kr_plan_stats *s, FILE *to) {
     fprintf(to, "memory           %.0f bytes\n", total(s));
     for (int k = 0; k < KR_SLOT_KIND_COUNT; k++)
         fprintf(to, "  %-14s %zu\n", kr_slot_kind_name((kr_slot_kind)k), s->slot_bytes[k]);
-    fprintf(to, "activation arena %zu bytes, bound %zu, ratio %.4f, %zu without reuse\n", s->peak, s->bound, ratio(s), s->sum);
+    fprintf(to, "activation arena %zu bytes, bound %zu, ratio %.4f, %zu without reuse\n", s->peak, s->bound, ratio(s),
+            s->sum);
 }
 
 static void print_json(const kr_plan_stats *s, FILE *to) {
-    fprintf(to, "{\"nodes\": %d, \"steps\": %d, \"params\": %d, \"param_elements\": %lld, \"flops\": %.17g, \"bytes\": %.17g, ",
-            s->nodes, s->steps, s->params, (long long)s->param_elements, s->flops, s->bytes);
+    fprintf(
+        to,
+        "{\"nodes\": %d, \"steps\": %d, \"params\": %d, \"param_elements\": %lld, \"flops\": %.17g, \"bytes\": %.17g, ",
+        s->nodes, s->steps, s->params, (long long)s->param_elements, s->flops, s->bytes);
     fputs("\"arenas\": {", to);
     for (int k = 0; k < KR_SLOT_KIND_COUNT; k++)
         fprintf(to, "%s\"%s\": %zu", k ? ", " : "", kr_slot_kind_name((kr_slot_kind)k), s->slot_bytes[k]);

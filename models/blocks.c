@@ -4,7 +4,7 @@
 #include <string.h>
 #include <strings.h>
 
-#define BLOCKS(X) X(mamba1)
+#define BLOCKS(X) X(mamba1) X(gated_mlp) X(tinymamba)
 
 #define X(name) extern const kr_block_kind kr_block_##name;
 BLOCKS(X)
@@ -23,7 +23,7 @@ const kr_block_kind *kr_block_find(const char *name) {
 }
 
 kr_block_config kr_block_defaults(void) {
-    return (kr_block_config){.d_state = 16, .d_conv = 4, .expand = 2, .conv_bias = true, .dt_min = 1e-3, .dt_max = 0.1,
+    return (kr_block_config){.d_conv = 4, .expand = 2, .conv_bias = true, .dt_min = 1e-3, .dt_max = 0.1,
                              .dt_init_floor = 1e-4, .dt_scale = 1};
 }
 
@@ -37,4 +37,23 @@ kr_value kr_block_linear(kr_graph *g, const kr_block_config *c, const char *name
     const kr_value w = kr_param(g, weight, KR_SHAPE(out, in), kr_uniform(scale * kr_fan_in(in)), KR_PARAM_DECAY);
     const kr_init start = c->zero_bias ? (kr_init){.kind = KR_INIT_ZEROS} : kr_uniform(kr_fan_in(in));
     return kr_linear(g, x, w, c->bias ? kr_param(g, bias, KR_SHAPE(out), start, 0) : KR_NONE);
+}
+
+bool kr_block_divides(kr_graph *g, const char *divisor_name, int64_t divisor, const char *whole_name, int64_t whole) {
+    if (divisor > 0 && whole >= divisor && whole % divisor == 0) return true;
+    kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "block: %s is %ld, which does not divide %s, %ld", divisor_name,
+                     (long)divisor, whole_name, (long)whole);
+    kr_graph_fail(g, KR_BAD_ARGUMENT);
+    return false;
+}
+
+kr_value kr_block_conv(kr_graph *g, const kr_block_config *c, kr_value x, int64_t taps, bool bias, bool silu, kr_value state,
+                       kr_value *next) {
+    const kr_shape shape = kr_value_shape(g, x);
+    if (shape.rank != 3) return KR_NONE; // the graph has failed before
+    const int64_t C = shape.dim[2];
+    const kr_init start = kr_uniform(kr_fan_in(taps));
+    const kr_value w = kr_param(g, "conv1d.weight", KR_SHAPE(C, 1, taps), start, KR_PARAM_DECAY);
+    const kr_value b = bias ? kr_param(g, "conv1d.bias", KR_SHAPE(C), start, 0) : KR_NONE;
+    return kr_causal_conv1d(g, x, kr_reshape(g, w, KR_SHAPE(C, taps)), b, state, c->reset, silu, next);
 }

@@ -16,6 +16,22 @@ int64_t kr_model_vocab(const kr_model_config *c) {
     return (c->vocab_size + m - 1) / m * m;
 }
 
+const kr_block_kind *kr_model_layer(const kr_model_config *c, int index) {
+    const char *at = c->layers;
+    if (!*at) return kr_block_find(c->layer);
+    for (; index > 0 && at; index--) {
+        at = strchr(at, ',');
+        if (at) at++;
+    }
+    if (!at) return NULL;
+    char name[32];
+    const size_t length = strcspn(at, ",");
+    if (length >= sizeof name) return NULL;
+    memcpy(name, at, length);
+    name[length] = 0;
+    return kr_block_find(name);
+}
+
 bool kr_mode_parse(const char *name, kr_mode *out) {
     static const char *const names[] = {"train", "eval", "prefill", "decode", "logits"};
     for (int i = 0; i < 5; i++)
@@ -35,7 +51,7 @@ static kr_status check(const kr_model_config *c, int64_t batch, int64_t length) 
     KR_FAIL_IF(c->pad_vocab_size_multiple < 1 || c->pad_vocab_size_multiple > 65536, KR_BAD_ARGUMENT,
                "model: pad_vocab_size_multiple is %ld, want 1 to 65536", (long)c->pad_vocab_size_multiple);
     KR_FAIL_IF(!(c->norm_epsilon >= 0), KR_BAD_ARGUMENT, "model: norm_epsilon is %g, want at least 0", c->norm_epsilon);
-    KR_FAIL_IF(c->block.d_state < 1 || c->block.d_state > 4096, KR_BAD_ARGUMENT, "model: d_state is %ld, want 1 to 4096",
+    KR_FAIL_IF(c->block.d_state < 0 || c->block.d_state > 4096, KR_BAD_ARGUMENT, "model: d_state is %ld, want 1 to 4096",
                (long)c->block.d_state);
     KR_FAIL_IF(c->block.d_conv < 1 || c->block.d_conv > 256, KR_BAD_ARGUMENT, "model: d_conv is %ld, want 1 to 256",
                (long)c->block.d_conv);
@@ -43,7 +59,11 @@ static kr_status check(const kr_model_config *c, int64_t batch, int64_t length) 
                (long)c->block.expand);
     KR_FAIL_IF(!(c->block.dt_min > 0 && c->block.dt_max >= c->block.dt_min), KR_BAD_ARGUMENT,
                "model: dt_min is %g and dt_max %g, want 0 < dt_min <= dt_max", c->block.dt_min, c->block.dt_max);
-    KR_FAIL_IF(!kr_block_find(c->layer), KR_BAD_ARGUMENT, "model: there is no block \"%s\"", c->layer);
+    KR_FAIL_IF(c->d_intermediate < 0 || c->d_intermediate > 1 << 24, KR_BAD_ARGUMENT, "model: d_intermediate is %ld, want 0 to %d",
+               (long)c->d_intermediate, 1 << 24);
+    for (int i = 0; i < (c->layers[0] ? c->n_layer : 1); i++)
+        KR_FAIL_IF(!kr_model_layer(c, i), KR_BAD_ARGUMENT, "model: layer %d of \"%s\" is no block that exists", i,
+                   c->layers[0] ? c->layers : c->layer);
     KR_FAIL_IF(batch < 0 || length < 0 || batch > 1 << 24 || length > 1 << 28, KR_BAD_SHAPE,
                "model: batch %ld by length %ld is out of range", (long)batch, (long)length);
     return KR_OK;
@@ -61,23 +81,34 @@ static kr_value add_norm(kr_graph *g, const kr_model_config *c, const char *name
     return y;
 }
 
+/// One sub-layer: norm of the stream, then the block; h becomes what the next norm adds to the stream.
+static kr_value sublayer(kr_graph *g, const kr_model_config *c, const kr_block_kind *kind, const kr_block_config *block,
+                         const char *norm, const char *scope, kr_value h, kr_value *stream) {
+    const kr_value normed = add_norm(g, c, norm, h, stream);
+    kr_scope_push(g, "%s", scope);
+    h = kind->build(g, block, normed);
+    kr_scope_pop(g);
+    return h;
+}
+
 /// ids i32 [B, L] to the normed stream [B, L, d_model]; *embedding gets the (tied) embedding weight.
-static kr_value backbone(kr_graph *g, const kr_model_config *c, kr_value ids, kr_value *embedding) {
-    const kr_block_kind *kind = kr_block_find(c->layer);
+static kr_value backbone(kr_graph *g, const kr_model_config *c, kr_value ids, bool generating, kr_value *embedding) {
     kr_block_config block = c->block;
     block.d_model = c->d_model;
     block.n_layer = c->n_layer;
     block.zero_bias = true;
+    block.attention.capacity = !generating ? 0 : c->context > 0 ? c->context : 4096;
+    kr_block_config mlp = block;
+    mlp.hidden = c->d_intermediate;
+    mlp.bias = false;
     kr_scope_push(g, "backbone");
     *embedding = kr_param(g, "embedding.weight", KR_SHAPE(kr_model_vocab(c), c->d_model),
                           (kr_init){.kind = KR_INIT_NORMAL, .a = 0.02}, 0);
     kr_value h = kr_embedding(g, *embedding, ids), stream = KR_NONE;
     for (int i = 0; i < c->n_layer; i++) {
         kr_scope_push(g, "layers.%d", i);
-        const kr_value normed = add_norm(g, c, "norm", h, &stream);
-        kr_scope_push(g, "mixer");
-        h = kind->build(g, &block, normed);
-        kr_scope_pop(g);
+        h = sublayer(g, c, kr_model_layer(c, i), &block, "norm", "mixer", h, &stream);
+        if (c->d_intermediate) h = sublayer(g, c, &kr_block_gated_mlp, &mlp, "norm2", "mlp", h, &stream);
         kr_scope_pop(g);
     }
     h = add_norm(g, c, "norm_f", h, &stream);
@@ -90,7 +121,7 @@ static void build(kr_graph *g, const kr_model_config *c, kr_mode mode, int64_t b
     kr_graph_carries(g, generating);
     kr_value weight;
     const kr_value ids = kr_input(g, "tokens", KR_I32, KR_SHAPE(batch, length));
-    kr_value h = backbone(g, c, ids, &weight);
+    kr_value h = backbone(g, c, ids, generating, &weight);
     if (!c->tie_embeddings)
         weight = kr_param(g, "lm_head.weight", KR_SHAPE(kr_model_vocab(c), c->d_model), kr_uniform(kr_fan_in(c->d_model)),
                           KR_PARAM_DECAY);

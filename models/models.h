@@ -9,19 +9,55 @@
 extern "C" {
 #endif
 
-/// Hyper-parameters of one block. Names follow the official modules; 0 or negative means "the default".
+/// Attention and its options; names as in the official attn_cfg.
+typedef struct kr_attention_config {
+    int64_t num_heads;       ///< 0: d_model / 64, at least 1
+    int64_t num_heads_kv;    ///< 0: num_heads
+    int64_t head_dim;        ///< 0: d_model / num_heads
+    int64_t mlp_dim;         ///< gated MLP beside the heads; rounded up to a multiple of 256; 0: none
+    int64_t d_conv;          ///< taps of a convolution over q, k and v; 0: none
+    int64_t rotary_emb_dim;  ///< coordinates of each head that turn; 0: none
+    double rotary_emb_base;  ///< 10000
+    bool rotary_emb_interleaved;
+    bool qkv_proj_bias, out_proj_bias;
+    bool not_causal;
+    double softmax_scale;    ///< 0: 1 / sqrt(head_dim)
+    int64_t window;          ///< keys that a query sees, itself included; 0: all
+    int64_t capacity;        ///< tokens that the key-value cache holds; 0: no cache (training)
+} kr_attention_config;
+
+/// How Mamba-3 turns its projection into A: -heavy_tail (official since 2026-06), or -softplus (before).
+typedef enum kr_a_activation { KR_A_HEAVY_TAIL = 0, KR_A_SOFTPLUS } kr_a_activation;
+
+/// Hyper-parameters of one block. Names follow the official modules; 0 or negative means "the default of the block".
 typedef struct kr_block_config {
     int64_t d_model;
-    int64_t d_state;     ///< Mamba-1: 16
+    int64_t d_state;     ///< Mamba-1: 16; Mamba-2 and -3: 128
     int64_t d_conv;      ///< 4
     int64_t expand;      ///< 2
-    int64_t dt_rank;     ///< ceil(d_model / 16)
+    int64_t dt_rank;     ///< Mamba-1: ceil(d_model / 16)
+    int64_t headdim;     ///< Mamba-2 and -3: 64
+    int64_t ngroups;     ///< Mamba-2 and -3: 1
+    int64_t d_ssm;       ///< Mamba-2: width that goes through the scan; 0: all of expand * d_model
+    int64_t chunk_size;  ///< 0: chosen by the op
+    int64_t mimo_rank;   ///< Mamba-3 MIMO: 4
+    int64_t hidden;      ///< gated MLP: 0: int(8 d_model / 3), rounded up to a multiple of 128
+    bool is_mimo, is_outproj_norm;         ///< Mamba-3
+    bool no_rmsnorm, norm_before_gate;     ///< Mamba-2
+    bool D_has_hdim;                       ///< Mamba-2: D per channel
+    double rope_fraction;                  ///< Mamba-3: 0.5
+    double A_floor;                        ///< Mamba-3: 1e-4
+    kr_a_activation a_activation;          ///< Mamba-3
+    double dt_limit_min, dt_limit_max;     ///< Mamba-2: clamp of the step size; 0 and 0: none
+    double base_decay;                     ///< tinymamba: 1
     bool bias;           ///< in_proj and out_proj
-    bool conv_bias;      ///< on unless no_conv_bias
+    bool conv_bias;
     double dt_min, dt_max, dt_init_floor, dt_scale; ///< 1e-3, 0.1, 1e-4, 1
+    kr_attention_config attention;
     int n_layer;         ///< for the rescaled initialisation of out_proj; 0: no rescaling
     bool zero_bias;      ///< Linear biases start at 0 (as in the language model)
     kr_value reset;      ///< i32 [B, L]: 1 where a document starts; may be empty
+    kr_value goal;       ///< f32 [B, d_model]: what the text is about (tinymamba); may be empty
 } kr_block_config;
 /// The official defaults of a block kind.
 kr_block_config kr_block_defaults(void);
@@ -43,12 +79,17 @@ typedef struct kr_model_config {
     int64_t pad_vocab_size_multiple;   ///< 8
     int64_t d_model;
     int n_layer;
-    char layer[32];                    ///< block of every layer
+    char layer[32];                    ///< block of every layer that `layers` does not name
+    char layers[2048];                 ///< "mamba3,mamba3,attention,...": one block a layer; empty: all `layer`
+    int64_t d_intermediate;            ///< gated MLP after every mixer, with a norm of its own; 0: none
+    int64_t context;                   ///< tokens that attention caches hold when generating; 0: 4096
     bool rms_norm;                     ///< else LayerNorm
     bool tie_embeddings;
     double norm_epsilon;               ///< 1e-5
     kr_block_config block;             ///< d_model and n_layer are filled in by kr_model_build
 } kr_model_config;
+/// Block of layer `index`: its kind, or null when the configuration names none that exists.
+const kr_block_kind *kr_model_layer(const kr_model_config *, int index);
 kr_model_config kr_model_defaults(void);
 /// Rows of the embedding: vocab_size rounded up to the multiple.
 int64_t kr_model_vocab(const kr_model_config *);

@@ -61,6 +61,12 @@
 #define kr_causal_conv1d(g, ...) kr_causal_conv1d(KR_HERE(g), __VA_ARGS__)
 #define kr_linear_scan(g, ...) kr_linear_scan(KR_HERE(g), __VA_ARGS__)
 #define kr_selective_scan(g, ...) kr_selective_scan(KR_HERE(g), __VA_ARGS__)
+#define kr_ssd_scan(g, ...) kr_ssd_scan(KR_HERE(g), __VA_ARGS__)
+#define kr_rotary_mix(g, ...) kr_rotary_mix(KR_HERE(g), __VA_ARGS__)
+#define kr_trapezoid_scan(g, ...) kr_trapezoid_scan(KR_HERE(g), __VA_ARGS__)
+#define kr_rope(g, ...) kr_rope(KR_HERE(g), __VA_ARGS__)
+#define kr_attention(g, ...) kr_attention(KR_HERE(g), __VA_ARGS__)
+#define kr_cache_write(g, ...) kr_cache_write(KR_HERE(g), __VA_ARGS__)
 #define kr_sq_norm(g, ...) kr_sq_norm(KR_HERE(g), __VA_ARGS__)
 #define kr_adamw(g, ...) kr_adamw(KR_HERE(g), __VA_ARGS__)
 #endif

@@ -28,7 +28,8 @@ static kr_status concat_shape(const kr_attrs *attrs, const kr_shape *in_shape, c
     out_dtype[0] = in_dtype[0];
     for (int i = 1; i < inputs; i++) {
         kr_shape s = in_shape[i];
-        KR_FAIL_IF(s.rank != in_shape->rank, KR_BAD_SHAPE, "concat: input %d has rank %d, want %d", i, s.rank, in_shape->rank);
+        KR_FAIL_IF(s.rank != in_shape->rank, KR_BAD_SHAPE, "concat: input %d has rank %d, want %d", i, s.rank,
+                   in_shape->rank);
         KR_FAIL_IF(in_dtype[i] != in_dtype[0], KR_BAD_SHAPE, "concat: input %d is %s, want %s", i,
                    kr_dtype_name(in_dtype[i]), kr_dtype_name(in_dtype[0]));
         out_shape[0].dim[axis] += s.dim[axis];
@@ -85,8 +86,8 @@ static kr_status pad_shape(const kr_attrs *attrs, const kr_shape *in_shape, cons
                            kr_shape *out_shape, kr_dtype *out_dtype) {
     (void)inputs;
     KR_TRY(kr_check_axis("pad", attrs->i[0], in_shape));
-    KR_FAIL_IF(attrs->i[1] < 0 || attrs->i[2] < 0, KR_BAD_ARGUMENT, "pad: %lld before and %lld after, want none negative",
-               (long long)attrs->i[1], (long long)attrs->i[2]);
+    KR_FAIL_IF(attrs->i[1] < 0 || attrs->i[2] < 0, KR_BAD_ARGUMENT,
+               "pad: %lld before and %lld after, want none negative", (long long)attrs->i[1], (long long)attrs->i[2]);
     out_shape[0] = in_shape[0];
     out_shape[0].dim[attrs->i[0]] += attrs->i[1] + attrs->i[2];
     out_dtype[0] = in_dtype[0];

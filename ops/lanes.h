@@ -5,7 +5,7 @@
 #define KRAIT_OPS_LANES_H
 
 #include "ops/kernels.h"
-#ifdef __AVX512F__
+#ifdef __SSE__
 #include <immintrin.h>
 #endif
 
@@ -67,11 +67,19 @@ KR_INLINE float kr_v_max_lane(kr_vf v) {
     for (int k = 1; k < KR_LANES; k++) m = v[k] > m ? v[k] : m;
     return m;
 }
-/// Square root per lane (correctly rounded; the loop becomes sqrtps).
+/// Square root per lane, correctly rounded. Compilers do not find sqrtps in the generic loop.
 KR_INLINE kr_vf kr_v_sqrt(kr_vf x) {
-    kr_vf y;
-    for (int k = 0; k < KR_LANES; k++) y[k] = __builtin_sqrtf(x[k]);
-    return y;
+#ifdef __AVX512F__
+    return (kr_vf)_mm512_sqrt_ps((__m512)x);
+#else
+    union { kr_vf v; float lane[KR_LANES]; } u = {x};
+#ifdef __SSE__
+    for (int k = 0; k < KR_LANES; k += 4) _mm_store_ps(u.lane + k, _mm_sqrt_ps(_mm_load_ps(u.lane + k)));
+#else
+    for (int k = 0; k < KR_LANES; k++) u.lane[k] = __builtin_sqrtf(u.lane[k]);
+#endif
+    return u.v;
+#endif
 }
 
 /// e^x. Relative error below 1e-7; 0 below -87.34, infinity above 88.72, NaN stays NaN.

@@ -22,8 +22,8 @@ static kr_status map_shape(const kr_attrs *attrs, const kr_shape *in_shape, cons
 
 static kr_status where_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                              kr_shape *out_shape, kr_dtype *out_dtype) {
-    KR_FAIL_IF(in_dtype[0] != KR_F32 && in_dtype[0] != KR_BOOL, KR_BAD_SHAPE, "where: the condition is %s, want f32 or bool",
-               kr_dtype_name(in_dtype[0]));
+    KR_FAIL_IF(in_dtype[0] != KR_F32 && in_dtype[0] != KR_BOOL, KR_BAD_SHAPE,
+               "where: the condition is %s, want f32 or bool", kr_dtype_name(in_dtype[0]));
     const kr_dtype as_f32[] = {KR_F32, in_dtype[1], in_dtype[2]};
     return map_shape(attrs, in_shape, as_f32, inputs, out_shape, out_dtype);
 }
@@ -90,7 +90,7 @@ static void grad_cast(kr_graph *g, const kr_node *n, const kr_value *dout, kr_va
     if (dout[0].id) din[0] = kr_cast(g, dout[0], kr_value_dtype(g, n->in[0]));
 }
 
-// Identities. Adding zero may turn -0 into +0; that is the only bit that they change. ----------------------------------
+// Identities. Adding zero may turn -0 into +0; that is the only bit that they change. ---------------------------------
 
 static bool is_splat(const kr_graph *g, kr_value v, double wanted) {
     double splat;

@@ -325,6 +325,64 @@ typedef struct kr_selective_scan_args {
 } kr_selective_scan_args;
 kr_value kr_selective_scan(kr_graph *, const kr_selective_scan_args *, kr_value *last);
 
+/// Mamba-2 state-space duality (SSD), MATH 6, in chunks: O(L) time and memory, states recomputed in the gradient.
+///   x, z? [B, L, H*P]; dt [B, L, H] raw; A [H] negative; Bm, Cm [B, L, G*N]; D? [H] or [H*P]; dt_bias? [H];
+///   h0? [B, H, P, N]; reset? i32 [B, L]; head h reads group h / (H/G)
+///   d = clamp(softplus(dt + dt_bias), dt_min, dt_max)   (softplus optional)
+///   gives y (times silu(z) when z) [B, L, H*P]; *last (may be null) [B, H, P, N]
+///   source Dao & Gu 2024, arXiv:2405.21060, section 6
+typedef struct kr_ssd_scan_args {
+    kr_value x, dt, A, B, C, D, z, dt_bias, h0, reset;
+    int64_t groups, chunk;        ///< chunk 0: the best for the shapes
+    double dt_min, dt_max;        ///< 0 and infinity: no clamp
+    bool dt_softplus;
+} kr_ssd_scan_args;
+kr_value kr_ssd_scan(kr_graph *, const kr_ssd_scan_args *, kr_value *last);
+
+/// Data-dependent rotary state mixing of Mamba-3, MATH 7.1 to 7.3: bias, then rotation by cumulative angles
+///   theta_t = theta_{t-1} + pi tanh(ang_t) dt_t (mod 2 pi).
+///   K, Q [B, L, R*G*N] after their norm, laid out (r g n); k_bias, q_bias [H, R, N]; ang [B, L, S] (one for all heads) or
+///   [B, L, H*S], before tanh; dt [B, L, H] after softplus; theta0? [B, H, S]; reset? i32 [B, L] (theta counts as 0 before)
+///   half: pairs (j, j + N/2), else pairs (2j, 2j + 1); S <= N/2 pairs turn, the rest pass
+///   gives k [B, L, H*R*N] laid out (h r n); *q the same; *theta (may be null) the final angle [B, H, S]
+typedef struct kr_rotary_mix_args {
+    kr_value K, Q, k_bias, q_bias, ang, dt, theta0, reset;
+    int64_t groups, rank;
+    bool half;
+} kr_rotary_mix_args;
+kr_value kr_rotary_mix(kr_graph *, const kr_rotary_mix_args *, kr_value *q, kr_value *theta);
+
+/// The Mamba-3 scan, MATH 7.2 and 7.5: trapezoid rule and MIMO rank, in the same chunks as ssd_scan.
+///   k, q [B, L, H*R*N] laid out (h r n), rotated; x [B, L, H*P]; adt [B, L, H] = A*dt < 0; dt [B, L, H] > 0;
+///   trap [B, L, H] before sigmoid; mimo_x? [H, R, P] (absent: R = 1, ones); D? [H];
+///   h0? [B, H, P, N]; k0? [B, R, H, N]; v0? [B, H, P] (previous raw x); reset? i32 [B, L]
+///   gives o [B, L, R*H*P] laid out (r h p), D term included; last state, last k and last raw x through the pointers
+typedef struct kr_trapezoid_scan_args {
+    kr_value k, q, x, adt, dt, trap, mimo_x, D, h0, k0, v0, reset;
+    int64_t rank, chunk;
+} kr_trapezoid_scan_args;
+kr_value kr_trapezoid_scan(kr_graph *, const kr_trapezoid_scan_args *, kr_value *h_last, kr_value *k_last, kr_value *v_last);
+
+// Attention (ops/attention.c), MATH 8
+/// Rotary embedding of heads: x [B, L, H*Dh]; position? i32 [1] or absent (0): index of the first token;
+/// the first rotary_dim of every head's Dh coordinates turn by (position + t) * base^(-2i/rotary_dim).
+kr_value kr_rope(kr_graph *, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base, bool interleaved);
+/// Causal attention with grouped queries; keeps only the log-sum-exp for the gradient.
+///   q [B, Lq, H*Dh]; k, v [B, Lk, Hkv*Dh]; aligned bottom-right: query t sees keys s <= t + (Lk - Lq), and with
+///   window > 0 only the last `window` of them; key_count? i32 [1]: only the first that many keys exist (a cache that is
+///   not full), and alignment counts from there; reset? i32 [B, Lk]: queries do not see keys of earlier documents
+///   gives [B, Lq, H*Dh]
+typedef struct kr_attention_args {
+    kr_value q, k, v, key_count, reset;
+    int64_t heads, kv_heads, window;
+    double scale;              ///< 0: 1/sqrt(Dh)
+    bool not_causal;
+} kr_attention_args;
+kr_value kr_attention(kr_graph *, const kr_attention_args *);
+/// cache [B, Lmax, C] with rows position .. position + L - 1 replaced by x [B, L, C]; position i32 [1]. In place where the
+/// cache dies. No gradient.
+kr_value kr_cache_write(kr_graph *, kr_value cache, kr_value x, kr_value position);
+
 // Training (ops/train.c)
 /// Sum of squares of all values, f32 [1].
 kr_value kr_sq_norm(kr_graph *, const kr_value *, int count);

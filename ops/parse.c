@@ -115,14 +115,17 @@ static kr_status read_inputs(parser *p, int *count) {
 static const char *known_attributes(const kr_attr_names *names, char text[400]) {
     int n = snprintf(text, 400, "none");
     if (names->i[0] || names->r[0] || names->shape) n = 0;
-    for (int k = 0; names->i[k] && n < 300; k++) n += snprintf(text + n, 400 - (size_t)n, "%s%s", n ? ", " : "", names->i[k]);
-    for (int k = 0; names->r[k] && n < 300; k++) n += snprintf(text + n, 400 - (size_t)n, "%s%s", n ? ", " : "", names->r[k]);
+    for (int k = 0; names->i[k] && n < 300; k++)
+        n += snprintf(text + n, 400 - (size_t)n, "%s%s", n ? ", " : "", names->i[k]);
+    for (int k = 0; names->r[k] && n < 300; k++)
+        n += snprintf(text + n, 400 - (size_t)n, "%s%s", n ? ", " : "", names->r[k]);
     if (names->shape && n < 300) snprintf(text + n, 400 - (size_t)n, "%s%s", n ? ", " : "", names->shape);
     return text;
 }
 
 /// Reads the value of attribute `name`. `slot` tells which it was; -1: there is none of that name.
-static kr_status read_attribute(kr_reader *r, const kr_attr_names *names, const char *name, kr_attrs *attrs, int *slot) {
+static kr_status read_attribute(kr_reader *r, const kr_attr_names *names, const char *name, kr_attrs *attrs,
+                                int *slot) {
     for (int k = 0; names->i[k]; k++)
         if (!strcmp(names->i[k], name)) {
             *slot = k;
@@ -167,7 +170,8 @@ static kr_status read_init(kr_reader *r, kr_init *init) {
     int kind = 0;
     while (kind < KR_INIT_COUNT && strcmp(kr_text_inits[kind].word, name)) kind++;
     KR_WRONG_IF(kind == KR_INIT_COUNT, where,
-                "there is no initialiser '%s' (zeros, constant, uniform, normal, log_arange, log_uniform, dt_bias)", name);
+                "there is no initialiser '%s' (zeros, constant, uniform, normal, log_arange, log_uniform, dt_bias)",
+                name);
     init->kind = (kr_init_kind)kind;
     const int count = kr_text_inits[kind].arguments;
     double *const argument[] = {&init->a, &init->b, &init->c};

@@ -88,8 +88,8 @@ static kr_status print_source(const printer *p, const kr_node *n) {
         print_real(p->to, n->attrs.r[0]);
     } else if (n->op == &kr_op_carry) {
         const int64_t kind = n->attrs.i[1];
-        KR_FAIL_IF(kind < 0 || kind >= KR_TEXT_CARRIES, KR_BAD_ARGUMENT, "graph text: carry %s has an unknown kind %lld",
-                   n->name, (long long)kind);
+        KR_FAIL_IF(kind < 0 || kind >= KR_TEXT_CARRIES, KR_BAD_ARGUMENT,
+                   "graph text: carry %s has an unknown kind %lld", n->name, (long long)kind);
         fprintf(p->to, " %s", kr_text_carries[kind]);
     }
     return KR_OK;
@@ -101,13 +101,15 @@ static kr_status print_attributes(const printer *p, const kr_node *n) {
     int shown = 0, k = 0;
     for (; names->i[k]; k++) fprintf(p->to, "%s%s=%lld", shown++ ? ", " : " {", names->i[k], (long long)n->attrs.i[k]);
     for (; k < KR_ATTR_INTEGERS; k++)
-        KR_FAIL_IF(n->attrs.i[k], KR_BAD_ARGUMENT, "graph text: %s uses integer attribute %d without naming it", n->op->name, k);
+        KR_FAIL_IF(n->attrs.i[k], KR_BAD_ARGUMENT, "graph text: %s uses integer attribute %d without naming it",
+                   n->op->name, k);
     for (k = 0; names->r[k]; k++) {
         fprintf(p->to, "%s%s=", shown++ ? ", " : " {", names->r[k]);
         print_real(p->to, n->attrs.r[k]);
     }
     for (; k < KR_ATTR_REALS; k++)
-        KR_FAIL_IF(n->attrs.r[k] != 0, KR_BAD_ARGUMENT, "graph text: %s uses real attribute %d without naming it", n->op->name, k);
+        KR_FAIL_IF(n->attrs.r[k] != 0, KR_BAD_ARGUMENT, "graph text: %s uses real attribute %d without naming it",
+                   n->op->name, k);
     if (names->shape) {
         fprintf(p->to, "%s%s=", shown++ ? ", " : " {", names->shape);
         print_dims(p->to, &n->attrs.shape);

@@ -69,7 +69,8 @@ kr_status kr_reader_expect(kr_reader *r, char c, const char *after) {
 kr_status kr_reader_expect_line_end(kr_reader *r) {
     kr_reader_skip(r);
     char text[40];
-    KR_WRONG_IF(r->at < r->end && *r->at != '\n', r->at, "expected the end of the line, found %s", kr_reader_found(r, text));
+    KR_WRONG_IF(r->at < r->end && *r->at != '\n', r->at, "expected the end of the line, found %s",
+                kr_reader_found(r, text));
     return KR_OK;
 }
 
@@ -77,7 +78,8 @@ kr_status kr_reader_word(kr_reader *r, const char *what, char out[64]) {
     kr_reader_skip(r);
     char text[40];
     const char *start = r->at;
-    KR_WRONG_IF(r->at == r->end || !kr_is_letter(*r->at), r->at, "expected %s, found %s", what, kr_reader_found(r, text));
+    KR_WRONG_IF(r->at == r->end || !kr_is_letter(*r->at), r->at, "expected %s, found %s", what,
+                kr_reader_found(r, text));
     while (r->at < r->end && (kr_is_letter(*r->at) || kr_is_digit(*r->at))) r->at++;
     KR_WRONG_IF(r->at - start > 63, start, "expected %s, found a word of %ld characters", what, (long)(r->at - start));
     memcpy(out, start, (size_t)(r->at - start));
@@ -98,7 +100,8 @@ static kr_status read_number(kr_reader *r, const char *what, char out[LONGEST_NU
     kr_reader_skip(r);
     char text[40];
     const char *start = r->at;
-    while (r->at < r->end && (kr_is_letter(*r->at) || kr_is_digit(*r->at) || *r->at == '.' || *r->at == '+' || *r->at == '-'))
+    while (r->at < r->end &&
+           (kr_is_letter(*r->at) || kr_is_digit(*r->at) || *r->at == '.' || *r->at == '+' || *r->at == '-'))
         r->at++;
     if (r->at == start || r->at - start >= LONGEST_NUMBER) {
         r->at = start;
@@ -116,7 +119,8 @@ kr_status kr_reader_integer(kr_reader *r, const char *what, int64_t *out) {
     int64_t magnitude = 0;
     const bool negative = text[0] == '-';
     for (rest = text + negative; kr_is_digit(*rest); rest++)
-        if (__builtin_mul_overflow(magnitude, 10, &magnitude) || __builtin_sub_overflow(magnitude, *rest - '0', &magnitude))
+        if (__builtin_mul_overflow(magnitude, 10, &magnitude) ||
+            __builtin_sub_overflow(magnitude, *rest - '0', &magnitude))
             KR_WRONG(start, "%s %s does not fit in 64 bits", what, text);
     KR_WRONG_IF(*rest || rest == text + negative, start, "expected %s, found '%s'", what, text);
     KR_WRONG_IF(!negative && magnitude == INT64_MIN, start, "%s %s does not fit in 64 bits", what, text);
@@ -148,8 +152,10 @@ kr_status kr_reader_string(kr_reader *r, const char *what, const char **out) {
                 c = (unsigned char)*r->at++;
             } else {
                 const int value = left >= 3 && *r->at == 'x' && hex_digit(r->at[1]) >= 0 && hex_digit(r->at[2]) >= 0
-                                      ? hex_digit(r->at[1]) * 16 + hex_digit(r->at[2]) : 0;
-                KR_WRONG_IF(!value, r->at - 1, "a string has an unknown escape: \\\", \\\\ and \\x01 to \\xff are known");
+                                      ? hex_digit(r->at[1]) * 16 + hex_digit(r->at[2])
+                                      : 0;
+                KR_WRONG_IF(!value, r->at - 1,
+                            "a string has an unknown escape: \\\", \\\\ and \\x01 to \\xff are known");
                 c = (unsigned char)value;
                 r->at += 3;
             }
@@ -185,6 +191,7 @@ kr_status kr_reader_type(kr_reader *r, kr_dtype *dtype, kr_shape *shape) {
     kr_reader_skip(r);
     const char *where = r->at;
     KR_TRY(kr_reader_word(r, "a type such as f32[2,3]", name));
-    KR_WRONG_IF(!kr_dtype_parse(name, dtype), where, "there is no dtype '%s' (f32, f64, bf16, i32, i64, u8, bool)", name);
+    KR_WRONG_IF(!kr_dtype_parse(name, dtype), where, "there is no dtype '%s' (f32, f64, bf16, i32, i64, u8, bool)",
+                name);
     return kr_reader_dims(r, shape, true);
 }

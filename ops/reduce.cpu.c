@@ -20,10 +20,19 @@ KR_INLINE kr_vf neutral(reduction r) { return kr_v_set(r == SUM ? 0 : -__builtin
 
 /// The first n lanes, the neutral value elsewhere.
 KR_INLINE kr_vf load_padded(reduction r, const float *p, int64_t n) {
+#ifdef __AVX512F__
+    return (kr_vf)_mm512_mask_loadu_ps((__m512)neutral(r), (__mmask16)((1u << n) - 1), p);
+#else
     float lanes[KR_LANES];
     kr_v_store(lanes, neutral(r));
-    memcpy(lanes, p, (size_t)n * sizeof *p);
+    for (int64_t k = 0; k < n; k++) lanes[k] = p[k];
     return kr_v_load(lanes);
+#endif
+}
+
+/// n packed elements from flat index `at` of the input (operand 0).
+KR_INLINE const float *fetch(const kr_walk *w, int64_t at, int64_t n, float *temp) {
+    return (const float *)(const void *)kr_walk_fetch(w, 0, at, n, (char *)temp);
 }
 
 KR_INLINE float across(reduction r, kr_vf v) {
@@ -50,47 +59,52 @@ KR_INLINE float reduce_row(reduction r, const kr_walk *w, int64_t at, int64_t n)
     for (int64_t i = 0, run; i < n; i += run) {
         run = n - i < TILE ? n - i : TILE;
         kr_vf acc[4] = {neutral(r), neutral(r), neutral(r), neutral(r)};
-        reduce_run(r, (const float *)(const void *)kr_walk_fetch(w, 0, at + i, run, (char *)temp), run, acc);
+        reduce_run(r, fetch(w, at + i, run, temp), run, acc);
         total = combine(r, total, combine(r, combine(r, acc[0], acc[1]), combine(r, acc[2], acc[3])));
     }
     return across(r, total);
 }
 
-/// acc[0, width) takes in up to four rows, as a tree.
-KR_INLINE void reduce_rows(reduction r, const float *const row[4], int rows, int64_t width, float *acc) {
-    for (int64_t i = 0; i < width; i += KR_LANES) {
-        const int64_t n = width - i;
-        kr_vf v = kr_v_load_n(row[0] + i, n);
-        if (rows == 4)
-            v = combine(r, combine(r, v, kr_v_load_n(row[1] + i, n)),
-                        combine(r, kr_v_load_n(row[2] + i, n), kr_v_load_n(row[3] + i, n)));
-        else
-            for (int j = 1; j < rows; j++) v = combine(r, v, kr_v_load_n(row[j] + i, n));
-        kr_v_store_n(acc + i, combine(r, kr_v_load_n(acc + i, n), v), n);
-    }
+KR_INLINE float combine_one(reduction r, float a, float b) { return r == SUM ? a + b : a > b || a != a ? a : b; }
+
+/// acc[0, width) takes in one row, or four as a tree.
+KR_INLINE void take_row(reduction r, float *acc, const float *x, int64_t width) {
+    for (int64_t i = 0; i < width; i++) acc[i] = combine_one(r, acc[i], x[i]);
+}
+KR_INLINE void take_four(reduction r, float *acc, const float *const x[4], int64_t width) {
+    const float *p = x[0], *q = x[1], *s = x[2], *t = x[3];
+    for (int64_t i = 0; i < width; i++)
+        acc[i] = combine_one(r, acc[i], combine_one(r, combine_one(r, p[i], q[i]), combine_one(r, s[i], t[i])));
 }
 
-/// total[0, width) becomes the reduction of rows k0 .. k1 of the columns from `column`.
+/// total[0, width) becomes the reduction of rows k0 .. k1 of the columns from `column`. Narrow rows are taken `group`
+/// at a time, side by side, and folded into one at the end.
 KR_INLINE void reduce_columns(reduction r, const kr_walk *w, const kr_reduce_cut *c, int64_t o, int64_t k0, int64_t k1,
                               int64_t column, int64_t width, float *total) {
     float temp[4][WIDTH] __attribute__((aligned(64))), acc[WIDTH] __attribute__((aligned(64)));
     const float none = neutral(r)[0];
-    for (int64_t i = 0; i < width; i++) total[i] = none;
-    for (int64_t block = k0; block < k1; block += ROWS) {
-        const int64_t block_end = block + ROWS < k1 ? block + ROWS : k1;
-        for (int64_t i = 0; i < width; i++) acc[i] = none;
-        for (int64_t k = block; k < block_end; k += 4) {
-            const int rows = block_end - k < 4 ? (int)(block_end - k) : 4;
+    const int64_t most = WIDTH / width < k1 - k0 ? WIDTH / width : k1 - k0;
+    const int64_t group = c->columns == 1 && most > 1 ? most : 1;
+    const int64_t wide = group * width, groups = (k1 - k0) / group;
+    const int64_t first = (o * c->n + k0) * c->inner + column, step = group * c->inner;
+    for (int64_t i = 0; i < wide; i++) total[i] = none;
+    for (int64_t block = 0; block < groups; block += ROWS) {
+        const int64_t end = block + ROWS < groups ? block + ROWS : groups;
+        for (int64_t i = 0; i < wide; i++) acc[i] = none;
+        for (int64_t k = block; k < end;) {
             const float *row[4];
-            for (int j = 0; j < rows; j++) {
-                const int64_t at = (o * c->n + k + j) * c->inner + column;
-                row[j] = (const float *)(const void *)kr_walk_fetch(w, 0, at, width, (char *)temp[j]);
-            }
-            reduce_rows(r, row, rows, width, acc);
+            const int rows = end - k < 4 ? 1 : 4;
+            for (int j = 0; j < rows; j++)
+                row[j] = fetch(w, first + (k + j) * step, wide, temp[j]);
+            if (rows == 4) take_four(r, acc, row, wide);
+            else take_row(r, acc, row[0], wide);
+            k += rows;
         }
-        const float *const block_row[4] = {acc};
-        reduce_rows(r, block_row, 1, width, total);
+        take_row(r, total, acc, wide);
     }
+    const int64_t rest = (k1 - k0 - groups * group) * width;
+    if (rest > 0) take_row(r, total, fetch(w, first + groups * step, rest, temp[0]), rest);
+    for (int64_t k = 1; k < group; k++) take_row(r, total, total + k * width, width);
 }
 
 /// Partial results of this part's (outer, segment, column block) items; straight to the output with one segment.
@@ -196,7 +210,7 @@ static void cumsum_row(const kr_walk *w, int64_t at, int64_t n, int reverse, flo
     for (int64_t k = 0, run; k < n; k += run) {
         run = n - k < TILE ? n - k : TILE;
         const int64_t first = reverse ? n - k - run : k;
-        const float *x = (const float *)(const void *)kr_walk_fetch(w, 0, at + first, run, (char *)temp);
+        const float *x = fetch(w, at + first, run, temp);
         for (int64_t i = 0; i < run; i++) {
             const int64_t j = reverse ? run - 1 - i : i;
             out[first + j] = add_kahan(x[j], &sum, &lost);
@@ -224,7 +238,7 @@ KR_KERNEL(cumsum) {
         for (int64_t i = 0; i < width; i++) sum[i] = lost[i] = 0;
         for (int64_t k = 0; k < c.n; k++) {
             const int64_t at = (o * c.n + (reverse ? c.n - 1 - k : k)) * c.inner + column;
-            const float *x = (const float *)(const void *)kr_walk_fetch(&w, 0, at, width, (char *)temp);
+            const float *x = fetch(&w, at, width, temp);
             for (int64_t i = 0; i < width; i++) out[at + i] = add_kahan(x[i], &sum[i], &lost[i]);
         }
     }

@@ -16,13 +16,16 @@ static unit unit_at(int64_t index, int64_t channels) {
 
 static int64_t units(const kr_shape *s) { return s->dim[0] * ((s->dim[2] + WIDTH - 1) / WIDTH); }
 
+/// How many of the lanes of vector k exist.
+KR_INLINE int64_t lanes_of(int64_t left, int k) { return left > k * KR_LANES ? left - k * KR_LANES : 0; }
+
 /// A row of the unit; absent tensors read as zeros and swallow what is written.
 static void load(kr_vf *v, const float *row, int64_t left) {
-    for (int k = 0; k < VECTORS; k++) v[k] = row ? kr_v_load_n(row + k * KR_LANES, left - k * KR_LANES) : kr_v_set(0);
+    for (int k = 0; k < VECTORS; k++) v[k] = row ? kr_v_load_n(row + k * KR_LANES, lanes_of(left, k)) : kr_v_set(0);
 }
 
 static void store(float *row, const kr_vf *v, int64_t left) {
-    for (int k = 0; k < VECTORS && row; k++) kr_v_store_n(row + k * KR_LANES, v[k], left - k * KR_LANES);
+    for (int k = 0; k < VECTORS && row; k++) kr_v_store_n(row + k * KR_LANES, v[k], lanes_of(left, k));
 }
 
 /// Row `row` of the unit's channels; null stays null.

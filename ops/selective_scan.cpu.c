@@ -20,11 +20,20 @@ _Static_assert(KR_SCAN_CHUNK <= 32, "one bit per token");
 
 #define LOG2E 1.44269504f
 #define LN2 0.693147181f
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
+/// The statements for n = 0 .. width - 1, written out: loops that a compiler unrolls late leave arrays of states in
+/// memory. width is a constant of at most 16.
+#define EACH(n, width, ...)                                                                                          \
+    EACH_(n, 0, width, __VA_ARGS__) EACH_(n, 1, width, __VA_ARGS__) EACH_(n, 2, width, __VA_ARGS__)                  \
+    EACH_(n, 3, width, __VA_ARGS__) EACH_(n, 4, width, __VA_ARGS__) EACH_(n, 5, width, __VA_ARGS__)                  \
+    EACH_(n, 6, width, __VA_ARGS__) EACH_(n, 7, width, __VA_ARGS__) EACH_(n, 8, width, __VA_ARGS__)                  \
+    EACH_(n, 9, width, __VA_ARGS__) EACH_(n, 10, width, __VA_ARGS__) EACH_(n, 11, width, __VA_ARGS__)                \
+    EACH_(n, 12, width, __VA_ARGS__) EACH_(n, 13, width, __VA_ARGS__) EACH_(n, 14, width, __VA_ARGS__)               \
+    EACH_(n, 15, width, __VA_ARGS__)
+#define EACH_(n, value, width, ...)                      \
+    {                                                    \
+        enum { n = value };                              \
+        if (n < (width)) { __VA_ARGS__ }                 \
+    }
 #define NOINLINE __attribute__((noinline))
 
 // Operands ------------------------------------------------------------------------------------------------------------
@@ -76,11 +85,6 @@ static span span_at(const scan *s, int64_t batch, int64_t chunk) {
     return p;
 }
 
-/// Row of B or C for a row of tokens; the constant forms have none.
-KR_INLINE const float *row_of(const float *x, int64_t pitch, const kr_scan_size *s, int64_t row, int64_t group) {
-    return x + (row * s->groups + group) * pitch;
-}
-
 /// Rows of a tile, [lanes, N] at `pitch`, times `scale`, to a plane [N, 16]; unused lanes are zero.
 static void pack(float *plane, const float *x, int64_t pitch, int64_t lanes, int64_t states, float scale) {
     for (int64_t n = 0; n < states; n++)
@@ -110,20 +114,21 @@ static int block_of(const kr_scan_size *s, int64_t left) {
 
 // Forward -------------------------------------------------------------------------------------------------------------
 
-/// Rows that will be wanted soon. A tile takes one cache line of each row, so the hardware sees no stream to follow:
-/// the lines of the next chunk are asked for while this one is computed.
+/// A row that will be wanted soon, and how far the next one is. A tile takes one cache line of each row, so the
+/// hardware sees no stream to follow: while a chunk is computed, every token asks for a few lines of the next chunk.
 typedef struct stream {
     const char *at;
-    int64_t pitch;
+    int64_t step;
 } stream;
-enum { STREAMS = 7 };
+enum { FORWARD_STREAMS = 4, BACK_STREAMS = 7, BLOCK_STREAMS = 2 };
 
 static stream stream_of(const float *x, int64_t row, int64_t pitch, int64_t channel) {
-    return (stream){x ? (const char *)x + (row * pitch + channel) * (int64_t)sizeof(float) : 0, pitch * (int64_t)sizeof(float)};
+    if (!x) return (stream){0, 0};
+    return (stream){(const char *)x + (row * pitch + channel) * (int64_t)sizeof(float), pitch * (int64_t)sizeof(float)};
 }
 
-KR_INLINE void fetch(const stream *ahead, int count, int64_t t) {
-    UNROLL for (int i = 0; i < count; i++) __builtin_prefetch(ahead[i].at + t * ahead[i].pitch, 0, 2);
+KR_INLINE void fetch(stream *s, int count) {
+    EACH(i, count, __builtin_prefetch(s[i].at, 0, 2); s[i].at += s[i].step;)
 }
 
 /// One tile over one chunk.
@@ -134,7 +139,7 @@ typedef struct sweep {
     const float *B, *C;                    ///< token rows at a pitch, or one vector per state where constant
     int64_t B_pitch, C_pitch;
     bool constant_B, constant_C;
-    stream ahead[STREAMS];                 ///< what the next chunk will need
+    stream ahead[BACK_STREAMS + BLOCK_STREAMS]; ///< what the next chunk will need
 } sweep;
 
 /// One state's B or C of a token: broadcast over the lanes, or a vector where constant.
@@ -142,29 +147,40 @@ KR_INLINE kr_vf coefficient(const float *row, bool constant, int n) {
     return constant ? kr_v_load(row + n * LANES) : kr_v_set(row[n]);
 }
 
+/// The end of the run of tokens from t on in which no state is reset but that before t.
+KR_INLINE int run_end(const sweep *s, int t) {
+    const uint32_t later = t < 31 ? s->fresh >> (t + 1) : 0;
+    const int end = later ? t + 1 + __builtin_ctz(later) : s->count;
+    return end < s->count ? end : s->count;
+}
+
 /// h = exp(dt A) h + dt u B and y += C h for `width` states from `first`.
 KR_INLINE void advance(const int width, const bool mixed, sweep *s, const float *A, float *state, int64_t first) {
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const float *B = s->B + (fixed_B ? first * LANES : first), *C = s->C + (fixed_C ? first * LANES : first);
+    stream ahead[FORWARD_STREAMS] = {{0, 0}};
     kr_vf h[16];
     A += first * LANES;
     state += first * LANES;
-    UNROLL for (int n = 0; n < width; n++) h[n] = kr_v_load(state + n * LANES);
-    for (int t = 0; t < s->count; t++, B += fixed_B ? 0 : s->B_pitch, C += fixed_C ? 0 : s->C_pitch) {
-        fetch(s->ahead, 4, t);
-        if (__builtin_expect(s->fresh >> t & 1, 0)) {
-            UNROLL for (int n = 0; n < width; n++) h[n] = kr_v_set(0);
+    EACH(i, FORWARD_STREAMS, if (!first) ahead[i] = s->ahead[i];)
+    EACH(n, width, h[n] = kr_v_load(state + n * LANES);)
+    for (int t = 0; t < s->count;) {
+        const int end = run_end(s, t);
+        if (s->fresh >> t & 1) {
+            EACH(n, width, h[n] = kr_v_set(0);)
         }
-        const kr_vf dt = s->dt[t], dtu = s->dtu[t];
-        kr_vf even = s->y[t], odd = kr_v_set(0);
-        UNROLL for (int n = 0; n < width; n++) {
-            h[n] = kr_v_exp2(dt * kr_v_load(A + n * LANES)) * h[n] + dtu * coefficient(B, fixed_B, n);
-            if (n & 1) odd += coefficient(C, fixed_C, n) * h[n];
-            else even += coefficient(C, fixed_C, n) * h[n];
+        for (; t < end; t++, B += fixed_B ? 0 : s->B_pitch, C += fixed_C ? 0 : s->C_pitch) {
+            const kr_vf dt = s->dt[t], dtu = s->dtu[t];
+            kr_vf even = s->y[t], odd = kr_v_set(0);
+            fetch(ahead, FORWARD_STREAMS);
+            EACH(n, width,
+                h[n] = kr_v_exp2(dt * kr_v_load(A + n * LANES)) * h[n] + dtu * coefficient(B, fixed_B, n);
+                if (n & 1) odd += coefficient(C, fixed_C, n) * h[n];
+                else even += coefficient(C, fixed_C, n) * h[n];)
+            s->y[t] = even + odd;
         }
-        s->y[t] = even + odd;
     }
-    UNROLL for (int n = 0; n < width; n++) kr_v_store(state + n * LANES, h[n]);
+    EACH(n, width, kr_v_store(state + n * LANES, h[n]);)
 }
 
 static NOINLINE void advance_16(sweep *s, const float *A, float *h, int64_t n) { advance(16, false, s, A, h, n); }
@@ -187,44 +203,43 @@ static void advance_all(sweep *s, const kr_scan_size *size, const float *A, floa
     }
 }
 
-static void prepare(sweep *w, const scan *s, span p) {
+/// Everything but the arrays and `ahead`. fixed_B and fixed_C are the planes of constant B and C.
+static void prepare(sweep *w, const scan *s, span p, tile at, const float *fixed_B, const float *fixed_C) {
+    const kr_scan_size *size = &s->size;
     w->count = p.count;
     w->fresh = p.fresh;
-    w->B_pitch = s->B_pitch * s->size.groups;
-    w->C_pitch = s->C_pitch * s->size.groups;
-    w->constant_B = s->size.constant_B;
-    w->constant_C = s->size.constant_C;
+    w->constant_B = size->constant_B;
+    w->constant_C = size->constant_C;
+    w->B_pitch = s->B_pitch * size->groups;
+    w->C_pitch = s->C_pitch * size->groups;
+    w->B = size->constant_B ? fixed_B : s->B + (p.row * size->groups + at.group) * s->B_pitch;
+    w->C = size->constant_C ? fixed_C : s->C + (p.row * size->groups + at.group) * s->C_pitch;
 }
 
+static kr_vf vector_of(const float *x, tile at) { return x ? kr_v_load_n(x + at.channel, at.lanes) : kr_v_set(0); }
+
 static void forward_chunk(const scan *s, tile at, span p, float *planes, float *out, int64_t out_pitch) {
-    const kr_scan_size *size = &s->size;
-    const int64_t plane = kr_scan_plane(size);
-    const float *u = s->u + p.row * s->u_pitch + at.channel, *delta = s->delta + p.row * s->delta_pitch + at.channel;
-    const float *z = s->z ? s->z + p.row * s->z_pitch + at.channel : 0;
-    const kr_vf D = s->D ? kr_v_load_n(s->D + at.channel, at.lanes) : kr_v_set(0);
-    const kr_vf bias = s->delta_bias ? kr_v_load_n(s->delta_bias + at.channel, at.lanes) : kr_v_set(0);
+    const int64_t plane = kr_scan_plane(&s->size), next = p.row + CHUNK;
+    const float *fixed = planes + KR_SCAN_FIXED * plane;
+    const kr_vf D = vector_of(s->D, at), bias = vector_of(s->delta_bias, at);
     sweep w; // not an initialiser: that would clear its arrays
-    prepare(&w, s, p);
-    w.B = size->constant_B ? planes + KR_SCAN_FIXED * plane : row_of(s->B, s->B_pitch, size, p.row, at.group);
-    w.C = size->constant_C ? planes + (KR_SCAN_FIXED + size->constant_B) * plane
-                           : row_of(s->C, s->C_pitch, size, p.row, at.group);
-    for (int t = 0; t < p.count; t++) {
-        const kr_vf ut = kr_v_load_n(u + t * s->u_pitch, at.lanes);
-        const kr_vf dt = step_size(s, kr_v_load_n(delta + t * s->delta_pitch, at.lanes) + bias);
-        w.dt[t] = dt;
-        w.dtu[t] = dt * ut;
-        w.y[t] = D * ut;
-    }
-    const int64_t next = p.row + CHUNK;
+    prepare(&w, s, p, at, fixed, fixed + s->size.constant_B * plane);
     w.ahead[0] = stream_of(s->u, next, s->u_pitch, at.channel);
     w.ahead[1] = stream_of(s->delta, next, s->delta_pitch, at.channel);
     w.ahead[2] = stream_of(s->z, next, s->z_pitch, at.channel);
     w.ahead[3] = stream_of(out, next, out_pitch, at.channel);
-    advance_all(&w, size, planes + KR_SCAN_A * plane, planes + KR_SCAN_STATE * plane);
-    float *y = out + p.row * out_pitch + at.channel;
     for (int t = 0; t < p.count; t++) {
-        const kr_vf yt = z ? w.y[t] * kr_v_silu(kr_v_load_n(z + t * s->z_pitch, at.lanes)) : w.y[t];
-        kr_v_store_n(y + t * out_pitch, yt, at.lanes);
+        const kr_vf u = kr_v_load_n(s->u + (p.row + t) * s->u_pitch + at.channel, at.lanes);
+        const kr_vf dt = step_size(s, kr_v_load_n(s->delta + (p.row + t) * s->delta_pitch + at.channel, at.lanes) + bias);
+        w.dt[t] = dt;
+        w.dtu[t] = dt * u;
+        w.y[t] = D * u;
+    }
+    advance_all(&w, &s->size, planes + KR_SCAN_A * plane, planes + KR_SCAN_STATE * plane);
+    for (int t = 0; t < p.count; t++) {
+        const int64_t row = p.row + t;
+        const kr_vf gate = s->z ? kr_v_silu(kr_v_load_n(s->z + row * s->z_pitch + at.channel, at.lanes)) : kr_v_set(1);
+        kr_v_store_n(out + row * out_pitch + at.channel, w.y[t] * gate, at.lanes);
     }
 }
 
@@ -273,7 +288,7 @@ KR_KERNEL(selective_scan) {
 // Backward ------------------------------------------------------------------------------------------------------------
 
 /// States of a block on the way back: adjoints and sums of dA fill the registers.
-enum { BACK_WIDTH = 16 };
+enum { BACK_WIDTH = 4 };
 
 /// One tile over one chunk, backwards: a forward sweep and what the reverse needs besides.
 typedef struct back_sweep {
@@ -285,46 +300,52 @@ typedef struct back_sweep {
     float *dB, *dC;                          ///< [CHUNK, N, 16] lane sums, or [N, 16] where constant
 } back_sweep;
 
-/// Recomputes `width` states of the chunk: before[t] is the state before token t, decay[t] what it is multiplied by.
+/// What is kept of a block of states for a chunk.
+typedef struct trace {
+    kr_vf before[CHUNK + 1][BACK_WIDTH]; ///< [t]: the state before token t
+    kr_vf decay[CHUNK][BACK_WIDTH];      ///< [t]: what it is multiplied by; zero where it is reset
+} trace;
+
+/// Recomputes `width` states of the chunk.
 KR_INLINE void recompute(const int width, const bool mixed, back_sweep *r, const float *A, const float *start,
-                         int64_t first, kr_vf (*before)[BACK_WIDTH], kr_vf (*decay)[BACK_WIDTH]) {
+                         int64_t first, trace *kept) {
     sweep *s = &r->s;
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const float *B = s->B + (fixed_B ? first * LANES : first), *C = s->C + (fixed_C ? first * LANES : first);
+    stream ahead[BLOCK_STREAMS] = {{0, 0}};
     kr_vf h[BACK_WIDTH];
     A += first * LANES;
     start += first * LANES;
-    UNROLL for (int n = 0; n < width; n++) before[0][n] = h[n] = kr_v_load(start + n * LANES);
-    for (int t = 0; t < s->count; t++, B += fixed_B ? 0 : s->B_pitch, C += fixed_C ? 0 : s->C_pitch) {
-        const kr_vf dt = s->dt[t], dtu = s->dtu[t];
-        const bool fresh = s->fresh >> t & 1;
-        fetch(s->ahead, STREAMS, t);
-        if (__builtin_expect(fresh, 0)) {
-            UNROLL for (int n = 0; n < width; n++) h[n] = kr_v_set(0);
+    const int64_t share = first / BACK_WIDTH * BLOCK_STREAMS;
+    EACH(i, BLOCK_STREAMS, if (share < BACK_STREAMS) ahead[i] = s->ahead[share + i];)
+    EACH(n, width, kept->before[0][n] = h[n] = kr_v_load(start + n * LANES);)
+    for (int t = 0; t < s->count;) {
+        const int begin = t, end = run_end(s, t);
+        if (s->fresh >> t & 1) {
+            EACH(n, width, h[n] = kr_v_set(0);)
         }
-        UNROLL for (int n = 0; n < width; n++) {
-            const kr_vf a = kr_v_exp2(dt * kr_v_load(A + n * LANES));
-            h[n] = a * h[n] + dtu * coefficient(B, fixed_B, n);
-            decay[t][n] = a;
-            before[t + 1][n] = h[n];
-        }
-        if (__builtin_expect(fresh, 0)) {
-            UNROLL for (int n = 0; n < width; n++) decay[t][n] = kr_v_set(0);
-        }
-        if (r->gated) {
+        for (; t < end; t++, B += fixed_B ? 0 : s->B_pitch, C += fixed_C ? 0 : s->C_pitch) {
+            const kr_vf dt = s->dt[t], dtu = s->dtu[t];
             kr_vf even = s->y[t], odd = kr_v_set(0);
-            UNROLL for (int n = 0; n < width; n++) {
+            fetch(ahead, BLOCK_STREAMS);
+            EACH(n, width,
+                const kr_vf a = kr_v_exp2(dt * kr_v_load(A + n * LANES));
+                h[n] = a * h[n] + dtu * coefficient(B, fixed_B, n);
+                kept->decay[t][n] = a;
+                kept->before[t + 1][n] = h[n];
                 if (n & 1) odd += coefficient(C, fixed_C, n) * h[n];
-                else even += coefficient(C, fixed_C, n) * h[n];
-            }
+                else even += coefficient(C, fixed_C, n) * h[n];)
             s->y[t] = even + odd;
+        }
+        if (s->fresh >> begin & 1) {
+            EACH(n, width, kept->decay[begin][n] = kr_v_set(0);)
         }
     }
 }
 
 /// Runs the adjoint of `width` states from the end of the chunk to its start.
 KR_INLINE void reverse(const int width, const bool mixed, back_sweep *r, const float *A, float *adjoint, float *dA,
-                       int64_t first, int64_t states, kr_vf (*before)[BACK_WIDTH], kr_vf (*decay)[BACK_WIDTH]) {
+                       int64_t first, int64_t states, const trace *kept) {
     const sweep *s = &r->s;
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const int64_t B_pitch = fixed_B ? 0 : s->B_pitch, C_pitch = fixed_C ? 0 : s->C_pitch, end = s->count - 1;
@@ -332,28 +353,31 @@ KR_INLINE void reverse(const int width, const bool mixed, back_sweep *r, const f
     const float *C = s->C + (fixed_C ? first * LANES : first) + end * C_pitch;
     const int64_t dB_pitch = fixed_B ? 0 : states * LANES, dC_pitch = fixed_C ? 0 : states * LANES;
     float *dB = r->dB + first * LANES + end * dB_pitch, *dC = r->dC + first * LANES + end * dC_pitch;
-    kr_vf g[BACK_WIDTH];
+    kr_vf g[BACK_WIDTH], sum[BACK_WIDTH];
     A += first * LANES;
     adjoint += first * LANES;
     dA += first * LANES;
-    UNROLL for (int n = 0; n < width; n++) g[n] = kr_v_load(adjoint + n * LANES);
+    EACH(n, width,
+        g[n] = kr_v_load(adjoint + n * LANES);
+        sum[n] = kr_v_load(dA + n * LANES);)
     for (int64_t t = end; t >= 0; t--, B -= B_pitch, C -= C_pitch, dB -= dB_pitch, dC -= dC_pitch) {
         const kr_vf dt = s->dt[t], dtu = s->dtu[t], dy = r->dy[t];
         kr_vf gB = r->gB[t], qA = r->qA[t];
-        UNROLL for (int n = 0; n < width; n++) {
+        EACH(n, width,
             g[n] += dy * coefficient(C, fixed_C, n);
-            kr_v_store(dC + n * LANES, kr_v_load(dC + n * LANES) + dy * before[t + 1][n]);
+            kr_v_store(dC + n * LANES, kr_v_load(dC + n * LANES) + dy * kept->before[t + 1][n]);
             kr_v_store(dB + n * LANES, kr_v_load(dB + n * LANES) + g[n] * dtu);
             gB += g[n] * coefficient(B, fixed_B, n);
-            g[n] *= decay[t][n];
-            const kr_vf q = g[n] * before[t][n];
+            g[n] *= kept->decay[t][n];
+            const kr_vf q = g[n] * kept->before[t][n];
             qA += q * kr_v_load(A + n * LANES);
-            kr_v_store(dA + n * LANES, kr_v_load(dA + n * LANES) + q * dt);
-        }
+            sum[n] += q * dt;)
         r->gB[t] = gB;
         r->qA[t] = qA;
     }
-    UNROLL for (int n = 0; n < width; n++) kr_v_store(adjoint + n * LANES, g[n]);
+    EACH(n, width,
+        kr_v_store(adjoint + n * LANES, g[n]);
+        kr_v_store(dA + n * LANES, sum[n]);)
 }
 
 /// The planes of one tile.
@@ -364,13 +388,11 @@ typedef struct back_planes {
 } back_planes;
 
 KR_INLINE void retrace(const int width, const bool mixed, back_sweep *r, const back_planes *p, int64_t first) {
-    kr_vf before[CHUNK + 1][BACK_WIDTH], decay[CHUNK][BACK_WIDTH];
-    recompute(width, mixed, r, p->A, p->start, first, before, decay);
-    reverse(width, mixed, r, p->A, p->adjoint, p->dA, first, p->states, before, decay);
+    trace kept;
+    recompute(width, mixed, r, p->A, p->start, first, &kept);
+    reverse(width, mixed, r, p->A, p->adjoint, p->dA, first, p->states, &kept);
 }
 
-static NOINLINE void retrace_16(back_sweep *r, const back_planes *p, int64_t n) { retrace(16, false, r, p, n); }
-static NOINLINE void retrace_8(back_sweep *r, const back_planes *p, int64_t n) { retrace(8, false, r, p, n); }
 static NOINLINE void retrace_4(back_sweep *r, const back_planes *p, int64_t n) { retrace(4, false, r, p, n); }
 static NOINLINE void retrace_2(back_sweep *r, const back_planes *p, int64_t n) { retrace(2, false, r, p, n); }
 static NOINLINE void retrace_1(back_sweep *r, const back_planes *p, int64_t n) { retrace(1, true, r, p, n); }
@@ -380,8 +402,6 @@ static void retrace_all(back_sweep *r, const kr_scan_size *size, const back_plan
         int width = block_of(size, size->states - n);
         if (width > BACK_WIDTH) width = BACK_WIDTH;
         switch (width) {
-        case 16: retrace_16(r, p, n); break;
-        case 8: retrace_8(r, p, n); break;
         case 4: retrace_4(r, p, n); break;
         case 2: retrace_2(r, p, n); break;
         default: retrace_1(r, p, n); break;
@@ -431,43 +451,57 @@ static scan_grad scan_grad_of(const kr_call *call) {
     return d;
 }
 
-/// One tile over one chunk. `planes` are the tile's; lane_dB and lane_dC the unit's sums for this chunk.
-static void backward_chunk(const scan_grad *d, tile at, span p, const float *start, float *planes, float *lane_dB,
-                           float *lane_dC) {
+/// Reads what one tile needs of a chunk.
+static NOINLINE void load_chunk(back_sweep *r, const scan_grad *d, tile at, span p) {
     const scan *s = &d->s;
-    const kr_scan_size *size = &s->size;
-    const int64_t plane = kr_scan_plane(size);
-    float *fixed_B = planes + KR_SCAN_FIXED_BACK * plane, *fixed_C = fixed_B + 2 * size->constant_B * plane;
-    const kr_vf D = s->D ? kr_v_load_n(s->D + at.channel, at.lanes) : kr_v_set(0);
-    const kr_vf bias = s->delta_bias ? kr_v_load_n(s->delta_bias + at.channel, at.lanes) : kr_v_set(0);
-    back_sweep r;
-    prepare(&r.s, s, p);
-    r.gated = d->dz.data != 0;
-    r.s.B = size->constant_B ? fixed_B : row_of(s->B, s->B_pitch, size, p.row, at.group);
-    r.s.C = size->constant_C ? fixed_C : row_of(s->C, s->C_pitch, size, p.row, at.group);
-    r.dB = size->constant_B ? fixed_B + plane : lane_dB;
-    r.dC = size->constant_C ? fixed_C + plane : lane_dC;
-    const kr_vf one = kr_v_set(1);
+    const kr_vf D = vector_of(s->D, at), bias = vector_of(s->delta_bias, at), one = kr_v_set(1);
     for (int t = 0; t < p.count; t++) {
         const int64_t row = p.row + t;
         const kr_vf u = kr_v_load_n(s->u + row * s->u_pitch + at.channel, at.lanes);
         const kr_vf raw = kr_v_load_n(s->delta + row * s->delta_pitch + at.channel, at.lanes) + bias;
         const kr_vf dout = d->dout ? kr_v_load_n(d->dout + row * d->dout_pitch + at.channel, at.lanes) : kr_v_set(0);
-        r.s.dt[t] = step_and_slope(s, raw, &r.delta_slope[t]);
-        r.s.dtu[t] = r.s.dt[t] * u;
-        r.s.y[t] = D * u;
-        r.u[t] = u;
-        r.dy[t] = dout;
+        const kr_vf dt = step_and_slope(s, raw, &r->delta_slope[t]);
+        r->s.dt[t] = dt;
+        r->s.dtu[t] = dt * u;
+        r->s.y[t] = D * u;
+        r->u[t] = u;
+        r->gB[t] = r->qA[t] = kr_v_set(0);
         if (s->z) {
             const kr_vf z = kr_v_load_n(s->z + row * s->z_pitch + at.channel, at.lanes), gate = kr_v_sigmoid(z);
-            r.dy[t] = dout * z * gate;
-            r.gate_slope[t] = dout * gate * (one + z * (one - gate));
-        }
-        r.gB[t] = r.qA[t] = kr_v_set(0);
+            r->dy[t] = dout * z * gate;
+            r->gate_slope[t] = dout * gate * (one + z * (one - gate));
+        } else r->dy[t] = dout;
     }
-    const back_planes states = {planes + KR_SCAN_A * plane, start, planes + KR_SCAN_ADJOINT * plane,
-                                planes + KR_SCAN_DA * plane, size->states};
-    const int64_t next = p.row - CHUNK;
+}
+
+/// Writes the gradients of one tile for a chunk; sums: dD and ddelta_bias.
+static NOINLINE void store_chunk(const back_sweep *r, const scan_grad *d, tile at, span p, float *sums) {
+    const kr_vf D = vector_of(d->s.D, at);
+    kr_vf dD = kr_v_load(sums), dbias = kr_v_load(sums + LANES);
+    for (int t = 0; t < p.count; t++) {
+        const kr_vf ddt = r->qA[t] * kr_v_set(LN2) + r->u[t] * r->gB[t], ddelta = ddt * r->delta_slope[t];
+        dD += r->dy[t] * r->u[t];
+        dbias += ddelta;
+        put(d->du, p.row + t, at, D * r->dy[t] + r->s.dt[t] * r->gB[t]);
+        put(d->ddelta, p.row + t, at, ddelta);
+        if (r->gated) put(d->dz, p.row + t, at, r->gate_slope[t] * r->s.y[t]);
+    }
+    kr_v_store(sums, dD);
+    kr_v_store(sums + LANES, dbias);
+}
+
+/// One tile over one chunk. `planes` are the tile's; lane_dB and lane_dC the unit's sums for this chunk.
+static void backward_chunk(const scan_grad *d, tile at, span p, const float *start, float *planes, float *lane_dB,
+                           float *lane_dC) {
+    const scan *s = &d->s;
+    const kr_scan_size *size = &s->size;
+    const int64_t plane = kr_scan_plane(size), next = p.row - CHUNK;
+    float *fixed_B = planes + KR_SCAN_FIXED_BACK * plane, *fixed_C = fixed_B + 2 * size->constant_B * plane;
+    back_sweep r; // not an initialiser: that would clear its arrays
+    prepare(&r.s, s, p, at, fixed_B, fixed_C);
+    r.gated = d->dz.data != 0;
+    r.dB = size->constant_B ? fixed_B + plane : lane_dB;
+    r.dC = size->constant_C ? fixed_C + plane : lane_dC;
     r.s.ahead[0] = stream_of(s->u, next, s->u_pitch, at.channel);
     r.s.ahead[1] = stream_of(s->delta, next, s->delta_pitch, at.channel);
     r.s.ahead[2] = stream_of(s->z, next, s->z_pitch, at.channel);
@@ -475,19 +509,12 @@ static void backward_chunk(const scan_grad *d, tile at, span p, const float *sta
     r.s.ahead[4] = stream_of(d->du.data, next, d->du.pitch, at.channel);
     r.s.ahead[5] = stream_of(d->ddelta.data, next, d->ddelta.pitch, at.channel);
     r.s.ahead[6] = stream_of(d->dz.data, next, d->dz.pitch, at.channel);
+    r.s.ahead[7] = (stream){0, 0};
+    load_chunk(&r, d, at, p);
+    const back_planes states = {planes + KR_SCAN_A * plane, start, planes + KR_SCAN_ADJOINT * plane,
+                                planes + KR_SCAN_DA * plane, size->states};
     retrace_all(&r, size, &states);
-    float *sums = planes + kr_scan_backward_planes(size) * plane;
-    kr_vf dD = kr_v_load(sums), dbias = kr_v_load(sums + LANES);
-    for (int t = 0; t < p.count; t++) {
-        const kr_vf ddt = r.qA[t] * kr_v_set(LN2) + r.u[t] * r.gB[t], ddelta = ddt * r.delta_slope[t];
-        dD += r.dy[t] * r.u[t];
-        dbias += ddelta;
-        put(d->du, p.row + t, at, D * r.dy[t] + r.s.dt[t] * r.gB[t]);
-        put(d->ddelta, p.row + t, at, ddelta);
-        if (r.gated) put(d->dz, p.row + t, at, r.gate_slope[t] * r.s.y[t]);
-    }
-    kr_v_store(sums, dD);
-    kr_v_store(sums + LANES, dbias);
+    store_chunk(&r, d, at, p, planes + kr_scan_backward_planes(size) * plane);
 }
 
 /// Lane i of the result is the sum over the lanes of v[i], each in the same tree.
@@ -507,7 +534,7 @@ static kr_vf sum_each(const kr_vf *v) {
 }
 
 /// [count, N, 16] lane sums to rows [N] at `pitch`; clears the sums for the next chunk.
-static void flush(float *lanes, int count, int64_t states, float *to, int64_t pitch) {
+static NOINLINE void flush(float *lanes, int count, int64_t states, float *to, int64_t pitch) {
     for (int t = 0; t < count; t++)
         for (int64_t n = 0; n < states; n += LANES) {
             const int64_t left = states - n < LANES ? states - n : LANES;

@@ -128,7 +128,14 @@ static kr_status cross_entropy_grad_shape(const kr_attrs *attrs, const kr_shape 
     return KR_OK;
 }
 
+static void cross_entropy_grad_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
+                                    double *bytes) {
+    (void)attrs, (void)in, (void)inputs;
+    *flops = 4.0 * (double)kr_shape_count(&out[0]);
+    *bytes = 8.0 * (double)kr_shape_count(&out[0]);
+}
+
 static const kr_stage cross_entropy_grad_stages[] = {KR_STAGE(cross_entropy_grad)};
 const kr_op kr_op_cross_entropy_grad = {.name = "cross_entropy_grad", .inputs = 6, .outputs = 1, .flags = KR_OP_NO_GRADIENT,
     .optional = 7u << 3, .rows_in = 1, .rows_out = 1, .inplace = 1, .attr = {.i = {"valid_vocab"}},
-    .shape = cross_entropy_grad_shape, .cost = softmax_cost, .stages = cross_entropy_grad_stages, .stage_count = 1};
+    .shape = cross_entropy_grad_shape, .cost = cross_entropy_grad_cost, .stages = cross_entropy_grad_stages, .stage_count = 1};

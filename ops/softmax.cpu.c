@@ -110,7 +110,8 @@ KR_KERNEL(cross_entropy_combine) {
 }
 
 /// dlogits = (softmax - onehot) (dloss / counted + dper_token) + softmax dlse; may overwrite the logits. Each part
-/// counts the targets for itself: they are few bytes, and a barrier costs more.
+/// counts the targets for itself: they are few bytes, and a barrier costs more. A target outside of the vocabulary
+/// makes its row NaN, as it does the loss: an update that heeds the gradient's norm then leaves the parameters alone.
 KR_KERNEL(cross_entropy_grad) {
     const kr_arg *logits = &call->in[0], *out = &call->out[0];
     const int32_t *target = call->in[1].data;
@@ -125,7 +126,8 @@ KR_KERNEL(cross_entropy_grad) {
         const float *x = (const float *)logits->data + r * from;
         float *dx = (float *)out->data + r * to;
         const int32_t id = target[r];
-        const float hit = id >= 0 ? share + (dper ? dper[r] : 0) : 0, weight = hit + (dlse ? dlse[r] : 0);
+        const float hit = id >= V ? __builtin_nanf("") : id >= 0 ? share + (dper ? dper[r] : 0) : 0;
+        const float weight = hit + (dlse ? dlse[r] : 0);
         if (weight == 0 && hit == 0) {
             __builtin_memset(dx, 0, (size_t)cols * sizeof *dx);
             continue;

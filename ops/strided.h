@@ -79,14 +79,15 @@ KR_LOCAL void kr_run_copy(char *to, int64_t to_step, const char *from, int64_t f
         return;
     }
     // Splats have a loop of their own, which compilers make wide.
-#define KR_RUN(type)                                                                                                \
-    if (to_step == 1 && from_step == 0) {                                                                           \
-        type value;                                                                                                 \
-        memcpy(&value, from, sizeof value);                                                                         \
-        for (int64_t i = 0; i < n; i++) memcpy(to + i * (int64_t)sizeof value, &value, sizeof value);               \
-    } else                                                                                                          \
-        for (int64_t i = 0; i < n; i++)                                                                             \
-            memcpy(to + i * to_step * (int64_t)sizeof(type), from + i * from_step * (int64_t)sizeof(type), sizeof(type)); \
+#define KR_RUN(type)                                                                                       \
+    if (to_step == 1 && from_step == 0) {                                                                  \
+        type value;                                                                                        \
+        memcpy(&value, from, sizeof value);                                                                \
+        for (int64_t i = 0; i < n; i++) memcpy(to + i * (int64_t)sizeof value, &value, sizeof value);      \
+    } else                                                                                                 \
+        for (int64_t i = 0; i < n; i++)                                                                    \
+            memcpy(to + i * to_step * (int64_t)sizeof(type), from + i * from_step * (int64_t)sizeof(type), \
+                   sizeof(type));                                                                          \
     break
     switch (size) {
     case 1: KR_RUN(uint8_t);

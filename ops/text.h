@@ -50,8 +50,8 @@ typedef struct kr_reader {
 } kr_reader;
 
 /// Records "label:line:column: ..." for the place `where` and gives back `code`.
-__attribute__((format(printf, 4, 5), cold)) kr_status kr_reader_fail(const kr_reader *, const char *where, kr_status code,
-                                                                    const char *format, ...);
+__attribute__((format(printf, 4, 5), cold)) kr_status kr_reader_fail(const kr_reader *, const char *where,
+                                                                     kr_status code, const char *format, ...);
 #define KR_WRONG(where, ...) return kr_reader_fail(r, (where), KR_BAD_FILE, __VA_ARGS__)
 #define KR_WRONG_IF(condition, where, ...)             \
     do {                                               \

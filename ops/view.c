@@ -24,7 +24,8 @@ static void no_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *o
 }
 
 kr_status kr_check_axis(const char *op, int64_t axis, const kr_shape *s) {
-    KR_FAIL_IF(axis < 0 || axis >= s->rank, KR_BAD_SHAPE, "%s: axis %lld, want 0 to %d", op, (long long)axis, s->rank - 1);
+    KR_FAIL_IF(axis < 0 || axis >= s->rank, KR_BAD_SHAPE, "%s: axis %lld, want 0 to %d", op, (long long)axis,
+               s->rank - 1);
     return KR_OK;
 }
 
@@ -48,9 +49,10 @@ static kr_status reshape_shape(const kr_attrs *attrs, const kr_shape *in_shape, 
                                kr_shape *out_shape, kr_dtype *out_dtype) {
     (void)inputs;
     char text[160];
-    KR_FAIL_IF(attrs->shape.rank < 0 || attrs->shape.rank > KR_MAX_RANK || kr_tensor_bytes(KR_U8, &attrs->shape) == SIZE_MAX ||
-               kr_shape_count(&attrs->shape) != kr_shape_count(in_shape), KR_BAD_SHAPE,
-               "reshape: want %lld elements, not shape %s", (long long)kr_shape_count(in_shape),
+    KR_FAIL_IF(attrs->shape.rank < 0 || attrs->shape.rank > KR_MAX_RANK ||
+                   kr_tensor_bytes(KR_U8, &attrs->shape) == SIZE_MAX ||
+                   kr_shape_count(&attrs->shape) != kr_shape_count(in_shape),
+               KR_BAD_SHAPE, "reshape: want %lld elements, not shape %s", (long long)kr_shape_count(in_shape),
                kr_shape_text(&attrs->shape, text));
     out_shape[0] = attrs->shape;
     out_dtype[0] = in_dtype[0];
@@ -246,7 +248,8 @@ const kr_op kr_op_transpose = {.name = "transpose", .inputs = 1, .outputs = 1, .
     .simplify = simplify_transpose, .view = transpose_view, .cost = no_cost};
 
 kr_value (kr_transpose)(kr_graph *g, kr_value v, int axis_a, int axis_b) {
-    if (!kr_take_axis(g, &kr_op_transpose, v, &axis_a) || !kr_take_axis(g, &kr_op_transpose, v, &axis_b)) return KR_NONE;
+    if (!kr_take_axis(g, &kr_op_transpose, v, &axis_a) || !kr_take_axis(g, &kr_op_transpose, v, &axis_b))
+        return KR_NONE;
     const int a = axis_a < axis_b ? axis_a : axis_b, b = axis_a < axis_b ? axis_b : axis_a;
     return kr_append(g, &kr_op_transpose, &(kr_attrs){.i = {a, b}}, &v, 1);
 }
@@ -320,7 +323,7 @@ static void grad_nothing(kr_graph *g, const kr_node *n, const kr_value *dout, kr
 }
 
 const kr_op kr_op_stop_gradient = {.name = "stop_gradient", .inputs = 1, .outputs = 1,
-    .flags = KR_OP_VIEW | KR_OP_CHEAP | KR_OP_NO_GRADIENT, .strided_in = 1, .shape = same_shape, .grad = grad_nothing,
+    .flags = KR_OP_VIEW | KR_OP_CHEAP, .strided_in = 1, .shape = same_shape, .grad = grad_nothing,
     .view = same_view, .cost = no_cost};
 
 kr_value (kr_stop_gradient)(kr_graph *g, kr_value v) {

@@ -202,7 +202,8 @@ kr_status kr_checkpoint_recover(const char *path) {
 
 kr_status kr_checkpoint_remove(const char *path) {
     kr_place p;
-    kr_status status = kr_place_open(path, true, &p); // refuses what is no checkpoint
+    kr_status status = kr_place_open(path, false, &p);
+    if (!status) status = check_replaceable(&p);
     if (!status && is_there(p.parent, p.name)) {
         // Moved first, so that no half checkpoint ever bears its name. Files of others end up under it again, alone.
         status = move(&p, p.name, p.old);

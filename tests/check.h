@@ -52,7 +52,8 @@ double check_get(const void *data, kr_dtype, int64_t index);
 void check_set(void *data, kr_dtype, int64_t index, double value);
 /// n uniform values in [lo, hi], exactly representable in `dtype`; integers lo .. hi for integer dtypes.
 void check_random(double *out, int64_t n, kr_dtype, double lo, double hi, uint64_t seed, uint64_t stream);
-/// |got - want| <= tolerance * (1 + max |want|) for all elements; NaN and infinities must agree. `what` starts the message.
+/// |got - want| <= tolerance * (1 + max |want|) for all elements; NaN and infinities must agree. `what` starts the
+/// message.
 void check_close(const void *got, kr_dtype, const double *want, int64_t n, double tolerance, const char *what);
 /// Asserts KR_OK, with the message and place of the failure.
 void check_ok(kr_status, const char *what);

@@ -34,7 +34,8 @@ static kr_status run_node(const kr_graph *g, const kr_node *n, void **data, kr_i
         }
         const kr_binding *b = find(inputs, input_count, n->name);
         KR_FAIL_IF(!b && !strcmp(n->op->name, "input"), KR_BAD_ARGUMENT, "input \"%s\" is not bound", n->name);
-        KR_FAIL_IF(b && b->bytes != bytes, KR_BAD_ARGUMENT, "\"%s\": %zu bytes are bound, want %zu", n->name, b->bytes, bytes);
+        KR_FAIL_IF(b && b->bytes != bytes, KR_BAD_ARGUMENT, "\"%s\": %zu bytes are bound, want %zu", n->name, b->bytes,
+                   bytes);
         if (b) memcpy(a.data, b->data, bytes);
         else memset(a.data, 0, bytes);
         return KR_OK;
@@ -103,7 +104,8 @@ typedef struct gradient {
 
 static double loss_of(const gradient *f) {
     double loss = 0;
-    for (int k = 0; k < f->op->outputs; k++) memset(f->out[k], 0, (size_t)kr_shape_count(&f->out_shape[k]) * sizeof(double));
+    for (int k = 0; k < f->op->outputs; k++)
+        memset(f->out[k], 0, (size_t)kr_shape_count(&f->out_shape[k]) * sizeof(double));
     f->oracle(&f->c->attrs, f->in_shape, (const double *const *)f->in, f->out_shape, f->out);
     for (int k = 0; k < f->op->outputs; k++)
         if (f->outputs >> k & 1)
@@ -147,10 +149,12 @@ static void check_keeps(const gradient *f) {
         for (int i = 0; i < m->inputs; i++) {
             for (int a = 0; a < n->inputs; a++)
                 cr_assert(!m->in[i].id || m->in[i].id != n->in[a].id || (f->op->keeps_in >> (a < 31 ? a : 31) & 1),
-                          "%s: the gradient's %s reads input %d, which keeps_in does not declare", f->c->op, m->op->name, a);
+                          "%s: the gradient's %s reads input %d, which keeps_in does not declare", f->c->op,
+                          m->op->name, a);
             for (int a = 0; a < n->outputs; a++)
                 cr_assert(m->in[i].id != n->out[a].id || (f->op->keeps_out >> a & 1),
-                          "%s: the gradient's %s reads output %d, which keeps_out does not declare", f->c->op, m->op->name, a);
+                          "%s: the gradient's %s reads output %d, which keeps_out does not declare", f->c->op,
+                          m->op->name, a);
         }
     }
     for (int i = 0; i < f->c->inputs; i++) {
@@ -224,8 +228,9 @@ static void compare(const gradient *f, int i, const float *got, kr_isa isa) {
         const double g = got ? got[at[s]] : 0;
         cr_assert(fabs(g - want[s]) <= allowed,
                   "%s (%s, loss over outputs 0x%x): gradient of input %d, element %lld of %lld: got %.9g, want %.9g, "
-                  "off by %.3g, allowed %.3g", f->c->op, kr_isa_name(isa), f->outputs, i, (long long)at[s], (long long)n,
-                  g, want[s], fabs(g - want[s]), allowed);
+                  "off by %.3g, allowed %.3g",
+                  f->c->op, kr_isa_name(isa), f->outputs, i, (long long)at[s], (long long)n, g, want[s],
+                  fabs(g - want[s]), allowed);
     }
 }
 

@@ -59,4 +59,22 @@ static inline kr_status add_step(kr_plan *plan, const char *op, const kr_stage *
     return kr_plan_add_step(plan, &step);
 }
 
+// Kernels of two inputs and one output of the same shape, packed.
+
+static inline void product(const kr_call *call, int part, int parts) {
+    const float *a = call->in[0].data, *b = call->in[1].data;
+    float *out = call->out[0].data;
+    int64_t begin, end;
+    kr_share(kr_shape_count(&call->out[0].shape), part, parts, &begin, &end);
+    for (int64_t k = begin; k < end; k++) out[k] = a[k] * b[k];
+}
+
+static inline void sum(const kr_call *call, int part, int parts) {
+    const float *a = call->in[0].data, *b = call->in[1].data;
+    float *out = call->out[0].data;
+    int64_t begin, end;
+    kr_share(kr_shape_count(&call->out[0].shape), part, parts, &begin, &end);
+    for (int64_t k = begin; k < end; k++) out[k] = a[k] + b[k];
+}
+
 #endif

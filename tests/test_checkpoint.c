@@ -3,7 +3,7 @@
 
 TestSuite(checkpoint, .init = make_folder, .fini = remove_folder, .timeout = 300);
 
-// Round trips ------------------------------------------------------------------------------------------------------------
+// Round trips --------------------------------------------------------------------------------------------------------
 
 static void round_trip(kr_device *on) {
     small a = open_with(slots, SLOTS, on), b = open_with(slots, SLOTS, on);
@@ -115,7 +115,7 @@ Test(checkpoint, large_tensors) {
     close_small(b);
 }
 
-// What does not fit ------------------------------------------------------------------------------------------------------
+// What does not fit --------------------------------------------------------------------------------------------------
 
 static void refuse_load(small s, unsigned what, kr_status code, const char *part, const char *other) {
     const kr_status got = kr_checkpoint_load(latest, s.session, what, NULL);
@@ -186,7 +186,7 @@ Test(checkpoint, nothing_there) {
     close_small(s);
 }
 
-// Damage -----------------------------------------------------------------------------------------------------------------
+// Damage -------------------------------------------------------------------------------------------------------------
 
 static void damaged(small s, const char *file, const char *how, size_t at) {
     cr_assert_eq(seed_of(s, 1), -2, "%s %s at %zu was not noticed", file, how, at);

@@ -113,7 +113,8 @@ Test(config, faults_name_line_and_nearest_key) {
         {"models:\n  m: {layer: mamba1, d_model: 8, n_layer: 99999}\n", {"k.yaml:2:", "1 to 4096"}},
         // missing or wrong values of models
         {"models:\n  m: {layer: mamba1, d_model: 8, n_layer: 1}\n", {"k.yaml:2:", "no vocab_size"}},
-        {"models:\n  m: {layer: mamab1, d_model: 8, n_layer: 1, vocab_size: 9}\n", {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
+        {"models:\n  m: {layer: mamab1, d_model: 8, n_layer: 1, vocab_size: 9}\n",
+         {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
         {"models:\n  m: {}\n", {"k.yaml:2:", "no layer"}},
         // YAML itself
         {"", {"k.yaml", "empty"}},

@@ -15,7 +15,7 @@
 
 TestSuite(crash, .init = make_folder, .fini = remove_folder, .timeout = 300);
 
-// Failing saves ------------------------------------------------------------------------------------------------------------
+// Failing saves ------------------------------------------------------------------------------------------------------
 
 /// Runs `body` in a child, which exits with 0 when all is as wanted.
 static int in_child(int (*body)(small), small s) {
@@ -89,6 +89,10 @@ Test(crash, only_checkpoints_are_replaced_and_removed) {
     cr_assert_eq(kr_checkpoint_remove(latest), KR_OK);
     cr_assert_not(there(latest));
     cr_assert_eq(kr_checkpoint_remove(latest), KR_OK, "%s", kr_status_message());
+
+    snprintf(file, sizeof file, "%s/no/such", folder);
+    cr_assert_eq(kr_checkpoint_remove(file), KR_IO);
+    cr_assert_eq(entries_of(folder), 0, "removing made a directory");
 
     mkdir(latest, 0755);
     put_file(in_latest("thesis.txt"), "words", 5);
@@ -179,7 +183,7 @@ Test(crash, loading_while_another_process_saves) {
     close_small(b);
 }
 
-// Killed at every system call ----------------------------------------------------------------------------------------------
+// Killed at every system call ----------------------------------------------------------------------------------------
 
 /// From here on this process has no exchange of names, as on file systems without it.
 static bool forbid_exchange(void) {

@@ -169,7 +169,7 @@ Test(data, fingerprints_see_changes) {
     free(bytes);
 }
 
-// Sampling -------------------------------------------------------------------------------------------------------------
+// Sampling ----------------------------------------------------------------------------------------------------
 
 Test(sample, greedy_takes_the_first_of_the_largest) {
     const float logits[5] = {1, 4, -2, 4, 3};
@@ -189,8 +189,8 @@ static void check_frequencies(const float *logits, int n, kr_sampling how, const
     for (uint64_t k = 0; k < DRAWS; k++) count[kr_sample(logits, n, &how, 7, k, scratch)]++;
     for (int k = 0; k < n; k++) {
         const double got = (double)count[k] / DRAWS;
-        cr_expect(fabs(got - want[k]) <= 4 * sqrt(want[k] * (1 - want[k]) / DRAWS), "id %d: %g of the draws, want %g", k,
-                  got, want[k]);
+        cr_expect(fabs(got - want[k]) <= 4 * sqrt(want[k] * (1 - want[k]) / DRAWS), "id %d: %g of the draws, want %g",
+                  k, got, want[k]);
     }
 }
 
@@ -202,7 +202,8 @@ Test(sample, frequencies_follow_temperature_top_k_and_top_p) {
     check_frequencies(logits, 4, (kr_sampling){.temperature = 0.5, .top_p = 1},
                       (double[]){1 / 30.0, 16 / 30.0, 4 / 30.0, 9 / 30.0});
     // 0.4 + 0.3 < 0.75, so a third one stays; 0.4 + 0.3 >= 0.65.
-    check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 0.75}, (double[]){0, 4 / 9.0, 2 / 9.0, 3 / 9.0});
+    check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 0.75},
+                      (double[]){0, 4 / 9.0, 2 / 9.0, 3 / 9.0});
     check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 0.65}, (double[]){0, 4 / 7.0, 0, 3 / 7.0});
     check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 1e-9}, (double[]){0, 1, 0, 0});
 }
@@ -243,7 +244,7 @@ Test(sample, terminals_get_whole_characters_only) {
     }
 }
 
-// Metrics --------------------------------------------------------------------------------------------------------------
+// Metrics ----------------------------------------------------------------------------------------------------
 
 Test(metrics, lines_come_back_and_later_ones_are_dropped_on_resume) {
     const char *directory = scratch_directory();
@@ -319,8 +320,8 @@ Test(metrics, event_files_are_framed_right) {
         cr_assert_eq(text[at + 12], 0x09);
         cr_assert_eq(text[at + 21], 0x10);
         if (records == 1) {
-            static const uint8_t want[] = {0x10, 0xac, 0x02, 0x2a, 13, 0x0a, 11, 0x0a, 4, 'l', 'o', 's', 's', 0x15, 0, 0,
-                                           0xc0, 0x3f};
+            static const uint8_t want[] = {0x10, 0xac, 0x02, 0x2a, 13,   0x0a, 11, 0x0a, 4,
+                                           'l',  'o',  's',  's',  0x15, 0,    0,  0xc0, 0x3f};
             cr_assert_eq(length, 9 + sizeof want);
             cr_assert_arr_eq(text + at + 21, want, sizeof want);
         }

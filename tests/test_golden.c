@@ -44,7 +44,8 @@ static void all_pass(const char *how) {
     char *text = golden(&status, arguments);
     cr_expect_eq(status, 0, "%s:\n%s", how, text);
     const char *last = last_line(text);
-    cr_expect_eq(sscanf(last, "%d passed, %d failed, %d skipped", &passed, &failed, &skipped), 3, "last line: %s", last);
+    cr_expect_eq(sscanf(last, "%d passed, %d failed, %d skipped", &passed, &failed, &skipped), 3, "last line: %s",
+                 last);
     cr_expect(passed >= 50 && failed == 0, "%s: %s", how, last);
     free(text);
 }
@@ -132,8 +133,10 @@ Test(golden_faults, broken_files_fail_and_the_rest_runs) {
 
 Test(golden_faults, unknown_kinds) {
     const float one = 1;
-    const kr_tensor_entry entry = {.name = "in.x", .dtype = KR_F32, .shape = KR_SHAPE(1), .data = &one, .bytes = sizeof one};
-    static const char *const kinds[][2] = {{"op", "ssd_scan"}, {"op", "mamba9_block"}, {"op", "linear"}, {"about", "nothing"}};
+    const kr_tensor_entry entry = {
+        .name = "in.x", .dtype = KR_F32, .shape = KR_SHAPE(1), .data = &one, .bytes = sizeof one};
+    static const char *const kinds[][2] = {
+        {"op", "ssd_scan"}, {"op", "mamba9_block"}, {"op", "linear"}, {"about", "nothing"}};
     for (int k = 0; k < 4; k++) {
         char *text = NULL, name[32];
         size_t bytes;
@@ -144,7 +147,8 @@ Test(golden_faults, unknown_kinds) {
         put(name, text, bytes);
         free(text);
     }
-    expect(1, "0 passed, 2 failed, 2 skipped", "skipped 0.safetensors                        ssd_scan is not there yet");
+    expect(1, "0 passed, 2 failed, 2 skipped",
+           "skipped 0.safetensors                        ssd_scan is not there yet");
 }
 
 Test(golden_faults, a_missing_directory_is_named) {

@@ -43,7 +43,8 @@ static void check_chunk(const bound *b, const float *x, int64_t n) {
             const bool tiny = b->flush_magnitude ? fabs(in) < b->flush_below : in < b->flush_below;
             bool good;
             if (isnan(want)) good = isnan(y[i]);
-            else if (tiny) good = fabs(y[i]) < 1.2e-38 || y[i] == -INFINITY || fabs(y[i] - want) <= b->relative * fabs(want);
+            else if (tiny)
+                good = fabs(y[i]) < 1.2e-38 || y[i] == -INFINITY || fabs(y[i] - want) <= b->relative * fabs(want);
             else if (fabs(want) > 3.4028235e38) good = y[i] == (float)want;
             else if (fabs(want) < 1.2e-38) good = fabs(y[i]) < 1.2e-38;
             else good = fabs(y[i] - want) <= b->relative * fabs(want);

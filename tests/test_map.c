@@ -195,7 +195,8 @@ Test(map, broadcast_gradient) {
     check_ok(kr_graph_new(&g), "graph");
     const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(2, 1, 3)), y = kr_input(g, "y", KR_F32, KR_SHAPE(4, 1));
     const kr_value w = kr_input(g, "w", KR_F32, KR_SHAPE(2, 4, 3));
-    const kr_value product = kr_mul(g, kr_mul(g, x, y), w), loss = kr_sum(g, kr_reshape(g, product, KR_SHAPE(24)), 0, false);
+    const kr_value product = kr_mul(g, kr_mul(g, x, y), w),
+                   loss = kr_sum(g, kr_reshape(g, product, KR_SHAPE(24)), 0, false);
     kr_value grads[2];
     check_ok(kr_autodiff(g, loss, (kr_value[]){x, y}, 2, grads), "autodiff");
     kr_output(g, "dx", grads[0]);

@@ -302,8 +302,9 @@ Test(model, configuration_round_trip_and_errors) {
     free(again);
     static const struct { const char *json, *says; } bad[] = {
         {"", "config"}, {"[1]", "object"}, {"{\"d_modell\": 4}", "d_modell"}, {"{\"d_model\": \"big\"}", "d_model"},
-        {"{\"d_model\": 4", "byte"}, {"{\"ssm_cfg\": {\"layer\": \"Mamba9\"}}", "Mamba9"}, {"{\"d_intermediate\": 64}", "d_intermediate"},
-        {"{\"attn_layer_idx\": [1]}", "attention"}, {"{\"ssm_cfg\": {\"dt_rank\": \"many\"}}", "dt_rank"},
+        {"{\"d_model\": 4", "byte"}, {"{\"ssm_cfg\": {\"layer\": \"Mamba9\"}}", "Mamba9"}, {"{\"attn_layer_idx\": [70]}", "attn_layer_idx"},
+        {"{\"attn_layer_idx\": 3}", "attn_layer_idx"}, {"{\"layers\": [\"mamba1\", 3]}", "layer 1"},
+        {"{\"layers\": [\"mamba1\", \"mamba9\"]}", "mamba9"}, {"{\"ssm_cfg\": {\"dt_limit\": [2, 1]}}", "dt_limit"}, {"{\"ssm_cfg\": {\"dt_rank\": \"many\"}}", "dt_rank"},
         {"{\"n_layer\": 99999}", "n_layer"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cr_assert_neq(kr_model_config_parse(bad[i].json, strlen(bad[i].json), &back), KR_OK, "%s is accepted", bad[i].json);

@@ -33,7 +33,7 @@ static const kr_option table[] = {
 static const kr_usage usage = {.command = "try", .synopsis = "[options] [DIR]", .options = table, .positional = "DIR",
                                .positional_max = 2};
 
-enum { WORDS = 16 };
+enum { WORDS = 32 };
 
 /// Parses a line cut at blanks.
 static kr_status parse(const char *line, things *out, kr_text_list *words) {
@@ -54,7 +54,9 @@ Test(options, every_type_both_spellings) {
     things t;
     kr_text_list words;
     cr_assert_eq(parse("--dry-run --batch-size 12 --small=-3 --learning-rate=3e-3 --text-file - --schedule wsd "
-                       "--seed 0xff --name abc --shape 2x3 --shape=4x5 here", &t, &words), KR_OK, "%s", kr_status_message());
+                       "--seed 0xff --name abc --shape 2x3 --shape=4x5 here",
+                       &t, &words),
+                 KR_OK, "%s", kr_status_message());
     cr_assert(t.flag);
     cr_assert_eq(t.count, 12);
     cr_assert_eq(t.small, -3);

@@ -126,13 +126,14 @@ static int run_and_signal(const char *run, int lines, int number) {
     const pid_t child = fork();
     if (child == 0) {
         char arguments[1024];
-        snprintf(arguments, sizeof arguments, "exec '%s' " TINY "--output-dir %s --steps 4000 --save-every 10 >log 2>&1",
-                 getenv("KRAIT_BINARY"), run);
+        snprintf(arguments, sizeof arguments,
+                 "exec '%s' " TINY "--output-dir %s --steps 4000 --save-every 10 >log 2>&1", getenv("KRAIT_BINARY"),
+                 run);
         execl("/bin/sh", "sh", "-c", arguments, (char *)NULL);
         _exit(127);
     }
     char test[256];
-    snprintf(test, sizeof test, "test \"$(wc -l < %s/metrics.jsonl 2>/dev/null || echo 0)\" -ge %d", run, lines);
+    snprintf(test, sizeof test, "test \"$(cat %s/metrics.jsonl 2>/dev/null | wc -l)\" -ge %d", run, lines);
     for (int k = 0; k < 2000 && system(test) != 0; k++) usleep(10000);
     kill(child, number);
     int status;
@@ -200,7 +201,8 @@ Test(pretrain, not_finite_names_a_node_and_keeps_the_checkpoint, .init = enter, 
     train("--output-dir run --steps 50 --stop-after 4");
     cr_assert_eq(system("cp -r run before"), 0);
     cr_expect_eq(krait(TINY "--output-dir run --steps 50 --learning-rate 1e30 --resume"), 1);
-    expect_said("not finite");
+    expect_said("the first non-finite value");
+    expect_said("node ");
     expect_said("run/step-00000004");
     expect_same("run/latest", "before/latest");
     train("--output-dir run --steps 50 --resume --stop-after 6");
@@ -225,8 +227,8 @@ static void poison(const char *checkpoint, const char *param) {
     cr_assert_eq(kr_device_cpu(&device), KR_OK);
     cr_assert_eq(kr_session_open(device, 1, &session), KR_OK);
     cr_assert_eq(kr_session_add(session, plan), KR_OK);
-    cr_assert_eq(kr_checkpoint_load(checkpoint, session, KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER | KR_LOAD_STATE, &state), KR_OK,
-                 "%s", kr_status_message());
+    cr_assert_eq(kr_checkpoint_load(checkpoint, session, KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER | KR_LOAD_STATE, &state),
+                 KR_OK, "%s", kr_status_message());
     const int index = kr_session_find(session, param);
     cr_assert_geq(index, 0);
     const size_t bytes = kr_session_slot(session, index)->bytes;
@@ -262,6 +264,7 @@ Test(pretrain, what_does_not_fit_is_refused, .init = enter, .fini = leave) {
         {"pretrian", 2, {"did you mean 'pretrain'"}},
         {"pretrain", 2, {"--model NAME is missing"}},
         {"pretrain --model mamba1-tiny --target local -- --text-flie text", 2, {"--text-flie", "--text-file"}},
+        {"pretrain --model mamba1-tiny", 2, {"no text to learn", "--text-file FILE"}},
         {"pretrain --model mamba1-tny --text-file text", 2, {"'mamba1-tny'", "'mamba1-tiny'"}},
         {"pretrain --model mamba1-tiny --target cluster --text-file text", 2, {"'cluster'", "local"}},
         {"pretrain --model mamba1-tiny --text-file nowhere", 1, {"nowhere"}},
@@ -269,7 +272,9 @@ Test(pretrain, what_does_not_fit_is_refused, .init = enter, .fini = leave) {
         {"pretrain --model mamba1-tiny --text-file text --batch-size 0", 2, {"--batch-size is 0"}},
         {"pretrain --model mamba1-tiny --text-file text --config nowhere.yaml", 1, {"nowhere.yaml"}},
         {"pretrain --model mamba1-tiny --text-file text --resume", 2, {"--resume", "--output-dir"}},
-        {"pretrain --model mamba1-tiny --text-file text --resume --output-dir nowhere", 2, {"no checkpoint in nowhere"}},
+        {"pretrain --model mamba1-tiny --text-file text --resume --output-dir nowhere",
+         2,
+         {"no checkpoint in nowhere"}},
         {"generate --checkpoint nowhere", 2, {"nowhere"}},
         {"generate --checkpoint .", 2, {"neither a checkpoint nor a run"}},
         {"generate", 2, {"--checkpoint DIR is missing"}},
@@ -291,12 +296,15 @@ Test(pretrain, another_model_or_text_cannot_be_resumed, .init = enter, .fini = l
     train("--output-dir run --steps 9 --stop-after 2");
     cr_expect_eq(krait(TINY "--output-dir run --steps 9"), 2);
     expect_said("holds a run already");
-    cr_expect_eq(system("sed 's/5 of/6 of/' text > text2; printf 'models:\\n  mamba1-tiny: {layer: mamba1, d_model: 40, "
-                        "n_layer: 2, vocab_size: 256}\\n' > k.yaml"), 0);
+    cr_expect_eq(
+        system("sed 's/5 of/6 of/' text > text2; printf 'models:\\n  mamba1-tiny: {layer: mamba1, d_model: 40, "
+               "n_layer: 2, vocab_size: 256}\\n' > k.yaml"),
+        0);
     cr_expect_eq(krait("pretrain --model mamba1-tiny --text-file text2 --seq-len 32 --output-dir run --resume"), 2);
     expect_said("the text is not the one");
-    cr_expect_eq(krait("pretrain --config k.yaml --model mamba1-tiny --text-file text --seq-len 32 --output-dir run --resume"),
-                 2);
+    cr_expect_eq(
+        krait("pretrain --config k.yaml --model mamba1-tiny --text-file text --seq-len 32 --output-dir run --resume"),
+        2);
     expect_said("d_model is 32 in the checkpoint, 40 now");
     train("--output-dir run --steps 9 --learning-rate 1e-4 --resume");
     expect_said("settings changed since the checkpoint: learning-rate 0.003 -> 0.0001");
@@ -317,7 +325,8 @@ Test(generate, repeats_from_its_seed, .init = enter, .fini = leave) {
     cr_assert_eq(krait("generate --checkpoint run --prompt 'line ' --max-new-tokens 100 --seed 3"), 0, "%s", output);
     strcpy(first, output);
     cr_expect_eq(strlen(first), 105);
-    cr_assert_eq(krait("generate --checkpoint run/latest --prompt 'line ' --max-new-tokens 100 --seed 3 --threads 2"), 0);
+    cr_assert_eq(krait("generate --checkpoint run/latest --prompt 'line ' --max-new-tokens 100 --seed 3 --threads 2"),
+                 0);
     cr_expect_str_eq(output, first);
     cr_assert_eq(krait("generate --checkpoint run --prompt 'line ' --max-new-tokens 100 --seed 4"), 0);
     cr_expect_str_neq(output, first);
@@ -330,7 +339,8 @@ Test(generate, a_prompt_may_be_cut_anywhere, .init = enter, .fini = leave) {
     // in pieces or not, leaves the state that decoding leaves.
     static char whole[OUTPUT];
     train("--output-dir run --steps 40");
-    cr_assert_eq(krait("generate --checkpoint run --prompt 'line ' --max-new-tokens 700 --temperature 0"), 0, "%s", output);
+    cr_assert_eq(krait("generate --checkpoint run --prompt 'line ' --max-new-tokens 700 --temperature 0"), 0, "%s",
+                 output);
     strcpy(whole, output);
     static const int lengths[] = {1, 2, 5, 6, 255, 256, 257, 258, 512, 600};
     for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k++) {

@@ -107,10 +107,9 @@ Test(reduce, mean_of_nothing_is_nan) {
 
 /// Enough for several segments and column blocks.
 Test(reduce, segments) {
-    each(KR_SHAPE(70001), false);
-    each(KR_SHAPE(1500, 65), false);
-    each(KR_SHAPE(3, 50, 1100), false);
-    each(KR_SHAPE(2, 20000), false);
+    each(KR_SHAPE(33001), false);
+    each(KR_SHAPE(700, 65), false);
+    each(KR_SHAPE(65, 600), false);
 }
 
 Test(reduce, gradient) {
@@ -141,10 +140,12 @@ Test(reduce, cumsum_keeps_small_terms) {
     enum { N = 1 << 20 };
     float *x = malloc(N * sizeof *x), *y = malloc(N * sizeof *y);
     for (int i = 0; i < N; i++) x[i] = 0.1f;
-    const kr_arg in = {.data = x, .shape = KR_SHAPE(N), .stride = {1}}, out = {.data = y, .shape = KR_SHAPE(N), .stride = {1}};
+    const kr_arg in = {.data = x, .shape = KR_SHAPE(N), .stride = {1}},
+                 out = {.data = y, .shape = KR_SHAPE(N), .stride = {1}};
     for (kr_isa isa = 0; isa <= kr_isa_best(); isa++) {
         check_ok(check_call(kr_op_find("cumsum"), &(kr_attrs){0}, &in, 1, &out, isa, 1, false), "cumsum");
-        cr_assert(fabs(y[N - 1] - N * (double)0.1f) <= 1e-7 * N * 0.1, "got %.9g, want %.9g", y[N - 1], N * (double)0.1f);
+        cr_assert(fabs(y[N - 1] - N * (double)0.1f) <= 1e-7 * N * 0.1, "got %.9g, want %.9g", y[N - 1],
+                  N * (double)0.1f);
     }
     free(x);
     free(y);
@@ -186,7 +187,8 @@ Test(reduce, errors) {
     kr_graph *g;
     check_ok(kr_graph_new(&g), "graph");
     kr_sum(g, kr_input(g, "x", KR_F32, KR_SHAPE(2, 3)), 2, false);
-    cr_assert(kr_graph_status(g) == KR_BAD_SHAPE && strstr(kr_status_message(), "sum: there is no such axis in [2, 3]"));
+    cr_assert(kr_graph_status(g) == KR_BAD_SHAPE &&
+              strstr(kr_status_message(), "sum: there is no such axis in [2, 3]"));
     kr_graph_free(g);
     check_ok(kr_graph_new(&g), "graph");
     kr_max(g, kr_input(g, "x", KR_F32, KR_SHAPE(2, 0)), -1, false);

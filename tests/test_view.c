@@ -92,33 +92,40 @@ static void check(check_case c, check_oracle *oracle) {
 Test(view, reshape) {
     const kr_shape to[] = {KR_SHAPE(24), KR_SHAPE(6, 4), KR_SHAPE(2, 1, 12), KR_SHAPE(1, 4, 3, 2, 1)};
     for (int i = 0; i < 4; i++)
-        check((check_case){.op = "reshape", .attrs.shape = to[i], .inputs = 1, .shape = {KR_SHAPE(2, 3, 4)}}, oracle_copy);
+        check((check_case){.op = "reshape", .attrs.shape = to[i], .inputs = 1, .shape = {KR_SHAPE(2, 3, 4)}},
+              oracle_copy);
     check((check_case){.op = "reshape", .attrs.shape = KR_SHAPE(1, 1), .inputs = 1, .shape = {KR_SCALAR}}, oracle_copy);
-    check((check_case){.op = "reshape", .attrs.shape = KR_SHAPE(7, 0), .inputs = 1, .shape = {KR_SHAPE(0, 3)}}, oracle_copy);
+    check((check_case){.op = "reshape", .attrs.shape = KR_SHAPE(7, 0), .inputs = 1, .shape = {KR_SHAPE(0, 3)}},
+          oracle_copy);
 }
 
 Test(view, slice) {
     for (int axis = 0; axis < 3; axis++)
-        check((check_case){.op = "slice", .attrs.i = {axis, 1, 2}, .inputs = 1, .shape = {KR_SHAPE(4, 3, 5)}}, oracle_slice);
+        check((check_case){.op = "slice", .attrs.i = {axis, 1, 2}, .inputs = 1, .shape = {KR_SHAPE(4, 3, 5)}},
+              oracle_slice);
     check((check_case){.op = "slice", .attrs.i = {1, 3, 0}, .inputs = 1, .shape = {KR_SHAPE(4, 3)}}, oracle_slice);
 }
 
 Test(view, transpose) {
     for (int a = 0; a < 3; a++)
         for (int b = a; b < 3; b++)
-            check((check_case){.op = "transpose", .attrs.i = {a, b}, .inputs = 1, .shape = {KR_SHAPE(2, 3, 5)}}, oracle_transpose);
+            check((check_case){.op = "transpose", .attrs.i = {a, b}, .inputs = 1, .shape = {KR_SHAPE(2, 3, 5)}},
+                  oracle_transpose);
 }
 
 Test(view, broadcast) {
-    const kr_shape from[] = {KR_SHAPE(3, 1), KR_SHAPE(5), KR_SCALAR, KR_SHAPE(1, 1, 5), KR_SHAPE(2, 3, 5), KR_SHAPE(2, 1, 1)};
+    const kr_shape from[] = {KR_SHAPE(3, 1),    KR_SHAPE(5),       KR_SCALAR,
+                             KR_SHAPE(1, 1, 5), KR_SHAPE(2, 3, 5), KR_SHAPE(2, 1, 1)};
     for (int i = 0; i < 6; i++)
-        check((check_case){.op = "broadcast", .attrs.shape = KR_SHAPE(2, 3, 5), .inputs = 1, .shape = {from[i]}}, oracle_broadcast);
+        check((check_case){.op = "broadcast", .attrs.shape = KR_SHAPE(2, 3, 5), .inputs = 1, .shape = {from[i]}},
+              oracle_broadcast);
 }
 
 Test(view, pad) {
     for (int axis = 0; axis < 3; axis++)
         for (int k = 0; k < 4; k++)
-            check((check_case){.op = "pad", .attrs.i = {axis, k & 1, k & 2}, .inputs = 1, .shape = {KR_SHAPE(4, 3, 5)}}, oracle_pad);
+            check((check_case){.op = "pad", .attrs.i = {axis, k & 1, k & 2}, .inputs = 1, .shape = {KR_SHAPE(4, 3, 5)}},
+                  oracle_pad);
     check((check_case){.op = "pad", .attrs.i = {0, 2, 3}, .inputs = 1, .shape = {KR_SHAPE(0, 3)}}, oracle_pad);
 }
 
@@ -143,7 +150,8 @@ Test(view, copy) {
 Test(view, dtypes) {
     for (kr_dtype t = 0; t < KR_DTYPE_COUNT; t++) {
         const check_case copy = {.op = "copy", .inputs = 1, .shape = {KR_SHAPE(150, 131)}, .dtype = {t}, .hi = {1}};
-        const check_case pad = {.op = "pad", .attrs.i = {0, 9, 0}, .inputs = 1, .shape = {KR_SHAPE(150, 131)}, .dtype = {t}, .hi = {1}};
+        const check_case pad = {
+            .op = "pad", .attrs.i = {0, 9, 0}, .inputs = 1, .shape = {KR_SHAPE(150, 131)}, .dtype = {t}, .hi = {1}};
         const check_case concat = {.op = "concat", .attrs.i = {1}, .inputs = 2, .dtype = {t, t}, .hi = {1, 1},
                                    .shape = {KR_SHAPE(150, 91), KR_SHAPE(150, 40)}};
         check_forward(&copy, oracle_copy);
@@ -184,7 +192,8 @@ Test(view, reshape_of_strided) {
     // axes of length 1 have no say
     cr_assert(reshape_layout(KR_SHAPE(2, 1, 4), (int64_t[]){4, 77, 1}, KR_SHAPE(8), &l) && l.stride[0] == 1);
     // a broadcast axis splits, and merges only with another one
-    cr_assert(reshape_layout(KR_SHAPE(6, 4), (int64_t[]){0, 1}, KR_SHAPE(2, 3, 4), &l) && l.stride[0] == 0 && l.stride[1] == 0);
+    cr_assert(reshape_layout(KR_SHAPE(6, 4), (int64_t[]){0, 1}, KR_SHAPE(2, 3, 4), &l) && l.stride[0] == 0 &&
+              l.stride[1] == 0);
     cr_assert(reshape_layout(KR_SHAPE(2, 3, 4), (int64_t[]){0, 0, 1}, KR_SHAPE(6, 4), &l) && l.stride[0] == 0);
     cr_assert(!reshape_layout(KR_SHAPE(6, 4), (int64_t[]){0, 1}, KR_SHAPE(24), &l));
     // transposed
@@ -210,7 +219,8 @@ Test(view, random_reshapes) {
         cr_assert(kr_op_find("transpose")->view(&(kr_attrs){.i = {a, b}}, &l, &s, &swapped));
         kr_shape shorter = s;
         shorter.dim[axis] = 1 + RANDOM(s.dim[axis]);
-        cr_assert(kr_op_find("slice")->view(&(kr_attrs){.i = {axis, s.dim[axis] - shorter.dim[axis], 0}}, &swapped, &shorter, &cut));
+        cr_assert(kr_op_find("slice")->view(&(kr_attrs){.i = {axis, s.dim[axis] - shorter.dim[axis], 0}}, &swapped,
+                                            &shorter, &cut));
         const int64_t n = kr_shape_count(&shorter);
         const int64_t first = n % 3 == 0 ? 3 : n % 2 == 0 ? 2 : 1;
         const kr_shape to = KR_SHAPE(first, n / first);
@@ -226,7 +236,7 @@ Test(view, random_reshapes) {
     }
 }
 
-// Builders and errors --------------------------------------------------------------------------------------------------
+// Builders and errors -------------------------------------------------------------------------------------------------
 
 Test(view, builders) {
     kr_graph *g;
@@ -265,7 +275,8 @@ ERROR(reshape_count, "reshape: want 6 elements, not shape [4, 2]", kr_reshape(g,
 ERROR(reshape_open, "reshape: want 6 elements", kr_reshape(g, x, KR_SHAPE(-1, 4)))
 ERROR(slice_range, "slice: want a range inside 0 to 3, not 2 elements from 2", kr_slice(g, x, 1, 2, 2))
 ERROR(slice_axis, "slice: there is no such axis in [2, 3]", kr_slice(g, x, 2, 0, 1))
-ERROR(split_sum, "split: the pieces have 2 elements together, want 3", kr_value p[2]; kr_split(g, x, 1, (int64_t[]){1, 1}, 2, p))
+ERROR(split_sum, "split: the pieces have 2 elements together, want 3", kr_value p[2];
+      kr_split(g, x, 1, (int64_t[]){1, 1}, 2, p))
 ERROR(broadcast_shape, "broadcast: want axes equal to those of [4, 3]", kr_broadcast(g, x, KR_SHAPE(4, 3)))
 ERROR(broadcast_rank, "broadcast: want axes equal to those of [3]", kr_broadcast(g, x, KR_SHAPE(3)))
 ERROR(pad_negative, "pad: -1 before and 0 after, want none negative", kr_pad(g, x, 0, -1, 0))
@@ -291,7 +302,7 @@ Test(view, stop_gradient) {
     kr_graph_free(g);
 }
 
-// Identities ------------------------------------------------------------------------------------------------------------
+// Identities ----------------------------------------------------------------------------------------------------------
 
 static kr_value simplify(kr_graph *g, kr_value v) {
     const kr_node *n = kr_value_node(g, v);

@@ -7,9 +7,9 @@
 
 typedef struct kr_bench_settings {
     const char *model, *config, *attributes; ///< model: of `bench model`, from its word
-    int threads;        ///< 0: all
-    int isa;            ///< index into "auto|base|avx2|avx512"
-    int mode;           ///< kr_mode
+    int threads;                             ///< 0: all
+    int isa;                                 ///< index into "auto|base|avx2|avx512"
+    int mode;                                ///< kr_mode
     int64_t batch_size, seq_len, repeat;
     bool json;
 } kr_bench_settings;
@@ -37,8 +37,8 @@ typedef struct kr_bench_limits {
 void kr_bench_measure(int threads, double seconds, kr_bench_limits *out);
 /// Bandwidth of the level that holds `bytes` spread over the threads.
 double kr_bench_bandwidth(const kr_bench_limits *, double bytes);
-/// The share of what the machine could do that `flops` of arithmetic and `bytes` of traffic in `seconds` are: the larger
-/// of arithmetic and traffic (the roof that is nearer; Williams et al. 2009).
+/// The share of what the machine could do that `flops` of arithmetic and `bytes` of traffic in `seconds` are: the
+/// larger of arithmetic and traffic (the roof that is nearer; Williams et al. 2009).
 double kr_bench_share(const kr_bench_limits *, kr_isa, double flops, double bytes, double seconds);
 
 // Commands ------------------------------------------------------------------------------------------------------

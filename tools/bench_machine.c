@@ -9,28 +9,28 @@
 
 const char *const kr_bench_level_names[KR_BENCH_LEVELS] = {"L1", "L2", "L3", "DRAM"};
 
-// Inner loops: the same source at every vector width. Twelve chains hide the latency of a multiply-add (4 cycles, two per
-// cycle) with some room; what they hold is returned, so that no compiler can drop them.
+// Inner loops: the same source at every vector width. Twelve chains hide the latency of a multiply-add (4 cycles, two
+// per cycle) with some room; what they hold is returned, so that no compiler can drop them.
 enum { CHAINS = 12 };
-#define LOOPS(name, width, attributes)                                                                          \
-    typedef float vector_##name __attribute__((vector_size(width), may_alias));                                 \
+#define LOOPS(name, width, attributes)                                                                            \
+    typedef float vector_##name __attribute__((vector_size(width), may_alias));                                   \
     attributes __attribute__((noinline)) static float arithmetic_##name(int64_t rounds, float scale, float add) { \
-        vector_##name x[CHAINS], a, b;                                                                          \
-        for (unsigned k = 0; k < width / 4; k++) a[k] = scale, b[k] = add;                                      \
-        for (int c = 0; c < CHAINS; c++) x[c] = b;                                                              \
-        for (int64_t r = 0; r < rounds; r++)                                                                    \
-            for (int c = 0; c < CHAINS; c++) x[c] = x[c] * a + b;                                               \
-        for (int c = 1; c < CHAINS; c++) x[0] += x[c];                                                          \
-        return x[0][0];                                                                                         \
-    }                                                                                                           \
-    attributes __attribute__((noinline)) static float reading_##name(const float *p, int64_t count) {           \
-        const vector_##name *v = (const vector_##name *)p;                                                      \
-        vector_##name x[8];                                                                                     \
-        for (int c = 0; c < 8; c++) x[c] = v[c];                                                                \
-        for (int64_t k = 8; k + 8 <= count * 4 / width; k += 8)                                                 \
-            for (int c = 0; c < 8; c++) x[c] += v[k + c];                                                       \
-        for (int c = 1; c < 8; c++) x[0] += x[c];                                                               \
-        return x[0][0];                                                                                         \
+        vector_##name x[CHAINS], a, b;                                                                            \
+        for (unsigned k = 0; k < width / 4; k++) a[k] = scale, b[k] = add;                                        \
+        for (int c = 0; c < CHAINS; c++) x[c] = b;                                                                \
+        for (int64_t r = 0; r < rounds; r++)                                                                      \
+            for (int c = 0; c < CHAINS; c++) x[c] = x[c] * a + b;                                                 \
+        for (int c = 1; c < CHAINS; c++) x[0] += x[c];                                                            \
+        return x[0][0];                                                                                           \
+    }                                                                                                             \
+    attributes __attribute__((noinline)) static float reading_##name(const float *p, int64_t count) {             \
+        const vector_##name *v = (const vector_##name *)p;                                                        \
+        vector_##name x[8];                                                                                       \
+        for (int c = 0; c < 8; c++) x[c] = v[c];                                                                  \
+        for (int64_t k = 8; k + 8 <= count * 4 / width; k += 8)                                                   \
+            for (int c = 0; c < 8; c++) x[c] += v[k + c];                                                         \
+        for (int c = 1; c < 8; c++) x[0] += x[c];                                                                 \
+        return x[0][0];                                                                                           \
     }
 LOOPS(base, 16, )
 #ifdef __x86_64__
@@ -54,45 +54,53 @@ static const struct loops {
 
 static volatile float sink; // what the loops give goes here
 
+// Other programs may take the processor away at any moment, so a limit is the best of many short slices, not a mean.
+
 /// FLOP/s of all threads: each runs for `seconds` on its own.
 static double measure_arithmetic(const struct loops *l, int threads, double seconds) {
     double total = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)
     {
-        const int64_t rounds = 20000;
-        int64_t done = 0;
+        const int64_t rounds = 50000; // some 0.1 to 1 ms
         float kept = l->arithmetic(rounds, 0.5f, 1.0f);
-        const double start = kr_seconds();
-        double now;
-        do {
+        double best = 0, now = kr_seconds();
+        const double start = now;
+        while (now - start < seconds) {
+            const double before = now;
             kept += l->arithmetic(rounds, 0.5f, 1.0f);
-            done += rounds;
-        } while ((now = kr_seconds()) - start < seconds);
-        total += 2.0 * CHAINS * l->lanes * (double)done / (now - start);
+            now = kr_seconds();
+            const double rate = 2.0 * CHAINS * l->lanes * (double)rounds / (now - before);
+            if (rate > best) best = rate;
+        }
+        total += best;
         sink = kept;
     }
     return total;
 }
 
-/// Bytes/s of all threads, each reading `bytes` of its own again and again.
+/// Bytes/s of all threads, each reading `bytes` of its own again and again, a slice of at most 4 MiB at a time.
 static double measure_reading(const struct loops *l, int threads, size_t bytes, double seconds) {
     double total = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)
     {
         float *data = kr_host_alloc(bytes);
         if (data) {
-            const int64_t count = (int64_t)(bytes / sizeof *data);
-            for (int64_t k = 0; k < count; k++) data[k] = 1e-3f; // zero pages may all be one page
+            const size_t slice = bytes < (size_t)4 << 20 ? bytes : (size_t)4 << 20, slices = bytes / slice;
+            const int64_t count = (int64_t)(slice / sizeof *data);
+            const int times = slice < (size_t)1 << 20 ? (int)(((size_t)4 << 20) / slice) : 1;
+            for (size_t k = 0; k < bytes / sizeof *data; k++)
+                data[k] = 1e-3f; // untouched pages may all be one page of zeros
             float kept = l->reading(data, count);
-            int64_t done = 0;
-            const double start = kr_seconds();
-            double now;
-            do {
-                const int times = bytes < (1 << 20) ? 64 : 1;
-                for (int k = 0; k < times; k++) kept += l->reading(data, count);
-                done += times;
-            } while ((now = kr_seconds()) - start < seconds);
-            total += (double)done * (double)bytes / (now - start);
+            double best = 0, now = kr_seconds();
+            const double start = now;
+            for (size_t at = 0; now - start < seconds; at = (at + 1) % slices) {
+                const double before = now;
+                for (int k = 0; k < times; k++) kept += l->reading(data + at * (slice / sizeof *data), count);
+                now = kr_seconds();
+                const double rate = (double)times * (double)slice / (now - before);
+                if (rate > best) best = rate;
+            }
+            total += best;
             sink = kept;
             kr_host_free(data, bytes);
         }
@@ -116,11 +124,12 @@ void kr_bench_measure(int threads, double seconds, kr_bench_limits *out) {
     out->level_bytes[1] = l2;
     out->level_bytes[2] = shared > l2 ? shared : l2;
     out->level_bytes[3] = SIZE_MAX;
-    // Half of a level, so that nothing else pushes it out; for memory, four times the last cache.
+    // Half of a level, so that nothing else pushes it out; for memory, more than the last cache holds.
     size_t memory = 4 * l3;
-    if (memory < (size_t)128 << 20) memory = (size_t)128 << 20;
-    if (memory > (size_t)1 << 30) memory = (size_t)1 << 30;
-    const size_t bytes[KR_BENCH_LEVELS] = {l1 / 2, l2 / 2, out->level_bytes[2] / 2, memory / (size_t)threads};
+    if (memory < (size_t)64 << 20) memory = (size_t)64 << 20;
+    if (memory > (size_t)256 << 20) memory = (size_t)256 << 20;
+    const size_t l3_part = out->level_bytes[2] / 2 < 8 * l2 ? out->level_bytes[2] / 2 : 8 * l2;
+    const size_t bytes[KR_BENCH_LEVELS] = {l1 / 2, l2 / 2, l3_part, memory / (size_t)threads};
     const kr_isa widest = loops[best].reading ? best : KR_ISA_BASE;
     for (int k = 0; k < KR_BENCH_LEVELS; k++)
         out->bandwidth[k] = measure_reading(&loops[widest], threads, bytes[k] & ~(size_t)4095, seconds);
@@ -152,19 +161,22 @@ static double measure_exp(kr_isa isa, double seconds) {
     const kr_attrs attrs = {0};
     const kr_call call = {&in, &out, 1, 1, NULL, &attrs};
     kernel(&call, 0, 1);
-    int64_t done = 0;
-    const double start = kr_seconds();
-    double now;
-    do {
-        for (int k = 0; k < 16; k++) kernel(&call, 0, 1);
-        done += 16 * 2048;
-    } while ((now = kr_seconds()) - start < seconds);
+    double best = 0, now = kr_seconds();
+    const double start = now;
+    while (now - start < seconds) {
+        const double before = now;
+        for (int k = 0; k < 64; k++) kernel(&call, 0, 1);
+        now = kr_seconds();
+        if (64 * 2048 / (now - before) > best) best = 64 * 2048 / (now - before);
+    }
     sink = y[7];
-    return (double)done / (now - start);
+    return best;
 }
 
+enum { PRODUCT = 512 }; // large enough for OpenBLAS to be at its best, short enough to be left in peace
+
 /// FLOP/s of square f32 products of that size, through plan and session.
-static kr_status measure_products(int threads, int64_t n, double *out) {
+static kr_status measure_products(int threads, int64_t n, double seconds, double *out) {
     char shape[64];
     snprintf(shape, sizeof shape, "%lldx%lld", (long long)n, (long long)n);
     const kr_text_list words = {5, {"matmul", shape, shape, "_", "_"}};
@@ -175,19 +187,21 @@ static kr_status measure_products(int threads, int64_t n, double *out) {
     kr_session *session = NULL;
     kr_binding bindings[8] = {{0}};
     int count = 0;
-    double seconds[7];
+    double best = 0;
     kr_status status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, &plan, NULL);
     kr_graph_free(g);
     if (!status) status = kr_device_cpu(&device);
     if (!status) status = kr_session_open(device, threads, &session);
     if (!status) status = kr_session_add(session, plan);
     if (!status) status = kr_bench_fill("matmul", plan, bindings, 8, &count);
-    for (int k = -1; k < 7 && !status; k++) {
-        const double start = kr_seconds();
+    const double start = kr_seconds();
+    for (int k = 0; !status && (k < 8 || kr_seconds() - start < seconds); k++) {
+        const double before = kr_seconds();
         status = kr_plan_run(session, plan, bindings, count, 0);
-        if (k >= 0) seconds[k] = kr_seconds() - start;
+        const double rate = 2.0 * (double)n * (double)n * (double)n / (kr_seconds() - before);
+        if (rate > best) best = rate;
     }
-    if (!status) *out = 2.0 * (double)n * (double)n * (double)n / kr_bench_percentiles(seconds, 7).median;
+    *out = best;
     for (int k = 0; k < count; k++) free(bindings[k].data);
     kr_session_close(session);
     kr_plan_free(plan);
@@ -211,7 +225,7 @@ static void print_text(const kr_bench_limits *l, const double *products, const d
         for (int k = 0; k < columns; k++) printf(" %12.1f GB/s   ", l[k].bandwidth[level] / 1e9);
         printf("\n");
     }
-    printf("%-30s", "products 1024 x 1024 x 1024");
+    printf("products %d x %d x %-10d", PRODUCT, PRODUCT, PRODUCT);
     for (int k = 0; k < columns; k++) printf(" %12.1f GFLOP/s", products[k] / 1e9);
     printf("\n");
     for (kr_isa isa = KR_ISA_BASE; isa < KR_ISA_COUNT; isa++)
@@ -243,7 +257,7 @@ kr_status kr_bench_machine(const kr_bench_settings *s) {
     const int threads[2] = {1, s->threads};
     for (int k = 0; k < 2; k++) {
         kr_bench_measure(threads[k], seconds, &limits[k]);
-        KR_TRY(measure_products(threads[k], 1024, &products[k]));
+        KR_TRY(measure_products(threads[k], PRODUCT, seconds, &products[k]));
     }
     for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++) exps[isa] = measure_exp(isa, seconds);
     if (s->json) {

@@ -64,7 +64,8 @@ static kr_status feed(trial *t) {
     t->hyper[0] = 1e-6f; // the weights must not run away over thousands of steps on noise
     t->hyper[1] = t->hyper[2] = 1;
     const kr_binding all[] = {{"tokens", t->ids, (size_t)tokens * sizeof *t->ids},
-                              {"targets", t->ids + 1, (size_t)tokens * sizeof *t->ids}, {"optimizer", t->hyper, sizeof t->hyper}};
+                              {"targets", t->ids + 1, (size_t)tokens * sizeof *t->ids},
+                              {"optimizer", t->hyper, sizeof t->hyper}};
     for (int k = 0; k < 3; k++)
         if (kr_plan_find(t->plan, all[k].name) >= 0) t->bindings[t->binding_count++] = all[k];
     return KR_OK;
@@ -118,32 +119,36 @@ static void print_text(const kr_bench_settings *s, const trial *t, kr_bench_time
     double total = 0;
     for (int k = 0; k < count; k++) total += rows[k].seconds;
     printf("%s, %s, batch %lld x %lld tokens, %d thread%s, %s, OpenBLAS %s\n", s->model, mode_names[s->mode],
-           (long long)t->batch, (long long)t->length, s->threads, s->threads == 1 ? "" : "s", kr_isa_name(kr_isa_best()),
-           kr_blas_prepare());
+           (long long)t->batch, (long long)t->length, s->threads, s->threads == 1 ? "" : "s",
+           kr_isa_name(kr_isa_best()), kr_blas_prepare());
     if (kr_blas_warning()) printf("%s\n", kr_blas_warning());
-    printf("%.0f tokens/s; a run takes %.3f ms (%.3f to %.3f), %.1f GFLOP/s: %.1f %% of this machine's multiply-add peak\n",
+    printf("%.0f tokens/s; a run takes %.3f ms (%.3f to %.3f), %.1f GFLOP/s: %.1f %% of this machine's multiply-add "
+           "peak\n",
            tokens / time.median, time.median * 1e3, time.p10 * 1e3, time.p90 * 1e3, t->stats.flops / time.median / 1e9,
            100 * t->stats.flops / time.median / l->flops[kr_isa_best()]);
     printf("\n%-24s %6s %10s %7s %9s %9s %9s\n", "op", "calls", "ms a run", "share", "GFLOP/s", "GB/s", "of peak");
     for (int k = 0; k < count; k++) {
         const row *r = &rows[k];
         const double seconds = r->seconds > 0 ? r->seconds : 1e-12;
-        printf("%-24s %6d %10.4f %6.1f%% %9.2f %9.2f %8.1f%%\n", r->op, r->calls, r->seconds * 1e3, 100 * r->seconds / total,
-               r->flops / seconds / 1e9, r->bytes / seconds / 1e9, 100 * share_of_peak(l, r));
+        printf("%-24s %6d %10.4f %6.1f%% %9.2f %9.2f %8.1f%%\n", r->op, r->calls, r->seconds * 1e3,
+               100 * r->seconds / total, r->flops / seconds / 1e9, r->bytes / seconds / 1e9, 100 * share_of_peak(l, r));
     }
     printf("%-24s %6d %10.4f\n", "all", kr_plan_steps(t->plan), total * 1e3);
 }
 
 static void print_json(const kr_bench_settings *s, const trial *t, kr_bench_time time, const kr_bench_limits *l,
                        const row *rows, int count) {
-    printf("{\"model\": \"%s\", \"mode\": \"%s\", \"batch_size\": %lld, \"seq_len\": %lld, \"threads\": %d, \"isa\": \"%s\", "
-           "\"blas_core\": \"%s\", \"repeat\": %lld, \"seconds\": %.6g, \"p10\": %.6g, \"p90\": %.6g, \"tokens_per_second\": %.6g, "
-           "\"flops_per_second\": %.6g, \"peak_flops\": %.6g, \"ops\": [", t->model.name, mode_names[s->mode], (long long)t->batch,
-           (long long)t->length, s->threads, kr_isa_name(kr_isa_best()), kr_blas_prepare(), (long long)s->repeat, time.median,
-           time.p10, time.p90, (double)(t->batch * t->length) / time.median, t->stats.flops / time.median,
-           l->flops[kr_isa_best()]);
+    printf("{\"model\": \"%s\", \"mode\": \"%s\", \"batch_size\": %lld, \"seq_len\": %lld, \"threads\": %d, \"isa\": "
+           "\"%s\", "
+           "\"blas_core\": \"%s\", \"repeat\": %lld, \"seconds\": %.6g, \"p10\": %.6g, \"p90\": %.6g, "
+           "\"tokens_per_second\": %.6g, "
+           "\"flops_per_second\": %.6g, \"peak_flops\": %.6g, \"ops\": [",
+           t->model.name, mode_names[s->mode], (long long)t->batch, (long long)t->length, s->threads,
+           kr_isa_name(kr_isa_best()), kr_blas_prepare(), (long long)s->repeat, time.median, time.p10, time.p90,
+           (double)(t->batch * t->length) / time.median, t->stats.flops / time.median, l->flops[kr_isa_best()]);
     for (int k = 0; k < count; k++)
-        printf("%s{\"op\": \"%s\", \"calls\": %d, \"seconds\": %.6g, \"flops\": %.6g, \"bytes\": %.6g, \"share_of_peak\": %.4f}",
+        printf("%s{\"op\": \"%s\", \"calls\": %d, \"seconds\": %.6g, \"flops\": %.6g, \"bytes\": %.6g, "
+               "\"share_of_peak\": %.4f}",
                k ? ", " : "", rows[k].op, rows[k].calls, rows[k].seconds, rows[k].flops, rows[k].bytes,
                share_of_peak(l, &rows[k]));
     printf("]}\n");
@@ -160,7 +165,8 @@ static kr_status run(const kr_bench_settings *s, trial *t) {
     t->seconds = malloc((size_t)s->repeat * sizeof *t->seconds);
     row *rows = calloc((size_t)kr_plan_steps(t->plan) + 1, sizeof *rows);
     kr_status status = KR_OK;
-    if (!t->seconds || !rows) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for the measurements");
+    if (!t->seconds || !rows)
+        status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for the measurements");
     if (!status) status = runs(t, 2, s->repeat, 0);
     if (!status) {
         const kr_bench_time time = kr_bench_percentiles(t->seconds, (int)s->repeat);

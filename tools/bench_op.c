@@ -1,5 +1,5 @@
-// krait bench op: the kernels of one op, timed inside a plan by the executor itself, so that feeding inputs and starting
-// threads do not count.
+// krait bench op: the kernels of one op, timed inside a plan by the executor itself, so that feeding inputs and
+// starting threads do not count.
 #include "tools/bench.h"
 
 #include <stdlib.h>
@@ -11,8 +11,8 @@ typedef struct trial {
     kr_session *session;
     kr_binding bindings[32];
     int bindings_count;
-    double flops, bytes;   ///< of the op's steps, by its cost rule
-    double *seconds;       ///< one per run
+    double flops, bytes; ///< of the op's steps, by its cost rule
+    double *seconds;     ///< one per run
 } trial;
 
 static double profiled(const kr_plan *plan, const char *op) {
@@ -66,11 +66,12 @@ static void print(const kr_bench_settings *s, const char *name, const trial *t, 
     char shapes[2400];
     shapes_text(t->plan, name, shapes, sizeof shapes);
     if (s->json) {
-        printf("{\"op\": \"%s\", \"inputs\": \"%s\", \"isa\": \"%s\", \"threads\": %d, \"repeat\": %lld, \"seconds\": %.6g, "
+        printf("{\"op\": \"%s\", \"inputs\": \"%s\", \"isa\": \"%s\", \"threads\": %d, \"repeat\": %lld, \"seconds\": "
+               "%.6g, "
                "\"p10\": %.6g, \"p90\": %.6g, \"flops\": %.6g, \"bytes\": %.6g, \"flops_per_second\": %.6g, "
-               "\"bytes_per_second\": %.6g, \"share_of_peak\": %.4f}\n", name, shapes, kr_isa_name(isa), s->threads,
-               (long long)s->repeat, time.median, time.p10, time.p90, t->flops, t->bytes, t->flops / time.median,
-               t->bytes / time.median, share);
+               "\"bytes_per_second\": %.6g, \"share_of_peak\": %.4f}\n",
+               name, shapes, kr_isa_name(isa), s->threads, (long long)s->repeat, time.median, time.p10, time.p90,
+               t->flops, t->bytes, t->flops / time.median, t->bytes / time.median, share);
         return;
     }
     printf("%s  %s\n", name, shapes);
@@ -82,7 +83,8 @@ static void print(const kr_bench_settings *s, const char *name, const trial *t, 
 
 static kr_status run(const kr_bench_settings *s, const char *name, kr_graph *g, trial *t) {
     const bool gradient = kr_graph_output_find(g, "loss").id != 0;
-    KR_TRY(kr_compile(g, &(kr_compile_options){.goal = gradient ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD}, &t->plan, NULL));
+    KR_TRY(
+        kr_compile(g, &(kr_compile_options){.goal = gradient ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD}, &t->plan, NULL));
     KR_TRY(kr_device_cpu(&t->device));
     KR_TRY(kr_session_open(t->device, s->threads, &t->session));
     KR_TRY(kr_session_add(t->session, t->plan));

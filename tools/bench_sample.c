@@ -1,12 +1,12 @@
-// Sample graphs of single ops, written in the text form of graphs: the sizes are those of a 1M-parameter Mamba-1 that is
-// trained with 8 rows of 256 tokens.
+// Sample graphs of single ops, written in the text form of graphs: the sizes are those of a 1M-parameter Mamba-1 that
+// is trained with 8 rows of 256 tokens.
 #include "tools/bench.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/// Types of the inputs, "_" for absent ones; "~lo,hi" behind a type is the range of its random numbers (default -1,1 and
-/// 0,255 for integers).
+/// Types of the inputs, "_" for absent ones; "~lo,hi" behind a type is the range of its random numbers (default -1,1;
+/// integers are 0 to 255).
 typedef struct sample {
     const char *op, *inputs, *attributes;
 } sample;
@@ -21,7 +21,8 @@ static const sample samples[] = {
     {"causal_conv1d", "f32[8,256,320] f32[320,4] f32[320] _ _", "silu=1"},
     {"linear_scan", "f32[8,256,320]~0.5,1 f32[8,256,320] _ _", ""},
     {"selective_scan",
-     "f32[8,256,320] f32[8,256,320] f32[320,16]~-4,-0.5 f32[8,256,16] f32[8,256,16] f32[320] f32[8,256,320] f32[320]~-5,-3 _ _",
+     "f32[8,256,320] f32[8,256,320] f32[320,16]~-4,-0.5 f32[8,256,16] f32[8,256,16] f32[320] f32[8,256,320] "
+     "f32[320]~-5,-3 _ _",
      "delta_softplus=1"},
     {"sq_norm", "f32[1048576]", ""},
     {"adamw", "f32[1048576] f32[1048576] f32[1048576] f32[1048576]~0,1 f32[3]~0.001,0.002 f32[1]~1,2",
@@ -56,7 +57,10 @@ static const sample *sample_of(const char *op, bool *gradient) {
 static kr_status type_of(const char *word, char out[128]) {
     if (!strcmp(word, "_")) return strcpy(out, word), KR_OK;
     const char *colon = strchr(word, ':'), *dims = colon ? colon + 1 : word;
-    KR_FAIL_IF(strlen(word) > 100 || (colon && colon - word > 8) || strspn(dims, "0123456789x") != strlen(dims), KR_BAD_ARGUMENT,
+    const size_t length = strlen(dims);
+    const bool edges = length && dims[0] != 'x' && dims[length - 1] != 'x' && !strstr(dims, "xx");
+    KR_FAIL_IF(!edges || length > 80 || (colon && colon - word > 8) || strspn(dims, "0123456789x") != length,
+               KR_BAD_ARGUMENT,
                "'%s' is no shape: want dimensions such as 8x256x160, i32:8x256, or _ for an absent input", word);
     int n = sprintf(out, "%.*s[", colon ? (int)(colon - word) : 3, colon ? word : "f32");
     for (const char *c = dims; *c; c++) out[n++] = *c == 'x' ? ',' : *c;
@@ -74,8 +78,9 @@ static kr_status input_types(const kr_op *op, const sample *s, const kr_text_lis
     }
     if (*out) return KR_OK;
     if (s) return strcpy(out, s->inputs), KR_OK;
-    KR_FAIL_IF(!(op->flags & KR_OP_ELEMENTWISE), KR_BAD_ARGUMENT, "op %s has no default sample: give the shapes of its %d input%s",
-               op->name, op->inputs, op->inputs == 1 ? "" : "s");
+    KR_FAIL_IF(!(op->flags & KR_OP_ELEMENTWISE), KR_BAD_ARGUMENT,
+               "op %s has no default sample: give the shapes of its %d input%s", op->name, op->inputs,
+               op->inputs == 1 ? "" : "s");
     for (int k = 0; k < op->inputs; k++) strcat(strcat(out, k ? " " : ""), "f32[2048,320]~0.1,1");
     return KR_OK;
 }
@@ -122,10 +127,11 @@ kr_status kr_bench_sample(const char *name, const kr_text_list *words, const cha
     const kr_op *op = kr_op_find(gradient ? s->op : name);
     if (!op || !kr_op_find(name)) {
         const char *nearest = kr_op_nearest(name);
-        KR_FAIL(KR_BAD_ARGUMENT, "there is no op '%s'%s%s%s", name, nearest ? "; did you mean '" : "", nearest ? nearest : "",
-                nearest ? "'?" : "");
+        KR_FAIL(KR_BAD_ARGUMENT, "there is no op '%s'%s%s%s", name, nearest ? "; did you mean '" : "",
+                nearest ? nearest : "", nearest ? "'?" : "");
     }
-    KR_FAIL_IF(op->flags & (KR_OP_SOURCE | KR_OP_VIEW), KR_BAD_ARGUMENT, "op %s runs no kernel: there is nothing to measure", name);
+    KR_FAIL_IF(op->flags & (KR_OP_SOURCE | KR_OP_VIEW), KR_BAD_ARGUMENT,
+               "op %s runs no kernel: there is nothing to measure", name);
     char types[1600], *text = NULL;
     size_t bytes = 0;
     KR_TRY(input_types(op, s, words, types));

@@ -8,24 +8,34 @@
 
 static const kr_option options[] = {
     {"threads", KR_OPTION_INT, FIELD(threads), 0, 1024, .value = "T", .help = "0: all that the process may use"},
-    {"isa", KR_OPTION_CHOICE, FIELD(isa), .choices = "auto|base|avx2|avx512", .help = "highest instruction set level to use"},
+    {"isa", KR_OPTION_CHOICE, FIELD(isa), .choices = "auto|base|avx2|avx512",
+     .help = "highest instruction set level to use"},
     {"repeat", KR_OPTION_INTEGER, FIELD(repeat), 3, 1000000, .value = "N", .help = "measurements (default 20)"},
     {"json", KR_OPTION_FLAG, FIELD(json), .help = "one JSON object instead of text"},
-    {"attributes", KR_OPTION_TEXT, FIELD(attributes), .value = "LIST", .help = "op: its attributes, as \"eps=1e-5, group_size=8\""},
+    {"attributes", KR_OPTION_TEXT, FIELD(attributes), .value = "LIST",
+     .help = "op: its attributes, as \"eps=1e-5, group_size=8\""},
     {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE", .help = "model: read FILE instead of ./krait.yaml"},
-    {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits", .help = "model: what to run (default train)"},
-    {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B", .help = "model: rows (default as in pretraining)"},
-    {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L", .help = "model: tokens per row (default as in pretraining)"},
+    {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits",
+     .help = "model: what to run (default train)"},
+    {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B",
+     .help = "model: rows (default as in pretraining)"},
+    {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L",
+     .help = "model: tokens per row (default as in pretraining)"},
     {0},
 };
 
 static const kr_usage usage = {
-    .command = "bench", .synopsis = "machine | op NAME [SHAPE...] | model NAME",
-    .text = "machine  arithmetic, memory bandwidth, exp and matrix products of this machine, with one thread and with all\n"
-            "op       one op on a default sample, or on inputs of the shapes given: 8x256x160, i32:8x256, _ for absent\n"
-            "model    a training step (or another mode): speed, and a table of where the time goes\n"
-            "Times are medians; the range from the 10th to the 90th percentile stands beside them.",
-    .options = options, .positional = "machine, op NAME or model NAME", .positional_min = 1, .positional_max = 16,
+    .command = "bench",
+    .synopsis = "machine | op NAME [SHAPE...] | model NAME",
+    .text =
+        "machine  arithmetic, memory bandwidth, exp and matrix products of this machine, with one thread and with all\n"
+        "op       one op on a default sample, or on inputs of the shapes given: 8x256x160, i32:8x256, _ for absent\n"
+        "model    a training step (or another mode): speed, and a table of where the time goes\n"
+        "Times are medians; the range from the 10th to the 90th percentile stands beside them.",
+    .options = options,
+    .positional = "machine, op NAME or model NAME",
+    .positional_min = 1,
+    .positional_max = 16,
 };
 
 static int by_value(const void *a, const void *b) {
@@ -59,8 +69,8 @@ static kr_status run(kr_bench_settings *s, const kr_text_list *words) {
         return kr_bench_model(s);
     }
     const char *nearest = kr_nearest(kind, kinds, 3);
-    KR_FAIL(KR_BAD_ARGUMENT, "unknown '%s'%s%s%s; there are machine, op and model", kind, nearest ? "; did you mean '" : "",
-            nearest ? nearest : "", nearest ? "'?" : "");
+    KR_FAIL(KR_BAD_ARGUMENT, "unknown '%s'%s%s%s; there are machine, op and model", kind,
+            nearest ? "; did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "");
 }
 
 int kr_cmd_bench(int argc, char **argv) {

@@ -105,8 +105,8 @@ static kr_status load(writer *w, const char *path, int threads) {
     free(text);
     KR_TRY(status);
     w->model = state.model;
-    KR_FAIL_IF(w->model.vocab_size < 256, KR_UNSUPPORTED, "%s: a vocabulary of %lld cannot be read as bytes", checkpoint,
-               (long long)w->model.vocab_size);
+    KR_FAIL_IF(w->model.vocab_size < 256, KR_UNSUPPORTED, "%s: a vocabulary of %lld cannot be read as bytes",
+               checkpoint, (long long)w->model.vocab_size);
     KR_TRY(kr_device_cpu(&w->device));
     KR_TRY(kr_session_open(w->device, threads, &w->session));
     KR_TRY(add_plan(w, KR_MODE_DECODE, 1));
@@ -137,8 +137,8 @@ static kr_status write_text(writer *w, const settings *s, const char *prompt, si
     const double end = kr_seconds();
     if (out.terminal) fprintf(stdout, "\n");
     if (isatty(STDERR_FILENO))
-        fprintf(stderr, "(prompt %zu bytes, %.0f/s; text %lld bytes, %.0f/s)\n", bytes, (double)bytes / (middle - start),
-                (long long)k, k ? (double)k / (end - middle) : 0.0);
+        fprintf(stderr, "(prompt %zu bytes, %.0f/s; text %lld bytes, %.0f/s)\n", bytes,
+                (double)bytes / (middle - start), (long long)k, k ? (double)k / (end - middle) : 0.0);
     return KR_OK;
 }
 

@@ -14,16 +14,21 @@ typedef struct settings {
 static const kr_option options[] = {
     {"isa", KR_OPTION_CHOICE, offsetof(settings, isa), 0, 0, "auto|base|avx2|avx512", "LEVEL",
      "kernels to use (default: the best of this machine)", KR_OPTION_COMMAND_LINE},
-    {"threads", KR_OPTION_INT, offsetof(settings, threads), 0, 1024, NULL, "T", "threads (default 0: all)", KR_OPTION_COMMAND_LINE},
+    {"threads", KR_OPTION_INT, offsetof(settings, threads), 0, 1024, NULL, "T", "threads (default 0: all)",
+     KR_OPTION_COMMAND_LINE},
     {0},
 };
 
 static const kr_usage usage = {
-    .command = "golden", .synopsis = "DIR [--isa LEVEL] [--threads T]",
+    .command = "golden",
+    .synopsis = "DIR [--isa LEVEL] [--threads T]",
     .text = "Runs every *.safetensors file in DIR through graph, gradients, memory plan and kernels, and compares the\n"
             "results with those in the file. A line per file shows the largest error as a share of its tolerance.\n"
             "The status is 1 when a file failed or none could be run.",
-    .options = options, .positional = "DIR", .positional_min = 1, .positional_max = 1,
+    .options = options,
+    .positional = "DIR",
+    .positional_min = 1,
+    .positional_max = 1,
 };
 
 static int by_name(const void *a, const void *b) { return strverscmp(*(char *const *)a, *(char *const *)b); }
@@ -84,8 +89,9 @@ static void report(const char *name, const kr_golden *c, kr_status status, total
         t->failed++;
         if (status) printf("FAIL    %-36s %s\n", name, kr_status_message());
         else if (!compared) printf("FAIL    %-36s it has nothing to compare\n", name);
-        else printf("FAIL    %-36s %.3g times the tolerance at %s: %.2g of %.2g\n", name, c->worst, c->worst_name, c->error,
-                    c->tolerance);
+        else
+            printf("FAIL    %-36s %.3g times the tolerance at %s: %.2g of %.2g\n", name, c->worst, c->worst_name,
+                   c->error, c->tolerance);
     }
     fflush(stdout);
 }
@@ -97,7 +103,8 @@ static void run_file(const char *directory, const char *name, kr_device *device,
     kr_status status = KR_OK;
     if (!c.pool) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for a case");
     if (!status && snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
-        status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "the path is longer than %zu bytes", sizeof path - 1);
+        status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "the path is longer than %zu bytes",
+                                  sizeof path - 1);
     if (!status) status = kr_tensors_open(path, &file);
     if (!status) {
         c.file = file;

@@ -1,5 +1,5 @@
-// krait graph: shows a model's graph at any stage of the compiler, as text that can be read back, as Graphviz source, or
-// as the figures of its plan.
+// krait graph: shows a model's graph at any stage of the compiler, as text that can be read back, as Graphviz source,
+// or as the figures of its plan.
 #include "tools/train.h"
 
 #include <stdlib.h>
@@ -7,8 +7,8 @@
 
 typedef struct settings {
     const char *model, *config, *after, *from;
-    int mode;               ///< kr_mode; -1: not given
-    int emit;               ///< index into "text|dot|stats"
+    int mode; ///< kr_mode; -1: not given
+    int emit; ///< index into "text|dot|stats"
     int64_t batch_size, seq_len;
     bool json;
 } settings;
@@ -22,8 +22,10 @@ static const kr_option options[] = {
     {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE", .help = "read FILE instead of ./krait.yaml"},
     {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits",
      .help = "what the graph is for (default train; with --from: forward only unless it is train)"},
-    {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B", .help = "rows (default as in pretraining)"},
-    {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L", .help = "tokens per row (default as in pretraining)"},
+    {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B",
+     .help = "rows (default as in pretraining)"},
+    {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L",
+     .help = "tokens per row (default as in pretraining)"},
     {"after", KR_OPTION_TEXT, FIELD(after), .value = "PASS",
      .help = "the graph after this pass of the compiler (default build: before any)"},
     {"emit", KR_OPTION_CHOICE, FIELD(emit), .choices = "text|dot|stats", .help = "what to print (default text)"},
@@ -32,9 +34,11 @@ static const kr_option options[] = {
 };
 
 static const kr_usage usage = {
-    .command = "graph", .synopsis = "--model NAME | --from FILE [--mode MODE] [--after PASS] [--emit text|dot|stats]",
-    .text = "Prints a graph. Text can be read back with --from; dot is for Graphviz; stats compiles the graph and shows\n"
-            "nodes, parameters, work, every arena, and the planner's peak against its lower bound.",
+    .command = "graph",
+    .synopsis = "--model NAME | --from FILE [--mode MODE] [--after PASS] [--emit text|dot|stats]",
+    .text =
+        "Prints a graph. Text can be read back with --from; dot is for Graphviz; stats compiles the graph and shows\n"
+        "nodes, parameters, work, every arena, and the planner's peak against its lower bound.",
     .options = options,
 };
 
@@ -49,17 +53,18 @@ static kr_status check_pass(const char *name) {
         if (k && strlen(all) + strlen(names[k]) + 3 < sizeof all) strcat(strcat(all, ", "), names[k]);
     }
     const char *nearest = kr_nearest(name, names, count);
-    KR_FAIL(KR_BAD_ARGUMENT, "--after is '%s', which is no pass%s%s%s (passes: %s)", name, nearest ? "; did you mean '" : "",
-            nearest ? nearest : "", nearest ? "'?" : "", all);
+    KR_FAIL(KR_BAD_ARGUMENT, "--after is '%s', which is no pass%s%s%s (passes: %s)", name,
+            nearest ? "; did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "", all);
 }
 
 static kr_status check(const settings *s) {
-    KR_FAIL_IF(!s->model == !s->from, KR_BAD_ARGUMENT, s->model ? "--model and --from exclude each other"
-                                                                : "say which graph: --model NAME or --from FILE");
+    KR_FAIL_IF(!s->model == !s->from, KR_BAD_ARGUMENT,
+               s->model ? "--model and --from exclude each other" : "say which graph: --model NAME or --from FILE");
     KR_FAIL_IF(s->from && (s->batch_size || s->seq_len), KR_BAD_ARGUMENT,
                "--batch-size and --seq-len are for --model: the shapes of %s stand in it", s->from);
     KR_FAIL_IF(s->json && s->emit != EMIT_STATS, KR_BAD_ARGUMENT, "--json is for --emit stats");
-    KR_FAIL_IF(s->after && s->emit == EMIT_STATS, KR_BAD_ARGUMENT, "--emit stats is about the finished plan: leave --after out");
+    KR_FAIL_IF(s->after && s->emit == EMIT_STATS, KR_BAD_ARGUMENT,
+               "--emit stats is about the finished plan: leave --after out");
     return s->after ? check_pass(s->after) : KR_OK;
 }
 
@@ -81,14 +86,16 @@ static kr_status build(const settings *s, kr_train_settings *train, kr_graph **o
         return status;
     }
     return kr_model_build(&model, s->mode < 0 ? KR_MODE_TRAIN : (kr_mode)s->mode,
-                          s->batch_size ? s->batch_size : train->batch_size, s->seq_len ? s->seq_len : train->seq_len, out);
+                          s->batch_size ? s->batch_size : train->batch_size, s->seq_len ? s->seq_len : train->seq_len,
+                          out);
 }
 
 static kr_status emit(const settings *s, const kr_train_settings *train, kr_graph *g) {
     const bool training = s->mode == KR_MODE_TRAIN || (s->mode < 0 && !s->from);
     const bool as_built = s->emit != EMIT_STATS && (!s->after || !strcmp(s->after, "build"));
     const kr_compile_options how = {
-        .goal = training ? KR_GOAL_TRAIN : KR_GOAL_FORWARD, .stop_after = s->after,
+        .goal = training ? KR_GOAL_TRAIN : KR_GOAL_FORWARD,
+        .stop_after = s->after,
         .optimizer = {train->beta1, train->beta2, train->epsilon, train->weight_decay, train->grad_clip},
     };
     kr_plan *plan = NULL;

@@ -1,13 +1,16 @@
 // krait pretrain: settings from the defaults, then krait.yaml, then the command line.
 #include "tools/train.h"
 
+#include <unistd.h>
+
 static const kr_usage usage = {
     .command = "pretrain",
     .synopsis = "--model NAME --target NAME [--config FILE] [-- OVERRIDES]",
-    .text = "Trains a language model from nothing on the bytes of a text. Model, target and defaults come from krait.yaml\n"
-            "(section pretrain); options win over it. Writes checkpoints (best, latest), metrics.jsonl, TensorBoard\n"
-            "events, report.md and loss.svg into the run's directory. SIGINT and SIGTERM save and leave; --resume goes\n"
-            "on with the same bits as if nothing had happened.",
+    .text =
+        "Trains a language model from nothing on the bytes of a text. Model, target and defaults come from krait.yaml\n"
+        "(section pretrain); options win over it. Writes checkpoints (best, latest), metrics.jsonl, TensorBoard\n"
+        "events, report.md and loss.svg into the run's directory. SIGINT and SIGTERM save and leave; --resume goes\n"
+        "on with the same bits as if nothing had happened.",
     .options = kr_train_options,
 };
 
@@ -19,7 +22,16 @@ static kr_status run(int argc, char **argv, kr_config **config) {
     KR_TRY(kr_config_load(settings.config, config));
     settings = kr_train_defaults();
     KR_TRY(kr_config_section(*config, "pretrain", kr_train_options, &settings));
+    const char *usual_text = settings.text_file;
     KR_TRY(kr_options_parse(&usage, argc, argv, &settings, NULL, &help));
+    // The usual text belongs to the sources; elsewhere a dry run does without it, and training needs a text named.
+    if (settings.text_file && settings.text_file == usual_text && access(usual_text, F_OK) != 0) {
+        KR_FAIL_IF(!settings.dry_run, KR_BAD_ARGUMENT,
+                   "no text to learn: %s names %s, which is not here; give --text-file "
+                   "FILE",
+                   kr_config_label(*config), usual_text);
+        settings.text_file = NULL;
+    }
 
     kr_model_config model;
     kr_target target;

@@ -52,15 +52,16 @@ static const kr_option target_options[] = {
 static kr_status read_model(const kr_config *c, const kr_yaml *node, kr_model_config *out) {
     char what[128];
     *out = kr_model_defaults();
-    KR_FAIL_IF(strlen(node->key) >= sizeof out->name, KR_BAD_ARGUMENT, "%s:%d: the name '%s' is longer than %zu characters",
-               c->label, node->key_line, node->key, sizeof out->name - 1);
+    KR_FAIL_IF(strlen(node->key) >= sizeof out->name, KR_BAD_ARGUMENT,
+               "%s:%d: the name '%s' is longer than %zu characters", c->label, node->key_line, node->key,
+               sizeof out->name - 1);
     snprintf(what, sizeof what, "model %s", node->key);
     KR_TRY(kr_yaml_apply(node, c->label, what, model_options, out));
     strcpy(out->name, node->key);
     static const char *const needed[] = {"layer", "d_model", "n_layer", "vocab_size"};
     for (int k = 0; k < 4; k++)
-        KR_FAIL_IF(!kr_yaml_find(node, needed[k]), KR_BAD_ARGUMENT, "%s:%d: model %s has no %s", c->label, node->key_line,
-                   node->key, needed[k]);
+        KR_FAIL_IF(!kr_yaml_find(node, needed[k]), KR_BAD_ARGUMENT, "%s:%d: model %s has no %s", c->label,
+                   node->key_line, node->key, needed[k]);
     if (!kr_block_find(out->layer)) {
         const char *names[64];
         int count = 0;
@@ -81,8 +82,8 @@ static kr_status read_target(const kr_config *c, const kr_yaml *node, kr_target 
 }
 
 static kr_status want_map(const kr_config *c, const kr_yaml *node, const char *of) {
-    KR_FAIL_IF(node->kind != KR_YAML_MAP || !node->first, KR_BAD_ARGUMENT, "%s:%d: '%s' wants a map of names to %s", c->label,
-               node->line, node->key, of);
+    KR_FAIL_IF(node->kind != KR_YAML_MAP || !node->first, KR_BAD_ARGUMENT, "%s:%d: '%s' wants a map of names to %s",
+               c->label, node->line, node->key, of);
     return KR_OK;
 }
 
@@ -168,7 +169,7 @@ static const kr_yaml *find_exact(const kr_yaml *map, const char *name) {
 }
 
 static kr_status no_such(const kr_config *c, const char *what, const kr_yaml *map, const char *name) {
-    const char *names[64];
+    const char *names[64] = {0};
     char all[512] = "";
     int count = 0;
     size_t n = 0;

@@ -28,8 +28,10 @@ static kr_status check_length(const kr_data *d) {
     const size_t row = (size_t)d->length + 1;
     size_t least = row * 10;
     if (d->count / 10 >= row && d->train >= row) return KR_OK;
-    KR_FAIL(KR_BAD_ARGUMENT, "%s has %zu bytes; rows of %lld need at least %zu (the last tenth is held out): use a longer "
-            "text or a smaller --seq-len", d->path, d->count, (long long)d->length, least);
+    KR_FAIL(KR_BAD_ARGUMENT,
+            "%s has %zu bytes; rows of %lld need at least %zu (the last tenth is held out): use a longer "
+            "text or a smaller --seq-len",
+            d->path, d->count, (long long)d->length, least);
 }
 
 static kr_status new_data(const char *path, int64_t length, kr_data **out) {

@@ -101,7 +101,8 @@ kr_status kr_events_open(const char *directory, kr_events **out) {
     }
     e->file = fopen(e->path, "we");
     if (!e->file) {
-        const kr_status status = kr_status_record(KR_IO, __FILE__, __LINE__, "cannot write %s: %s", e->path, strerror(errno));
+        const kr_status status = kr_status_record(KR_IO, __FILE__, __LINE__, "cannot write %s: %s", e->path,
+                                                  strerror(errno));
         kr_events_close(e);
         return status;
     }

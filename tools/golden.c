@@ -82,7 +82,8 @@ void kr_golden_compare_f64(kr_golden *c, const char *name, const double *got, co
     double error = 0, largest = 0;
     for (int64_t k = 0; k < want->count; k++) {
         const double difference = fabs(got[k] - want->data[k]);
-        if (!(difference <= error)) error = isnan(difference) ? INFINITY : difference; // NaN compares false with anything
+        if (!(difference <= error))
+            error = isnan(difference) ? INFINITY : difference; // NaN compares false with anything
         if (fabs(want->data[k]) > largest) largest = fabs(want->data[k]);
     }
     const double tolerance = absolute + relative * largest, share = error > 0 ? error / tolerance : 0;
@@ -120,11 +121,11 @@ kr_status kr_golden_case(kr_golden *c) {
         const char *op;
         kr_status (*run)(kr_golden *);
     } kinds[] = {
-        {"causal_conv1d", kr_golden_causal_conv1d}, {"selective_scan", kr_golden_selective_scan},
-        {"rmsnorm_gated", kr_golden_rmsnorm_gated}, {"add_rmsnorm", kr_golden_add_rmsnorm},
-        {"add_layernorm", kr_golden_add_layernorm}, {"linear", kr_golden_linear},
-        {"embedding", kr_golden_embedding},         {"elementwise", kr_golden_elementwise},
-        {"cross_entropy", kr_golden_cross_entropy}, {"adamw", kr_golden_adamw},
+        {"causal_conv1d", kr_golden_causal_conv1d},   {"selective_scan", kr_golden_selective_scan},
+        {"rmsnorm_gated", kr_golden_rmsnorm_gated},   {"add_rmsnorm", kr_golden_add_rmsnorm},
+        {"add_layernorm", kr_golden_add_layernorm},   {"linear", kr_golden_linear},
+        {"embedding", kr_golden_embedding},           {"elementwise", kr_golden_elementwise},
+        {"cross_entropy", kr_golden_cross_entropy},   {"adamw", kr_golden_adamw},
         {"clip_grad_norm", kr_golden_clip_grad_norm}, {"lr_schedule", kr_golden_lr_schedule},
         {"language_model", kr_golden_language_model},
     };

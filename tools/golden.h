@@ -1,5 +1,5 @@
-/// Golden vectors: files with inputs and the results that are right for them (tests/golden/README.md). Every case is run
-/// the way users run things: a graph, compiled, in a session.
+/// Golden vectors: files with inputs and the results that are right for them (tests/golden/README.md). Every case is
+/// run the way users run things: a graph, compiled, in a session.
 #ifndef KRAIT_TOOLS_GOLDEN_H
 #define KRAIT_TOOLS_GOLDEN_H
 
@@ -12,12 +12,12 @@ typedef struct kr_golden {
     const kr_tensor_file *file;
     kr_device *device;
     int threads;
-    kr_pool *pool;      ///< dies with the case
-    int compared;       ///< tensors
-    double worst;       ///< largest error, as a share of its tolerance; NaN counts as infinite
+    kr_pool *pool; ///< dies with the case
+    int compared;  ///< tensors
+    double worst;  ///< largest error, as a share of its tolerance; NaN counts as infinite
     double error, tolerance;
     char worst_name[160];
-    char skipped[160];  ///< why the case cannot run here; empty: it can
+    char skipped[160]; ///< why the case cannot run here; empty: it can
 } kr_golden;
 
 /// A tensor of the file in double precision, in Krait's layout. data is null when the file does not have it.
@@ -58,8 +58,8 @@ void kr_golden_compare_f64(kr_golden *, const char *name, const double *got, con
 typedef struct kr_golden_graph {
     kr_golden *c;
     kr_graph *g;
-    kr_value loss;          ///< sum over outputs of <out, dout> so far
-    kr_status status;       ///< the first failure of reading the file
+    kr_value loss;    ///< sum over outputs of <out, dout> so far
+    kr_status status; ///< the first failure of reading the file
     struct {
         const char *name, *tensor; ///< "grad.x" of the plan, "grad.x" of the file
         kr_golden_tensor want;

@@ -38,7 +38,7 @@ static kr_status whole_sequence(kr_golden *c, const kr_block_kind *kind, const k
 
 typedef struct recurrent {
     kr_session *session;
-    kr_plan *prefill, *step;      ///< prefill may be null: all tokens one by one
+    kr_plan *prefill, *step;             ///< prefill may be null: all tokens one by one
     int64_t batch, length, width, first; ///< first: tokens of the first call
     const float *u;
     float *y;
@@ -97,8 +97,8 @@ static kr_status compare_states(kr_golden *c, kr_session *s, const char *when) {
         const int index = kr_session_find(s, state);
         KR_FAIL_IF(index < 0, KR_BAD_FILE, "the block has no carry \"%s\"", state);
         const kr_slot *slot = kr_session_slot(s, index);
-        KR_FAIL_IF(!kr_shape_equal(&slot->shape, &t.shape), KR_BAD_SHAPE, "tensor \"%s\" is %s, the carry is %s", tensor,
-                   kr_shape_text(&t.shape, is), kr_shape_text(&slot->shape, want));
+        KR_FAIL_IF(!kr_shape_equal(&slot->shape, &t.shape), KR_BAD_SHAPE, "tensor \"%s\" is %s, the carry is %s",
+                   tensor, kr_shape_text(&t.shape, is), kr_shape_text(&slot->shape, want));
         float *got = kr_pool_take(c->pool, (size_t)(t.count + 1) * sizeof *got);
         KR_FAIL_IF(!got, KR_NO_MEMORY, "no memory for tensor \"%s\"", tensor);
         KR_TRY(kr_session_read(s, index, got, (size_t)t.count * sizeof *got));
@@ -112,7 +112,8 @@ static kr_status run_recurrent(kr_golden *c, const kr_block_kind *kind, const kr
     KR_TRY(kr_golden_integer(c, "prefill_len", &r->first));
     KR_TRY(kr_golden_read(c, "in.u", KR_GOLDEN_PLAIN, &u));
     KR_TRY(kr_golden_read(c, "out.y", KR_GOLDEN_PLAIN, &y));
-    KR_FAIL_IF(u.shape.rank != 3 || !kr_shape_equal(&u.shape, &y.shape), KR_BAD_FILE, "in.u and out.y are not [B, L, d_model]");
+    KR_FAIL_IF(u.shape.rank != 3 || !kr_shape_equal(&u.shape, &y.shape), KR_BAD_FILE,
+               "in.u and out.y are not [B, L, d_model]");
     r->batch = u.shape.dim[0], r->length = u.shape.dim[1], r->width = u.shape.dim[2];
     KR_FAIL_IF(r->first < 0 || r->first > r->length, KR_BAD_FILE, "its prefill_len is %lld of %lld tokens",
                (long long)r->first, (long long)r->length);

@@ -82,8 +82,8 @@ kr_status kr_golden_write_slot(kr_golden *c, kr_session *s, int index, const cha
     kr_golden_tensor t;
     KR_TRY(kr_golden_read(c, tensor, KR_GOLDEN_PLAIN, &t));
     char is[160], want[160];
-    KR_FAIL_IF(!kr_shape_equal(&t.shape, &slot->shape), KR_BAD_SHAPE, "tensor \"%s\" is %s, the parameter is %s", tensor,
-               kr_shape_text(&t.shape, is), kr_shape_text(&slot->shape, want));
+    KR_FAIL_IF(!kr_shape_equal(&t.shape, &slot->shape), KR_BAD_SHAPE, "tensor \"%s\" is %s, the parameter is %s",
+               tensor, kr_shape_text(&t.shape, is), kr_shape_text(&slot->shape, want));
     const float *data = kr_golden_f32(c, &t);
     KR_FAIL_IF(!data, KR_NO_MEMORY, "no memory for tensor \"%s\"", tensor);
     return kr_session_write(s, index, data, (size_t)t.count * sizeof *data);
@@ -119,7 +119,8 @@ kr_status kr_golden_run(kr_golden_graph *b, const char *params) {
     kr_plan *plan = NULL;
     kr_session *s = NULL;
     if (b->loss.id) kr_output(b->g, "loss of the case", b->loss);
-    const kr_compile_options options = {.goal = b->loss.id ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD, .loss = "loss of the case"};
+    const kr_compile_options options = {.goal = b->loss.id ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD,
+                                        .loss = "loss of the case"};
     kr_status status = b->status;
     if (!status) status = kr_graph_status(b->g);
     if (!status) status = kr_compile(b->g, &options, &plan, NULL);

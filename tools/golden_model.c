@@ -80,17 +80,20 @@ static kr_status compile_all(subject *m) {
 // Logits, loss, gradients -----------------------------------------------------------------------------------------
 
 static kr_binding batch_of(const subject *m, const char *name, const int32_t *ids, int64_t step) {
-    return (kr_binding){name, (void *)(ids + step * m->batch * m->length), (size_t)(m->batch * m->length) * sizeof *ids};
+    return (kr_binding){name, (void *)(ids + step * m->batch * m->length),
+                        (size_t)(m->batch * m->length) * sizeof *ids};
 }
 
 static kr_status check_logits(subject *m) {
     kr_golden_tensor want;
     KR_TRY(kr_golden_read(m->c, "out.logits", KR_GOLDEN_PLAIN, &want));
-    KR_FAIL_IF(want.count != m->batch * m->length * m->vocab, KR_BAD_FILE, "tensor \"out.logits\" has %lld elements, want %lld",
-               (long long)want.count, (long long)(m->batch * m->length * m->vocab));
+    KR_FAIL_IF(want.count != m->batch * m->length * m->vocab, KR_BAD_FILE,
+               "tensor \"out.logits\" has %lld elements, want %lld", (long long)want.count,
+               (long long)(m->batch * m->length * m->vocab));
     float *got = kr_pool_take(m->c->pool, (size_t)(want.count + 1) * sizeof *got);
     KR_FAIL_IF(!got, KR_NO_MEMORY, "no memory for the logits");
-    KR_TRY(kr_plan_run(m->session, m->logits,
+    KR_TRY(kr_plan_run(
+        m->session, m->logits,
         (kr_binding[]){batch_of(m, "tokens", m->ids, 0), {"logits", got, (size_t)want.count * sizeof *got}}, 2, 0));
     return kr_golden_compare(m->c, "out.logits", got, &want, 1e-5, 1e-5);
 }
@@ -107,7 +110,8 @@ static kr_status check_gradients(subject *m) {
         const kr_tensor_entry *e = kr_tensors_at(c->file, k);
         if (strncmp(e->name, "grad.param.", 11)) continue;
         const size_t bytes = (size_t)kr_shape_count(&e->shape) * sizeof(float);
-        bindings[count++] = (kr_binding){kr_pool_format(c->pool, "grad.%s", e->name + 11), kr_pool_take(c->pool, bytes + 1), bytes};
+        bindings[count++] = (kr_binding){kr_pool_format(c->pool, "grad.%s", e->name + 11),
+                                         kr_pool_take(c->pool, bytes + 1), bytes};
         KR_FAIL_IF(!bindings[count - 1].data, KR_NO_MEMORY, "no memory for tensor \"%s\"", e->name);
     }
     KR_TRY(kr_plan_run(m->session, m->gradients, bindings, count, 0));
@@ -168,22 +172,31 @@ static kr_status check_training(subject *m) {
     KR_TRY(kr_golden_real(c, "beta2", &beta2));
     KR_TRY(kr_golden_read(c, "out.loss", KR_GOLDEN_PLAIN, &loss));
     KR_TRY(kr_golden_read(c, "out.grad_norm", KR_GOLDEN_PLAIN, &norm));
-    KR_FAIL_IF(loss.count != m->steps + 1 || norm.count != m->steps, KR_BAD_FILE, "out.loss or out.grad_norm has a wrong length");
+    KR_FAIL_IF(loss.count != m->steps + 1 || norm.count != m->steps, KR_BAD_FILE,
+               "out.loss or out.grad_norm has a wrong length");
     float *losses = kr_pool_take(c->pool, (size_t)(2 * m->steps + 1) * sizeof *losses), *norms = losses + m->steps + 1;
     KR_FAIL_IF(!losses, KR_NO_MEMORY, "no memory for the losses");
     for (int64_t s = 0; s < m->steps; s++) {
-        float hyper[3] = {(float)lr, (float)(1 - pow(beta1, (double)(s + 1))), (float)(1 - pow(beta2, (double)(s + 1)))};
-        const kr_binding bindings[] = {batch_of(m, "tokens", m->ids, s), batch_of(m, "targets", m->labels, s),
-            {"optimizer", hyper, sizeof hyper}, {"loss", &losses[s], sizeof *losses}, {"grad_norm", &norms[s], sizeof *norms}};
+        float hyper[3] = {(float)lr, (float)(1 - pow(beta1, (double)(s + 1))),
+                          (float)(1 - pow(beta2, (double)(s + 1)))};
+        const kr_binding bindings[] = {batch_of(m, "tokens", m->ids, s),
+                                       batch_of(m, "targets", m->labels, s),
+                                       {"optimizer", hyper, sizeof hyper},
+                                       {"loss", &losses[s], sizeof *losses},
+                                       {"grad_norm", &norms[s], sizeof *norms}};
         KR_TRY(kr_plan_run(m->session, m->train, bindings, 5, 0));
     }
-    KR_TRY(kr_plan_run(m->session, m->gradients, (kr_binding[]){batch_of(m, "tokens", m->ids, 0),
-        batch_of(m, "targets", m->labels, 0), {"loss", &losses[m->steps], sizeof *losses}}, 3, 0));
+    KR_TRY(kr_plan_run(m->session, m->gradients,
+                       (kr_binding[]){batch_of(m, "tokens", m->ids, 0),
+                                      batch_of(m, "targets", m->labels, 0),
+                                      {"loss", &losses[m->steps], sizeof *losses}},
+                       3, 0));
     KR_TRY(kr_golden_compare(c, "out.loss", losses, &loss, 2e-6, 2e-6));
     KR_TRY(kr_golden_compare(c, "out.grad_norm", norms, &norm, 1e-6, 1e-5));
     for (int k = 0; k < kr_tensors_count(c->file); k++) {
         const char *tensor = kr_tensors_at(c->file, k)->name;
-        if (!strncmp(tensor, "after.param.", 12)) KR_TRY(kr_golden_compare_slot(c, m->session, tensor + 12, tensor, 1e-5, 0));
+        if (!strncmp(tensor, "after.param.", 12))
+            KR_TRY(kr_golden_compare_slot(c, m->session, tensor + 12, tensor, 1e-5, 0));
     }
     return KR_OK;
 }

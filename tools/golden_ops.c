@@ -27,9 +27,16 @@ kr_status kr_golden_selective_scan(kr_golden *c) {
     KR_TRY(kr_golden_begin(c, &b));
     kr_value last;
     // B and C that do not depend on time are [E, N] in both.
-    const kr_selective_scan_args args = {.u = IN_TIME("u"), .delta = IN_TIME("delta"), .A = IN("A"), .B = IN_TIME("B"),
-        .C = IN_TIME("C"), .D = IN("D"), .z = IN_TIME("z"), .delta_bias = IN("delta_bias"), .h0 = IN("initial_state"),
-        .delta_softplus = softplus != 0};
+    const kr_selective_scan_args args = {.u = IN_TIME("u"),
+                                         .delta = IN_TIME("delta"),
+                                         .A = IN("A"),
+                                         .B = IN_TIME("B"),
+                                         .C = IN_TIME("C"),
+                                         .D = IN("D"),
+                                         .z = IN_TIME("z"),
+                                         .delta_bias = IN("delta_bias"),
+                                         .h0 = IN("initial_state"),
+                                         .delta_softplus = softplus != 0};
     kr_golden_output(&b, "y", kr_selective_scan(b.g, &args, &last), KR_GOLDEN_TIME_LAST);
     kr_golden_output(&b, "final_state", last, KR_GOLDEN_PLAIN);
     return kr_golden_run(&b, NULL);
@@ -43,8 +50,9 @@ kr_status kr_golden_rmsnorm_gated(kr_golden *c) {
     KR_TRY(kr_golden_integer(c, "group_size", &group));
     KR_TRY(kr_golden_integer(c, "norm_before_gate", &before));
     KR_TRY(kr_golden_begin(c, &b));
-    kr_golden_output(&b, "y", kr_rms_norm_full(b.g, IN("x"), KR_NONE, IN("z"), IN("weight"), KR_NONE, eps, group, before != 0,
-                                               NULL), KR_GOLDEN_PLAIN);
+    kr_golden_output(
+        &b, "y", kr_rms_norm_full(b.g, IN("x"), KR_NONE, IN("z"), IN("weight"), KR_NONE, eps, group, before != 0, NULL),
+        KR_GOLDEN_PLAIN);
     return kr_golden_run(&b, NULL);
 }
 
@@ -55,7 +63,8 @@ kr_status kr_golden_add_rmsnorm(kr_golden *c) {
     KR_TRY(kr_golden_begin(c, &b));
     kr_value stream;
     const kr_value x = IN("x"), residual = IN("residual"), weight = IN("weight"), bias = IN("bias");
-    kr_golden_output(&b, "y", kr_rms_norm_full(b.g, x, residual, KR_NONE, weight, bias, eps, 0, false, &stream), KR_GOLDEN_PLAIN);
+    kr_golden_output(&b, "y", kr_rms_norm_full(b.g, x, residual, KR_NONE, weight, bias, eps, 0, false, &stream),
+                     KR_GOLDEN_PLAIN);
     kr_golden_output(&b, "residual_out", stream, KR_GOLDEN_PLAIN);
     return kr_golden_run(&b, NULL);
 }

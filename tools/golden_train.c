@@ -14,9 +14,9 @@ typedef struct trial {
     int params;
     kr_plan *plan;
     kr_session *session;
-    float hyper[3];     ///< learning rate, 1 - beta1^t, 1 - beta2^t
+    float hyper[3]; ///< learning rate, 1 - beta1^t, 1 - beta2^t
     kr_binding bindings[PARAMS + 2];
-    char names[PARAMS][8];
+    char names[PARAMS][16];
 } trial;
 
 static kr_status compile(kr_golden *c, trial *t, kr_graph *g, const char *prefix, const kr_optimizer *optimizer) {
@@ -180,14 +180,16 @@ kr_status kr_golden_lr_schedule(kr_golden *c) {
         const char *tensor;
         kr_schedule_kind kind;
         bool square_root;
-    } kinds[] = {{"out.cosine", KR_SCHEDULE_COSINE, false}, {"out.wsd_linear", KR_SCHEDULE_WSD, false},
+    } kinds[] = {{"out.cosine", KR_SCHEDULE_COSINE, false},
+                 {"out.wsd_linear", KR_SCHEDULE_WSD, false},
                  {"out.wsd_sqrt", KR_SCHEDULE_WSD, true}};
     double *got = kr_pool_take(c->pool, (size_t)(step.count + 1) * sizeof *got);
     KR_FAIL_IF(!got, KR_NO_MEMORY, "no memory for %lld steps", (long long)step.count);
     for (int k = 0; k < 3; k++) {
         kr_golden_tensor want;
         KR_TRY(kr_golden_read(c, kinds[k].tensor, KR_GOLDEN_PLAIN, &want));
-        KR_FAIL_IF(want.count != step.count, KR_BAD_FILE, "tensor \"%s\" has not as many elements as in.step", kinds[k].tensor);
+        KR_FAIL_IF(want.count != step.count, KR_BAD_FILE, "tensor \"%s\" has not as many elements as in.step",
+                   kinds[k].tensor);
         s.kind = kinds[k].kind;
         s.square_root = kinds[k].square_root;
         for (int64_t i = 0; i < step.count; i++) got[i] = kr_schedule_lr(&s, (int64_t)step.data[i]);

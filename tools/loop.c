@@ -6,12 +6,16 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 // A first signal asks the loop to stop after its step; the handler then steps aside, so a second one ends the process.
 static volatile sig_atomic_t asked_to_stop;
 
 static void on_signal(int number) {
+    static const char note[] = "\nfinishing this step, then saving; once more leaves at once\n";
     asked_to_stop = number;
+    const ssize_t written = write(STDERR_FILENO, note, sizeof note - 1); // one of the few calls allowed here
+    (void)written;
 }
 
 static void watch_signals(bool on) {
@@ -85,7 +89,8 @@ kr_status kr_trainer_evaluate(kr_trainer *t, double *loss) {
 }
 
 /// Calls `look` with every persistent tensor of the given kinds, copied to the host.
-static kr_status each_slot(kr_session *session, unsigned kinds, kr_status (*look)(kr_session *, int, float *, int64_t)) {
+static kr_status each_slot(kr_session *session, unsigned kinds,
+                           kr_status (*look)(kr_session *, int, float *, int64_t)) {
     size_t most = 4;
     for (int k = 0; k < kr_session_slots(session); k++)
         if (kr_session_slot(session, k)->bytes > most) most = kr_session_slot(session, k)->bytes;
@@ -128,9 +133,10 @@ kr_status kr_trainer_explain(kr_trainer *t, const char *what, double value) {
     double loss, grad_norm;
     kr_status status = each_slot(t->session, 1u << KR_SLOT_GRADIENT, clear);
     if (!status) status = run_step(t, &loss, &grad_norm, KR_RUN_CHECK);
-    if (status == KR_NOT_FINITE) return kr_status_prefix(status, "the %s is %g", what, value);
+    const char *shown = isnan(value) ? "nan" : value > 0 ? "inf" : "-inf"; // "-nan" would only puzzle
+    if (status == KR_NOT_FINITE) return kr_status_prefix(status, "the %s is %s", what, shown);
     KR_TRY(status);
-    KR_FAIL(KR_NOT_FINITE, "the %s is %g, though the result of every node is finite", what, value);
+    KR_FAIL(KR_NOT_FINITE, "the %s is %s, though the result of every node is finite", what, shown);
 }
 
 /// Adds to a failure what the user has left.
@@ -140,9 +146,11 @@ static kr_status not_finite(kr_trainer *t, kr_status status) {
     char message[1024];
     snprintf(message, sizeof message, "%s", kr_status_message());
     const bool saved = kr_run_latest(t->directory, path);
-    KR_FAIL(KR_NOT_FINITE, "after step %lld: %s. Nothing was saved; %s%s. A lower --learning-rate or --grad-clip, or a longer "
-            "--warmup, often helps", (long long)t->state.step, message, saved ? "the last good checkpoint is " :
-            "there is no earlier checkpoint", saved ? path : "");
+    KR_FAIL(KR_NOT_FINITE,
+            "after step %lld: %s. Nothing was saved; %s%s. A lower --learning-rate or --grad-clip, or a longer "
+            "--warmup, often helps",
+            (long long)t->state.step, message,
+            saved ? "the last good checkpoint is " : "there is no earlier checkpoint", saved ? path : "");
 }
 
 static bool due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }

@@ -176,8 +176,11 @@ static kr_status take(const kr_usage *usage, int argc, char **argv, int *k, void
         return kr_option_set(o, spelling, negated ? "false" : "true", to);
     const char *value = equals ? equals + 1 : NULL;
     if (!value) {
-        KR_FAIL_IF(*k + 1 >= argc || !strncmp(argv[*k + 1], "--", 2), KR_BAD_ARGUMENT, "%s wants a value (%s)", spelling,
-                   o->choices ? o->choices : o->value ? o->value : "VALUE");
+        KR_FAIL_IF(*k + 1 >= argc || !strncmp(argv[*k + 1], "--", 2), KR_BAD_ARGUMENT, "%s wants a value (%s)",
+                   spelling,
+                   o->choices ? o->choices
+                   : o->value ? o->value
+                              : "VALUE");
         value = argv[++*k];
     }
     return kr_option_set(o, spelling, value, to);

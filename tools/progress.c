@@ -8,6 +8,8 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+enum { BAR = 10 };
+
 kr_progress kr_progress_start(FILE *to, int64_t first_step, int64_t total) {
     const double now = kr_seconds();
     const bool color = kr_stream_color(to);
@@ -22,10 +24,10 @@ static int columns(FILE *to) {
     return ioctl(fileno(to), TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col : 80;
 }
 
-static void bar(const kr_progress *p, int64_t step, char text[32]) {
-    const int full = p->total > 0 ? (int)(20 * step / p->total) : 20;
-    for (int k = 0; k < 20; k++) text[k] = k < full ? '#' : '.';
-    text[20] = 0;
+static void bar(const kr_progress *p, int64_t step, char text[BAR + 1]) {
+    const int full = p->total > 0 ? (int)(BAR * step / p->total) : BAR;
+    for (int k = 0; k < BAR; k++) text[k] = k < full ? '#' : '.';
+    text[BAR] = 0;
 }
 
 static double seconds_left(const kr_progress *p, int64_t step) {
@@ -37,23 +39,24 @@ void kr_progress_step(kr_progress *p, const kr_metric *m, bool logged) {
     const double now = kr_seconds();
     if (!logged && (!p->live || now - p->shown < 0.1)) return;
     p->shown = now;
-    char line[256], left[32], eval[48] = "", picture[32];
+    char line[256], left[32], eval[48] = "", picture[BAR + 1];
     kr_duration_text(seconds_left(p, m->step), left);
     if (!isnan(m->eval_loss)) snprintf(eval, sizeof eval, " | held out %.4f", m->eval_loss);
     if (!p->live) {
         fprintf(p->to, "step %lld/%lld | loss %.4f%s | lr %.2e | grad norm %.3f | %.0f tokens/s | %s left\n",
-                (long long)m->step, (long long)p->total, m->loss, eval, m->lr, m->grad_norm, m->tokens_per_second, left);
+                (long long)m->step, (long long)p->total, m->loss, eval, m->lr, m->grad_norm, m->tokens_per_second,
+                left);
         fflush(p->to);
         return;
     }
     bar(p, m->step, picture);
-    int n = snprintf(line, sizeof line, "%s %lld/%lld  loss %.4f%s  lr %.2e  norm %.2f  %.0f tokens/s  %s left", picture,
-                     (long long)m->step, (long long)p->total, m->loss, eval, m->lr, m->grad_norm, m->tokens_per_second,
-                     left);
+    int n = snprintf(line, sizeof line, "%s %lld/%lld  loss %.3f  lr %.1e  norm %.2f  %.0f tokens/s  %s left", picture,
+                     (long long)m->step, (long long)p->total, m->loss, m->lr, m->grad_norm, m->tokens_per_second, left);
     const int width = columns(p->to) - 1;
     if (n > width) n = width;
     // "Carriage return, erase to the end of the line" is no colour, but NO_COLOR users get plain returns and blanks.
-    if (p->color) fprintf(p->to, "\r\033[K\033[1m%.*s\033[0m%.*s", n < 20 ? n : 20, line, n < 20 ? 0 : n - 20, line + 20);
+    const int bright = n < BAR ? n : BAR;
+    if (p->color) fprintf(p->to, "\r\033[K\033[1m%.*s\033[0m%.*s", bright, line, n - bright, line + bright);
     else fprintf(p->to, "\r%-*.*s", width, n, line);
     fflush(p->to);
     p->open = true;

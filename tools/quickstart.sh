@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-steps=600
+steps=500
 while [ $# -gt 0 ]; do
   case $1 in
     --steps) steps=${2:?--steps needs a number}; shift 2 ;;
@@ -46,6 +46,7 @@ say "Done"
 cat <<END
 The run         $run
   checkpoints   $run/best, $run/latest
+  report        $run/report.md
   measurements  $run/metrics.jsonl
 More text       build/krait generate --checkpoint $run/best --prompt "JULIET:"
 The tests       tools/test.sh

@@ -98,8 +98,8 @@ static void describe(FILE *out, const kr_report *r) {
     fprintf(out, "| held-out loss | %.4f nats per byte (%.4f bits) at the end |\n", r->eval_loss, r->eval_loss / M_LN2);
     if (!isnan(r->state->best_loss))
         fprintf(out, "| best | %.4f at step %lld |\n", r->state->best_loss, (long long)r->state->best_step);
-    fprintf(out, "| batch | %lld rows of %lld bytes, %lld micro-batches per step |\n", (long long)s->batch_size,
-            (long long)s->seq_len, (long long)s->grad_accumulation);
+    fprintf(out, "| batch | %lld rows of %lld bytes, %lld micro-batch%s per step |\n", (long long)s->batch_size,
+            (long long)s->seq_len, (long long)s->grad_accumulation, s->grad_accumulation == 1 ? "" : "es");
     const kr_schedule schedule = kr_train_schedule(s);
     fprintf(out, "| learning rate | %g, %s to %g, warm-up %lld |\n", s->learning_rate, schedules[s->schedule],
             s->schedule == KR_SCHEDULE_CONSTANT ? s->learning_rate : schedule.lr_min, (long long)s->warmup);
@@ -110,8 +110,10 @@ static void describe(FILE *out, const kr_report *r) {
     fprintf(out, "| speed | %.0f tokens/s over %s |\n", r->tokens_per_second, kr_duration_text(r->seconds, a));
     fprintf(out, "| memory | %s expected, %s at most; activations %s |\n", kr_bytes_text((double)r->memory->total, a),
             kr_bytes_text((double)r->highest, b), kr_bytes_text((double)r->stats->peak, c));
-    fprintf(out, "\n`best` and `latest` are the checkpoints; `metrics.jsonl` has every logged step. To let it write:\n\n"
-            "    krait generate --checkpoint %s --prompt \"...\"\n", r->directory);
+    fprintf(out,
+            "\n`best` and `latest` are the checkpoints; `metrics.jsonl` has every logged step. To let it write:\n\n"
+            "    krait generate --checkpoint %s --prompt \"...\"\n",
+            r->directory);
 }
 
 static kr_status write_file(const kr_report *r, const char *name, const kr_metric *metrics, int count) {

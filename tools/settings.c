@@ -47,7 +47,7 @@ const kr_option kr_train_options[] = {
     {"log-every", KR_OPTION_INTEGER, FIELD(log_every), 1, LIMIT, .value = "N", .help = "metrics every N steps"},
     {"seed", KR_OPTION_SEED, FIELD(seed), .value = "S", .help = "of parameters and of the order of the data"},
     {"threads", KR_OPTION_INTEGER, FIELD(threads), 0, 4096, .value = "T",
-     .help = "0: as the target says; the result does not depend on it"},
+     .help = "0: as the target says; the result does not depend on it", .flags = KR_OPTION_LOCAL},
     {"stop-after", KR_OPTION_INTEGER, FIELD(stop_after), 0, LIMIT, .value = "N",
      .help = "save and leave after step N, to be resumed; the schedule still reaches to --steps",
      .flags = KR_OPTION_COMMAND_LINE},

@@ -10,6 +10,16 @@
 
 static const char format_name[] = "krait run 1";
 
+/// The shortest decimal that reads back to the same double.
+static json_object *real_json(double value) {
+    char text[40];
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    return json_object_new_double_s(value, text);
+}
+
 static json_object *option_json(const kr_option *o, const void *from) {
     const void *field = (const char *)from + o->offset;
     switch (o->type) {
@@ -17,7 +27,7 @@ static json_object *option_json(const kr_option *o, const void *from) {
     case KR_OPTION_INTEGER: return json_object_new_int64(*(const int64_t *)field);
     case KR_OPTION_INT: return json_object_new_int(*(const int *)field);
     case KR_OPTION_SEED: return json_object_new_uint64(*(const uint64_t *)field);
-    case KR_OPTION_REAL: return json_object_new_double(*(const double *)field);
+    case KR_OPTION_REAL: return real_json(*(const double *)field);
     case KR_OPTION_CHOICE: {
         const char *word = o->choices;
         for (int k = 0; k < *(const int *)field; k++) word = strchr(word, '|') + 1;
@@ -28,12 +38,14 @@ static json_object *option_json(const kr_option *o, const void *from) {
 }
 
 static bool is_saved(const kr_option *o) {
-    return !(o->flags & KR_OPTION_COMMAND_LINE) && o->type != KR_OPTION_TEXT && o->type != KR_OPTION_LIST;
+    return !(o->flags & (KR_OPTION_COMMAND_LINE | KR_OPTION_LOCAL)) && o->type != KR_OPTION_TEXT &&
+           o->type != KR_OPTION_LIST;
 }
 
 kr_status kr_state_json(const kr_train_state *s, const char *data_path, char **out) {
     char *model = kr_model_config_json(&s->model), hash[24];
-    json_object *root = json_object_new_object(), *data = json_object_new_object(), *settings = json_object_new_object();
+    json_object *root = json_object_new_object(), *data = json_object_new_object(),
+                *settings = json_object_new_object();
     KR_FAIL_IF(!model || !root || !data || !settings, KR_NO_MEMORY, "no memory for state.json");
     snprintf(hash, sizeof hash, "%016" PRIx64, s->data_fingerprint);
     json_object_object_add(data, "path", json_object_new_string(data_path));
@@ -50,13 +62,14 @@ kr_status kr_state_json(const kr_train_state *s, const char *data_path, char **o
     json_object_object_add(root, "format", json_object_new_string(format_name));
     json_object_object_add(root, "step", json_object_new_int64(s->step));
     json_object_object_add(root, "tokens", json_object_new_int64(s->tokens));
-    json_object_object_add(root, "best_loss", isnan(s->best_loss) ? NULL : json_object_new_double(s->best_loss));
+    json_object_object_add(root, "best_loss", isnan(s->best_loss) ? NULL : real_json(s->best_loss));
     json_object_object_add(root, "best_step", json_object_new_int64(s->best_step));
     json_object_object_add(root, "data", data);
     json_object_object_add(root, "model", json_tokener_parse(model));
     json_object_object_add(root, "settings", settings);
     free(model);
-    const char *text = json_object_to_json_string_ext(root, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED);
+    const int style = JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED | JSON_C_TO_STRING_NOSLASHESCAPE;
+    const char *text = json_object_to_json_string_ext(root, style);
     *out = text && asprintf(out, "%s\n", text) > 0 ? *out : NULL;
     json_object_put(root);
     KR_FAIL_IF(!*out, KR_NO_MEMORY, "no memory for state.json");
@@ -74,7 +87,7 @@ static kr_status read_settings(json_object *from, const char *label, kr_train_se
     *out = kr_train_defaults();
     for (const kr_option *o = kr_train_options; o->name; o++) {
         json_object *value;
-        if (!is_saved(o) ) continue;
+        if (!is_saved(o)) continue;
         char key[80];
         snprintf(key, sizeof key, "%s", o->name);
         for (char *c = key; *c; c++)
@@ -109,8 +122,8 @@ static kr_status read_state(json_object *root, const char *label, kr_train_state
                             .tokens = json_object_get_int64(tokens), .best_step = json_object_get_int64(best_step),
                             .best_loss = best ? json_object_get_double(best) : NAN,
                             .data_fingerprint = strtoull(json_object_get_string(hash), NULL, 16)};
-    KR_FAIL_IF(out->step < 0 || out->row < 0 || out->tokens < 0, KR_BAD_FILE, "%s: step, next_row or tokens is negative",
-               label);
+    KR_FAIL_IF(out->step < 0 || out->row < 0 || out->tokens < 0, KR_BAD_FILE,
+               "%s: step, next_row or tokens is negative", label);
     const char *text = json_object_to_json_string_ext(model, JSON_C_TO_STRING_PLAIN);
     KR_TRY(kr_model_config_parse(text, strlen(text), &out->model));
     return read_settings(settings, label, &out->settings);
@@ -145,10 +158,8 @@ static bool first_difference(json_object *a, json_object *b, char *text, size_t 
             if (first_difference(value, other, text, bytes)) return true;
             continue;
         }
-        // Two numbers of json-c must not share its one text buffer.
-        int n = snprintf(text, bytes, "%s is %s in the checkpoint, ", key, json_object_to_json_string(value));
-        if (n > 0 && (size_t)n < bytes)
-            snprintf(text + n, bytes - (size_t)n, "%s now", other ? json_object_to_json_string(other) : "absent");
+        snprintf(text, bytes, "%s is %s in the checkpoint, %s now", key, json_object_to_json_string(value),
+                 other ? json_object_to_json_string(other) : "absent");
         return true;
     }
     return false;
@@ -156,7 +167,8 @@ static bool first_difference(json_object *a, json_object *b, char *text, size_t 
 
 kr_status kr_state_continues(const kr_train_state *saved, const kr_train_state *now, char *note, size_t note_bytes) {
     char *then_text = kr_model_config_json(&saved->model), *now_text = kr_model_config_json(&now->model);
-    json_object *a = then_text ? json_tokener_parse(then_text) : NULL, *b = now_text ? json_tokener_parse(now_text) : NULL;
+    json_object *a = then_text ? json_tokener_parse(then_text) : NULL,
+                *b = now_text ? json_tokener_parse(now_text) : NULL;
     char difference[256];
     const bool memory = a && b, differs = memory && first_difference(a, b, difference, sizeof difference);
     json_object_put(a);
@@ -174,10 +186,11 @@ kr_status kr_state_continues(const kr_train_state *saved, const kr_train_state *
     size_t n = 0;
     note[0] = 0;
     for (const kr_option *o = kr_train_options; o->name; o++) {
-        if (!is_saved(o) || !strcmp(o->name, "threads")) continue;
+        if (!is_saved(o)) continue;
         json_object *then = option_json(o, &saved->settings), *next = option_json(o, &now->settings);
         if (!json_object_equal(then, next) && n < note_bytes) {
-            n += (size_t)snprintf(note + n, note_bytes - n, "%s%s %s", n ? ", " : "", o->name, json_object_get_string(then));
+            n += (size_t)snprintf(note + n, note_bytes - n, "%s%s %s", n ? ", " : "", o->name,
+                                  json_object_get_string(then));
             if (n < note_bytes) n += (size_t)snprintf(note + n, note_bytes - n, " -> %s", json_object_get_string(next));
         }
         json_object_put(then);

@@ -32,7 +32,7 @@ build() {
   shift 3
   [ -f "$folder/build.ninja" ] || configure=(env CC="$cc" CXX="$cxx" meson setup "$folder")
   if ! "${configure[@]}" -Dwerror=true -Dtests=enabled "$@" >"$folder.log" 2>&1 ||
-    ! ninja -C "$folder" >"$folder.log" 2>&1; then
+    ! ninja -C "$folder" -k 0 >"$folder.log" 2>&1; then
     grep -vE '^\[[0-9]+/[0-9]+\] (Compiling|Linking|Generating)' "$folder.log" | head -n 80
     count 0 1 0 "$folder (build)"
     return 1
@@ -66,7 +66,7 @@ suites() {
   local folder=$1 a b c name
   shift
   rm -f "$folder/meson-logs/testlog.json"
-  meson test -C "$folder" --no-rebuild --print-errorlogs "$@" >"$folder.log" 2>&1 || cat "$folder.log"
+  meson test -C "$folder" --no-rebuild --print-errorlogs "$@" >"$folder.log" 2>&1 || grep -vE '^ *[0-9]+/[0-9]+ .* (OK|SKIP) ' "$folder.log"
   if [ ! -s "$folder/meson-logs/testlog.json" ]; then
     cat "$folder.log"
     count 0 1 0 "$folder (no suite ran)"

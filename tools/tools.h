@@ -53,6 +53,7 @@ enum {
     KR_OPTION_COMMAND_LINE = 1, ///< not a key of krait.yaml
     KR_OPTION_REQUIRED = 2,     ///< the command line must have it
     KR_OPTION_HIDDEN = 4,       ///< not in the help text
+    KR_OPTION_LOCAL = 8,        ///< of this machine, not of the work: kept out of state.json
 };
 
 /// Words collected by a KR_OPTION_LIST or as positional arguments. They point into argv.

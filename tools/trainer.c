@@ -10,7 +10,8 @@
 static kr_status compile(kr_trainer *t, kr_goal goal, kr_plan **plan, kr_plan_stats *stats) {
     const kr_train_settings *s = t->settings;
     kr_graph *g;
-    KR_TRY(kr_model_build(t->model, goal == KR_GOAL_FORWARD ? KR_MODE_EVAL : KR_MODE_TRAIN, s->batch_size, s->seq_len, &g));
+    KR_TRY(kr_model_build(t->model, goal == KR_GOAL_FORWARD ? KR_MODE_EVAL : KR_MODE_TRAIN, s->batch_size, s->seq_len,
+                          &g));
     const kr_compile_options options = {
         .goal = goal, .accumulation = (int)s->grad_accumulation,
         .optimizer = {.beta1 = s->beta1, .beta2 = s->beta2, .eps = s->epsilon, .weight_decay = s->weight_decay,
@@ -58,7 +59,7 @@ static void describe(const kr_trainer *t, const char *config_label) {
         printf("text     %s: %lld bytes to learn from, %lld held out\n", kr_data_path(t->data),
                (long long)kr_data_train_bytes(t->data), (long long)kr_data_held_out_bytes(t->data));
     const double tokens = (double)s->batch_size * (double)s->seq_len * (double)s->grad_accumulation;
-    printf("steps    %lld of %.0f tokens (%lld rows of %lld", (long long)s->steps, tokens, (long long)s->batch_size,
+    printf("steps    %lld of %.0f tokens (%lld x %lld", (long long)s->steps, tokens, (long long)s->batch_size,
            (long long)s->seq_len);
     if (s->grad_accumulation > 1) printf(", %lld micro-batches", (long long)s->grad_accumulation);
     printf("): %s tokens\n", kr_count_text(tokens * (double)s->steps, a));
@@ -112,8 +113,8 @@ static kr_status open_run(kr_trainer *t, char checkpoint[KR_RUN_PATH]) {
     const bool exists = kr_run_latest(t->directory, checkpoint);
     KR_FAIL_IF(s->resume && !exists, KR_BAD_ARGUMENT, "--resume: there is no checkpoint in %s", t->directory);
     KR_FAIL_IF(!s->resume && exists, KR_BAD_ARGUMENT,
-               "%s holds a run already (%s): add --resume to go on with it, or choose another --output-dir", t->directory,
-               checkpoint);
+               "%s holds a run already (%s): add --resume to go on with it, or choose another --output-dir",
+               t->directory, checkpoint);
     return kr_directory_make(t->directory);
 }
 
@@ -182,7 +183,10 @@ static kr_status prepare(kr_trainer *t, const kr_target *target, const char *con
 
 kr_status kr_train(const kr_train_settings *settings, const kr_model_config *model, const kr_target *target,
                    const char *config_label) {
-    kr_trainer t = {.settings = settings, .model = model, .schedule = kr_train_schedule(settings), .start = kr_seconds(),
+    kr_trainer t = {.settings = settings,
+                    .model = model,
+                    .schedule = kr_train_schedule(settings),
+                    .start = kr_seconds(),
                     .eval_loss = NAN,
                     .state = {.best_loss = NAN, .model = *model, .settings = *settings}};
     kr_status status = prepare(&t, target, config_label);

@@ -38,8 +38,8 @@ static kr_status next_event(reader *r) {
 
 static kr_status new_node(reader *r, kr_yaml_kind kind, const void *anchor, const void *tag, kr_yaml **out) {
     const int line = line_of(r->event.start_mark);
-    KR_FAIL_IF(anchor, KR_BAD_FILE, "%s:%d: anchors (&%s) are not supported; write the value where it is used", r->label,
-               line, (const char *)anchor);
+    KR_FAIL_IF(anchor, KR_BAD_FILE, "%s:%d: anchors (&%s) are not supported; write the value where it is used",
+               r->label, line, (const char *)anchor);
     KR_FAIL_IF(tag, KR_BAD_FILE, "%s:%d: tags (%s) are not supported", r->label, line, (const char *)tag);
     KR_FAIL_IF(++r->nodes > MOST_NODES, KR_BAD_FILE, "%s:%d: more than %d values", r->label, line, MOST_NODES);
     kr_yaml *node = kr_pool_take(r->pool, sizeof *node);
@@ -100,7 +100,8 @@ static kr_status read_list(reader *r, int depth, kr_yaml *list) {
 
 static kr_status read_node(reader *r, int depth, kr_yaml **out) {
     const yaml_event_t *e = &r->event;
-    KR_FAIL_IF(depth > DEEPEST, KR_BAD_FILE, "%s:%d: nested more than %d deep", r->label, line_of(e->start_mark), DEEPEST);
+    KR_FAIL_IF(depth > DEEPEST, KR_BAD_FILE, "%s:%d: nested more than %d deep", r->label, line_of(e->start_mark),
+               DEEPEST);
     switch (e->type) {
     case YAML_SCALAR_EVENT:
         KR_TRY(new_node(r, KR_YAML_SCALAR, e->data.scalar.anchor, e->data.scalar.tag, out));
@@ -133,7 +134,8 @@ static kr_status read_document(reader *r, kr_yaml **out) {
 }
 
 kr_status kr_yaml_parse(const char *text, size_t bytes, const char *label, kr_pool *pool, kr_yaml **out) {
-    KR_FAIL_IF(bytes > LARGEST, KR_BAD_FILE, "%s: has %zu bytes; a configuration has at most %d", label, bytes, LARGEST);
+    KR_FAIL_IF(bytes > LARGEST, KR_BAD_FILE, "%s: has %zu bytes; a configuration has at most %d", label, bytes,
+               LARGEST);
     reader r = {.label = label, .pool = pool};
     KR_FAIL_IF(!yaml_parser_initialize(&r.parser), KR_NO_MEMORY, "%s: no memory to parse it", label);
     yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, bytes);
@@ -183,7 +185,8 @@ static kr_status unknown_key(const kr_yaml *key, const char *label, const char *
     size_t n = 0;
     for (int k = 0; k < count && n < sizeof all - 90; k++)
         n += (size_t)snprintf(all + n, sizeof all - n, "%s%s", k ? ", " : "", yaml_name(names[k], text));
-    KR_FAIL(KR_BAD_ARGUMENT, "%s:%d: unknown key '%s' in %s; it can have: %s", label, key->key_line, key->key, what, all);
+    KR_FAIL(KR_BAD_ARGUMENT, "%s:%d: unknown key '%s' in %s; it can have: %s", label, key->key_line, key->key, what,
+            all);
 }
 
 kr_status kr_yaml_apply(const kr_yaml *map, const char *label, const char *what, const kr_option *table, void *to) {

@@ -4,20 +4,17 @@
 /// State: the last d_conv - 1 inputs of the convolution [B, d_conv - 1, E] and the scan's h [B, E, N].
 ///   source Gu & Dao 2023, arXiv:2312.00752, figure 3 and algorithm 2
 static kr_value mamba1(kr_graph *g, const kr_block_config *c, kr_value x) {
-    const int64_t B = kr_value_shape(g, x).dim[0], D = c->d_model, E = c->expand * D, N = c->d_state, W = c->d_conv;
+    const int64_t B = kr_value_shape(g, x).dim[0], D = c->d_model, E = c->expand * D, N = kr_or(c->d_state, 16), W = c->d_conv;
     const int64_t R = c->dt_rank > 0 ? c->dt_rank : (D + 15) / 16;
-    const double conv_range = kr_fan_in(W), dt_range = c->dt_scale / sqrt((double)R);
+    const double dt_range = c->dt_scale / sqrt((double)R);
     kr_value path[2], select[3], conv_next, h_next;
 
     // [x | z] = in_proj u
     kr_split(g, kr_block_linear(g, c, "in_proj", x, 2 * E, 1.0), -1, (int64_t[]){E, E}, 2, path);
 
     // x = silu(conv(x)), over the inputs of the call before
-    const kr_value taps = kr_reshape(g, kr_param(g, "conv1d.weight", KR_SHAPE(E, 1, W), kr_uniform(conv_range), KR_PARAM_DECAY),
-                                     KR_SHAPE(E, W));
-    const kr_value conv_bias = c->conv_bias ? kr_param(g, "conv1d.bias", KR_SHAPE(E), kr_uniform(conv_range), 0) : KR_NONE;
     const kr_value conv_state = kr_carry(g, "conv_state", KR_F32, KR_SHAPE(B, W - 1, E));
-    const kr_value u = kr_causal_conv1d(g, path[0], taps, conv_bias, conv_state, c->reset, true, &conv_next);
+    const kr_value u = kr_block_conv(g, c, path[0], W, c->conv_bias, true, conv_state, &conv_next);
     kr_carry_set(g, conv_state, conv_next);
 
     // [dt | B | C] = x_proj x;  delta = dt_proj dt (its bias enters before the softplus, inside the scan)
@@ -28,7 +25,7 @@ static kr_value mamba1(kr_graph *g, const kr_block_config *c, kr_value x) {
 
     // h_t = exp(delta A) h_{t-1} + delta B x_t;  y_t = C h_t + D x_t;  y * silu(z)
     const kr_value A_log = kr_param(g, "A_log", KR_SHAPE(E, N), (kr_init){.kind = KR_INIT_LOG_ARANGE}, 0);
-    const kr_value skip = kr_param(g, "D", KR_SHAPE(E), (kr_init){.kind = KR_INIT_CONSTANT, .a = 1}, 0);
+    const kr_value skip = kr_param(g, "D", KR_SHAPE(E), kr_ones, 0);
     const kr_value h = kr_carry(g, "ssm_state", KR_F32, KR_SHAPE(B, E, N));
     const kr_value y = kr_selective_scan(g, &(kr_selective_scan_args){
         .u = u, .delta = kr_linear(g, select[0], dt_proj, KR_NONE), .A = kr_neg(g, kr_exp(g, A_log)), .B = select[1],
