@@ -4,7 +4,7 @@
 #include <string.h>
 #include <strings.h>
 
-#define BLOCKS(X) X(mamba1) X(gated_mlp) X(tinymamba)
+#define BLOCKS(X) X(mamba1) X(mamba2) X(attention) X(gated_mlp) X(tinymamba)
 
 #define X(name) extern const kr_block_kind kr_block_##name;
 BLOCKS(X)

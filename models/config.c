@@ -9,7 +9,7 @@
 
 static const char *const passed_over[] = {"fused_add_norm", "residual_in_fp32", "use_fast_path", "device", "dtype",
     "use_mem_eff_path", "initializer_cfg", "layer_idx", "dt_init", "d_model", "embed_dim", "activation", "process_group",
-    "sequence_parallel"};
+    "sequence_parallel", "fuse_pregate_headwise_norm"};
 
 typedef enum kind { INTEGER, INT, REAL, TRUTH, NOT, TEXT } kind; // NOT: stored negated
 

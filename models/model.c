@@ -92,8 +92,10 @@ static kr_value sublayer(kr_graph *g, const kr_model_config *c, const kr_block_k
 }
 
 /// ids i32 [B, L] to the normed stream [B, L, d_model]; *embedding gets the (tied) embedding weight.
-static kr_value backbone(kr_graph *g, const kr_model_config *c, kr_value ids, bool generating, kr_value *embedding) {
+static kr_value backbone(kr_graph *g, const kr_model_config *c, kr_value ids, kr_value reset, bool generating,
+                         kr_value *embedding) {
     kr_block_config block = c->block;
+    block.reset = reset;
     block.d_model = c->d_model;
     block.n_layer = c->n_layer;
     block.zero_bias = true;
@@ -118,10 +120,12 @@ static kr_value backbone(kr_graph *g, const kr_model_config *c, kr_value ids, bo
 
 static void build(kr_graph *g, const kr_model_config *c, kr_mode mode, int64_t batch, int64_t length) {
     const bool generating = mode == KR_MODE_PREFILL || mode == KR_MODE_DECODE;
-    kr_graph_carries(g, generating);
+    const bool training = mode == KR_MODE_TRAIN || mode == KR_MODE_EVAL;
+    kr_graph_carries(g, generating || (mode == KR_MODE_TRAIN && c->carry_state));
     kr_value weight;
     const kr_value ids = kr_input(g, "tokens", KR_I32, KR_SHAPE(batch, length));
-    kr_value h = backbone(g, c, ids, generating, &weight);
+    const kr_value reset = training && c->reset_input ? kr_input(g, "reset", KR_I32, KR_SHAPE(batch, length)) : KR_NONE;
+    kr_value h = backbone(g, c, ids, reset, generating, &weight);
     if (!c->tie_embeddings)
         weight = kr_param(g, "lm_head.weight", KR_SHAPE(kr_model_vocab(c), c->d_model), kr_uniform(kr_fan_in(c->d_model)),
                           KR_PARAM_DECAY);
@@ -130,7 +134,7 @@ static void build(kr_graph *g, const kr_model_config *c, kr_mode mode, int64_t b
     kr_scope_push(g, "lm_head");
     const kr_value logits = kr_linear(g, h, weight, KR_NONE);
     kr_scope_pop(g);
-    if (generating || mode == KR_MODE_LOGITS) {
+    if (!training) {
         kr_output(g, "logits", logits);
         return;
     }

@@ -86,6 +86,9 @@ typedef struct kr_model_config {
     bool rms_norm;                     ///< else LayerNorm
     bool tie_embeddings;
     double norm_epsilon;               ///< 1e-5
+    bool reset_input;                  ///< training and evaluation have an input "reset" i32 [B, L]: 1 where a document starts
+    bool carry_state;                  ///< training goes on from the state of the run before, through which no gradient
+                                       ///< flows (truncated back-propagation); attention starts afresh in every row
     kr_block_config block;             ///< d_model and n_layer are filled in by kr_model_build
 } kr_model_config;
 /// Block of layer `index`: its kind, or null when the configuration names none that exists.
@@ -96,7 +99,7 @@ int64_t kr_model_vocab(const kr_model_config *);
 
 typedef enum kr_mode {
     KR_MODE_TRAIN = 0, ///< inputs "tokens", "targets" i32 [B, L]; output "loss" f32 [1]
-    KR_MODE_EVAL,      ///< the same, to be compiled forward only
+    KR_MODE_EVAL,      ///< the same, to be compiled forward only; carries not live
     KR_MODE_PREFILL,   ///< input "tokens"; output "logits" [B, V] of the last position; carries live
     KR_MODE_DECODE,    ///< prefill at length 1
     KR_MODE_LOGITS,    ///< input "tokens"; output "logits" [B, L, V]; carries not live

@@ -2,7 +2,7 @@
 /// the rows before it, which are still in L1. Weights come as [channels, taps], so a first stage turns them into rows.
 ///
 /// `reach` is how many earlier inputs a token's taps may touch: taps - 1, less after a reset or at the start of a
-/// sequence without state. Only tokens with a shorter reach, and odd numbers of taps, take the general path.
+/// sequence without state. Four taps at full reach, which is nearly everything in practice, have code of their own.
 #include "ops/conv.h"
 #include "ops/lanes.h"
 
@@ -64,20 +64,51 @@ KR_INLINE const float *input_row(const conv *v, int64_t b, int64_t t) {
     return v->state + (b * (v->taps - 1) + v->taps - 1 + t) * v->channels;
 }
 
-/// The convolution at token t of batch row b for 16 channels from c; `left` of them exist. `fast`: reach 3, all in x.
-KR_INLINE kr_vf convolve(const int fast, const conv *v, int64_t b, int64_t t, int64_t reach, int64_t c, int64_t left) {
+/// The convolution at token t of batch row b for 16 channels from c; `left` of them exist.
+static kr_vf convolve(const conv *v, int64_t b, int64_t t, int64_t reach, int64_t c, int64_t left) {
     kr_vf p = v->bias ? kr_v_load_n(v->bias + c, left) : kr_v_set(0);
-    if (fast) {
-        const float *x = input_row(v, b, t) + c, *w = v->weights + c;
-        for (int k = 3; k >= 0; k--) p += kr_v_load(w + k * v->width) * kr_v_load_n(x - k * v->pitch, left);
-        return p;
-    }
     for (int64_t k = reach; k >= 0; k--)
         p += kr_v_load(v->weights + k * v->width + c) * kr_v_load_n(input_row(v, b, t - k) + c, left);
     return p;
 }
 
-KR_INLINE int is_fast(const conv *v, int64_t t, int64_t reach) { return v->taps == 4 && reach == 3 && t >= 3; }
+/// Four taps within x: the weights and biases of 16 channels.
+typedef struct four {
+    kr_vf w0, w1, w2, w3, bias; ///< wk meets the input k tokens back
+} four;
+
+KR_INLINE four four_of(const conv *v, int64_t c, int64_t left) {
+    const float *w = v->weights + c;
+    return (four){kr_v_load(w), kr_v_load(w + v->width), kr_v_load(w + 2 * v->width), kr_v_load(w + 3 * v->width),
+                  v->bias ? kr_v_load_n(v->bias + c, left) : kr_v_set(0)};
+}
+
+KR_INLINE kr_vf convolve_four(const four *f, kr_vf x0, kr_vf x1, kr_vf x2, kr_vf x3) {
+    return f->bias + f->w3 * x3 + f->w2 * x2 + f->w1 * x1 + f->w0 * x0;
+}
+
+KR_INLINE int is_four(const conv *v, int64_t t, int64_t reach) { return v->taps == 4 && reach == 3 && t >= 3; }
+
+/// Asks for a cache line that will be wanted soon. `at` may lie outside of the tensor: nothing is read through it.
+KR_INLINE void fetch(const float *x, int64_t floats) {
+    __builtin_prefetch((const void *)((uintptr_t)x + (uintptr_t)(floats * (int64_t)sizeof *x)), 0, 2);
+}
+
+/// A token of four taps for the channels from .. to. x, y: its rows.
+static void forward_four(const conv *v, const float *x, float *y, int64_t y_pitch, int64_t from, int64_t to) {
+    enum { SOON = 2 }; // rows
+    const int64_t pitch = v->pitch;
+    for (int64_t c = from; c < to; c += LANES) {
+        const int64_t left = v->channels - c;
+        const four f = four_of(v, c, left);
+        const float *at = x + c;
+        fetch(at, SOON * pitch);
+        fetch(y + c, SOON * y_pitch);
+        const kr_vf p = convolve_four(&f, kr_v_load_n(at, left), kr_v_load_n(at - pitch, left),
+                                      kr_v_load_n(at - 2 * pitch, left), kr_v_load_n(at - 3 * pitch, left));
+        kr_v_store_n(y + c, v->silu ? kr_v_silu(p) : p, left);
+    }
+}
 
 /// next[k] is the input at time length - (taps - 1) + k; those before the last reset are zeros.
 static void next_state(const conv *v, int64_t b, float *next, int64_t from, int64_t to) {
@@ -91,15 +122,15 @@ static void next_state(const conv *v, int64_t b, float *next, int64_t from, int6
 }
 
 KR_KERNEL(causal_conv1d) {
-    enum { TOKENS = 64, BLOCK = 256 };
+    enum { TOKENS = 64, WIDE = 256 };
     const conv v = conv_of(call, call->in);
     float *y = call->out[0].data, *next = call->out[1].data;
     const int64_t y_pitch = kr_arg_pitch(&call->out[0]);
-    const int64_t blocks = (v.channels + BLOCK - 1) / BLOCK, spans = (v.length + TOKENS - 1) / TOKENS + 1;
+    const int64_t blocks = (v.channels + WIDE - 1) / WIDE, spans = (v.length + TOKENS - 1) / TOKENS + 1;
     int64_t begin, end;
     kr_share(v.batch * spans * blocks, part, parts, &begin, &end);
     for (int64_t unit = begin; unit < end; unit++) {
-        const int64_t from = unit % blocks * BLOCK, to = from + BLOCK < v.channels ? from + BLOCK : v.channels;
+        const int64_t from = unit % blocks * WIDE, to = from + WIDE < v.channels ? from + WIDE : v.channels;
         const int64_t b = unit / blocks / spans, first = unit / blocks % spans * TOKENS;
         if (unit / blocks % spans == spans - 1) { // the last span of a row has no tokens
             if (next) next_state(&v, b, next, from, to);
@@ -110,17 +141,21 @@ KR_KERNEL(causal_conv1d) {
             const int64_t row = b * v.length + t;
             if (v.reset && v.reset[row] > 0) start = t;
             const int64_t reach = reach_of(&v, t, start);
-            const int fast = is_fast(&v, t, reach);
+            if (is_four(&v, t, reach)) {
+                forward_four(&v, input_row(&v, b, t), y + row * y_pitch, y_pitch, from, to);
+                continue;
+            }
             for (int64_t c = from; c < to; c += LANES) {
-                const int64_t left = v.channels - c;
-                const kr_vf p = fast ? convolve(1, &v, b, t, 3, c, left) : convolve(0, &v, b, t, reach, c, left);
-                kr_v_store_n(y + row * y_pitch + c, v.silu ? kr_v_silu(p) : p, left);
+                const kr_vf p = convolve(&v, b, t, reach, c, v.channels - c);
+                kr_v_store_n(y + row * y_pitch + c, v.silu ? kr_v_silu(p) : p, v.channels - c);
             }
         }
     }
 }
 
 // Backward ------------------------------------------------------------------------------------------------------------
+
+enum { VECTORS = 4, BLOCK = VECTORS * LANES }; ///< of channels, in a unit
 
 typedef struct conv_grad {
     conv v;
@@ -152,35 +187,93 @@ KR_INLINE kr_vf from_next(const conv_grad *d, int64_t b, int64_t t, int64_t star
     return kr_v_load_n(d->dnext + (b * rows + k) * d->v.channels + c, left);
 }
 
-/// One tap: adds to its weight's sum and to the gradient of the input it met.
-KR_INLINE void back_tap(const float *w, const float *x, kr_vf dp, float *sum, float *dx, int64_t left) {
-    kr_v_store(sum, kr_v_load(sum) + dp * kr_v_load_n(x, left));
-    if (dx) kr_v_store_n(dx, kr_v_load_n(dx, left) + dp * kr_v_load(w), left);
+/// dp for dy, where p is the convolution.
+KR_INLINE kr_vf activation_grad(const conv *v, kr_vf p, kr_vf dy) {
+    if (!v->silu) return dy;
+    const kr_vf s = kr_v_sigmoid(p), one = kr_v_set(1);
+    return dy * s * (one + p * (one - s));
 }
 
+KR_INLINE void add(float *to, kr_vf v, int64_t left) { kr_v_store_n(to, kr_v_load_n(to, left) + v, left); }
+
 /// One token of 16 channels. The gradient of the token's own input is set, those of earlier inputs are added to.
-KR_INLINE void back_token(const int fast, const conv_grad *d, float *sums, int64_t b, int64_t t, int64_t reach,
-                          int64_t start, int64_t c, int64_t left) {
+static void back_token(const conv_grad *d, float *sums, int64_t b, int64_t t, int64_t reach, int64_t last, int64_t c) {
     const conv *v = &d->v;
-    kr_vf dp = d->dy ? kr_v_load_n(d->dy + (b * v->length + t) * d->dy_pitch + c, left) : kr_v_set(0);
-    if (v->silu) {
-        const kr_vf p = convolve(fast, v, b, t, reach, c, left), s = kr_v_sigmoid(p), one = kr_v_set(1);
-        dp *= s * (one + p * (one - s));
-    }
-    float *own = gradient_row(d, b, t), *bias = sums + v->taps * v->width + c;
-    if (own) kr_v_store_n(own + c, from_next(d, b, t, start, c, left), left);
-    kr_v_store(bias, kr_v_load(bias) + dp);
-    if (fast) {
-        const float *x = input_row(v, b, t) + c;
-        for (int k = 0; k <= 3; k++)
-            back_tap(v->weights + k * v->width + c, x - k * v->pitch, dp, sums + k * v->width + c,
-                     own ? own - k * d->dx_pitch + c : 0, left);
-        return;
-    }
+    const int64_t left = v->channels - c;
+    const kr_vf dy = d->dy ? kr_v_load_n(d->dy + (b * v->length + t) * d->dy_pitch + c, left) : kr_v_set(0);
+    const kr_vf dp = activation_grad(v, convolve(v, b, t, reach, c, left), dy);
+    float *own = gradient_row(d, b, t);
+    if (own) kr_v_store_n(own + c, from_next(d, b, t, last, c, left), left);
+    add(sums + v->taps * v->width + c, dp, LANES);
     for (int64_t k = 0; k <= reach; k++) {
         float *dx = gradient_row(d, b, t - k);
-        back_tap(v->weights + k * v->width + c, input_row(v, b, t - k) + c, dp, sums + k * v->width + c, dx ? dx + c : 0, left);
+        add(sums + k * v->width + c, dp * kr_v_load_n(input_row(v, b, t - k) + c, left), LANES);
+        if (dx) add(dx + c, dp * kr_v_load(v->weights + k * v->width + c), left);
     }
+}
+
+/// Tokens first .. end of 16 channels, all with four taps at full reach and without a gradient from the next state.
+/// The last three inputs, what their gradients have so far, and all sums stay in registers. This is vector `order` of
+/// the unit: each asks for its share of the lines of the next run, in the order of memory, that is row by row.
+static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first, int64_t end, int64_t c, int64_t order) {
+    const conv *v = &d->v;
+    const int64_t left = v->channels - c, dx_pitch = d->dx_pitch;
+    const four f = four_of(v, c, left);
+    const float *x = input_row(v, b, first) + c, *dy = d->dy + (b * v->length + first) * d->dy_pitch + c;
+    const float *soon_x = x + (end - first) * v->pitch, *soon_dy = dy + (end - first) * d->dy_pitch;
+    float *dx = gradient_row(d, b, first), *sum = sums + c;
+    const float *soon_dx = dx ? dx + c + (end - first) * dx_pitch : soon_x;
+    kr_vf x1 = kr_v_load_n(x - v->pitch, left), x2 = kr_v_load_n(x - 2 * v->pitch, left);
+    kr_vf x3 = kr_v_load_n(x - 3 * v->pitch, left), d1 = kr_v_set(0), d2 = d1, d3 = d1;
+    kr_vf s0 = kr_v_load(sum), s1 = kr_v_load(sum + v->width), s2 = kr_v_load(sum + 2 * v->width);
+    kr_vf s3 = kr_v_load(sum + 3 * v->width), sb = kr_v_load(sum + 4 * v->width);
+    if (dx) {
+        dx += c;
+        d1 = kr_v_load_n(dx - dx_pitch, left);
+        d2 = kr_v_load_n(dx - 2 * dx_pitch, left);
+        d3 = kr_v_load_n(dx - 3 * dx_pitch, left);
+    }
+    for (int64_t t = first; t < end; t++, x += v->pitch, dy += d->dy_pitch, dx += dx ? dx_pitch : 0) {
+        const int64_t line = order * (end - first) + t - first, row = line / VECTORS;
+        const int64_t column = (line % VECTORS - order) * LANES;
+        fetch(soon_x, row * v->pitch + column);
+        fetch(soon_dy, row * d->dy_pitch + column);
+        fetch(soon_dx, row * dx_pitch + column);
+        const kr_vf x0 = kr_v_load_n(x, left);
+        const kr_vf dp = activation_grad(v, convolve_four(&f, x0, x1, x2, x3), kr_v_load_n(dy, left));
+        s0 += dp * x0;
+        s1 += dp * x1;
+        s2 += dp * x2;
+        s3 += dp * x3;
+        sb += dp;
+        if (dx) kr_v_store_n(dx - 3 * dx_pitch, d3 + f.w3 * dp, left);
+        d3 = d2 + f.w2 * dp;
+        d2 = d1 + f.w1 * dp;
+        d1 = f.w0 * dp;
+        x3 = x2;
+        x2 = x1;
+        x1 = x0;
+    }
+    if (dx) {
+        kr_v_store_n(dx - dx_pitch, d1, left);
+        kr_v_store_n(dx - 2 * dx_pitch, d2, left);
+        kr_v_store_n(dx - 3 * dx_pitch, d3, left);
+    }
+    kr_v_store(sum, s0);
+    kr_v_store(sum + v->width, s1);
+    kr_v_store(sum + 2 * v->width, s2);
+    kr_v_store(sum + 3 * v->width, s3);
+    kr_v_store(sum + 4 * v->width, sb);
+}
+
+/// How many tokens from t on back_four can take: until a reset, or to where the next state's gradient flows in.
+static int64_t run_of_four(const conv_grad *d, int64_t b, int64_t t) {
+    enum { MOST = 64 }; // their rows are still near when the next channels come
+    const conv *v = &d->v;
+    const int64_t limit = d->dnext ? v->length - 3 : v->length;
+    int64_t n = 0;
+    while (n < MOST && t + n < limit && !(v->reset && n && v->reset[b * v->length + t + n] > 0)) n++;
+    return n;
 }
 
 /// One batch row of the channels from .. to.
@@ -192,18 +285,19 @@ static void back_row(const conv_grad *d, float *sums, int64_t b, int64_t from, i
             kr_v_store_n(d->dstate + (b * (v->taps - 1) + k) * v->channels + c,
                          from_next(d, b, k - (v->taps - 1), last, c, v->channels - c), v->channels - c);
     int64_t start = -1;
-    for (int64_t t = 0; t < v->length; t++) {
+    for (int64_t t = 0; t < v->length;) {
         if (v->reset && v->reset[b * v->length + t] > 0) start = t;
         const int64_t reach = reach_of(v, t, start);
-        if (is_fast(v, t, reach))
-            for (int64_t c = from; c < to; c += LANES) back_token(1, d, sums, b, t, 3, last, c, v->channels - c);
-        else
-            for (int64_t c = from; c < to; c += LANES) back_token(0, d, sums, b, t, reach, last, c, v->channels - c);
+        const int64_t run = d->dy && is_four(v, t, reach) ? run_of_four(d, b, t) : 0;
+        for (int64_t c = from; c < to; c += LANES) {
+            if (run) back_four(d, sums, b, t, t + run, c, (c - from) / LANES);
+            else back_token(d, sums, b, t, reach, last, c);
+        }
+        t += run ? run : 1;
     }
 }
 
 KR_KERNEL(causal_conv1d_grad) {
-    enum { BLOCK = 64 };
     const conv_grad d = conv_grad_of(call);
     const conv *v = &d.v;
     const int64_t blocks = (v->channels + BLOCK - 1) / BLOCK, partials = kr_conv_sums(v->batch);

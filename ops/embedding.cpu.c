@@ -10,7 +10,8 @@ KR_KERNEL(embedding) {
     kr_share(tokens, part, parts, &begin, &end);
     for (int64_t t = begin; t < end; t++) {
         float *row = (float *)y->data + t * to;
-        if (id[t] >= 0 && id[t] < V) __builtin_memcpy(row, (const float *)weight->data + id[t] * from, (size_t)D * sizeof *row);
+        if (id[t] >= 0 && id[t] < V)
+            __builtin_memcpy(row, (const float *)weight->data + id[t] * from, (size_t)D * sizeof *row);
         else __builtin_memset(row, 0, (size_t)D * sizeof *row);
     }
 }

@@ -1,9 +1,9 @@
 /// Matrix products.
 ///
 /// One op, `matmul`, is every dense product of a model: op(a) [..., M, K] by op(b) [..., K, N], where op transposes the
-/// last two axes or does nothing. What usually follows a product is part of it, while a block of the result is still in
-/// cache: y = act(op(a) op(b) + bias), or y = op(a) op(b) + bias + residual. A transposed operand is read as it lies, and
-/// all matrices may be slices with a row pitch, so neither splits of an activation nor gradients need copies.
+/// last two axes or does nothing. What usually follows a product is part of it, while a block of the result is still
+/// in cache: y = act(op(a) op(b) + bias), or y = op(a) op(b) + bias + residual. A transposed operand is read as it
+/// lies, and all matrices may be slices with a row pitch, so neither splits of an activation nor gradients need copies.
 ///
 /// Gradients are products again: da = dy op(b)^T, db = op(a)^T dy. When b has no leading axes (a weight), the leading
 /// axes of a are rows, and db is one product with K = all rows.
@@ -22,8 +22,8 @@ enum { A, B, BIAS, RESIDUAL };
 static const struct activation {
     const char *grad;
     bool keeps_y;
-} activations[] = {{0, false}, {"silu_grad", false}, {"relu_grad", true}, {"gelu_grad", false}, {"sigmoid_grad", true},
-                   {"softplus_grad", false}};
+} activations[] = {{0, false},           {"silu_grad", false},   {"relu_grad", true},
+                   {"gelu_grad", false}, {"sigmoid_grad", true}, {"softplus_grad", false}};
 enum { ACTIVATIONS = sizeof activations / sizeof *activations };
 
 static kr_status matmul_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
@@ -46,11 +46,13 @@ static kr_status matmul_shape(const kr_attrs *t, const kr_shape *in, const kr_dt
     const int64_t m = da[t->i[TRANSPOSE_A]], k = da[!t->i[TRANSPOSE_A]];
     const int64_t kb = db[t->i[TRANSPOSE_B]], n = db[!t->i[TRANSPOSE_B]];
     const bool leading = b->rank == 2 ||
-        (a->rank == b->rank && !memcmp(a->dim, b->dim, (size_t)(a->rank - 2) * sizeof *a->dim));
-    KR_FAIL_IF(k != kb || !leading, KR_BAD_SHAPE,
-               "matmul: a%s is %s and b%s is %s, want [..., M, K] and [..., K, N] with the same K and leading axes (or no "
-               "leading axes in b)", t->i[TRANSPOSE_A] ? " transposed" : "", kr_shape_text(a, text_a),
-               t->i[TRANSPOSE_B] ? " transposed" : "", kr_shape_text(b, text_b));
+                         (a->rank == b->rank && !memcmp(a->dim, b->dim, (size_t)(a->rank - 2) * sizeof *a->dim));
+    KR_FAIL_IF(
+        k != kb || !leading, KR_BAD_SHAPE,
+        "matmul: a%s is %s and b%s is %s, want [..., M, K] and [..., K, N] with the same K and leading axes (or no "
+        "leading axes in b)",
+        t->i[TRANSPOSE_A] ? " transposed" : "", kr_shape_text(a, text_a), t->i[TRANSPOSE_B] ? " transposed" : "",
+        kr_shape_text(b, text_b));
     KR_FAIL_IF(k > INT_MAX || n > INT_MAX || m > INT_MAX, KR_BAD_SHAPE, "matmul: %lld by %lld by %lld is too large",
                (long long)m, (long long)n, (long long)k);
     out[0] = *a;
@@ -119,24 +121,33 @@ static void matmul_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *o
 static const kr_stage matmul_stages[] = {KR_STAGE(matmul)};
 
 const kr_op kr_op_matmul = {
-    .name = "matmul", .inputs = 4, .outputs = 1,
-    .optional = 1 << BIAS | 1 << RESIDUAL, .zero_absent = 1 << BIAS | 1 << RESIDUAL,
-    .rows_in = 1 << A | 1 << B | 1 << RESIDUAL, .rows_out = 1,
-    .inplace = 1 << RESIDUAL, .keeps_in = 1 << A | 1 << B | 1 << BIAS, .keeps_out = 1,
+    .name = "matmul",
+    .inputs = 4,
+    .outputs = 1,
+    .optional = 1 << BIAS | 1 << RESIDUAL,
+    .zero_absent = 1 << BIAS | 1 << RESIDUAL,
+    .rows_in = 1 << A | 1 << B | 1 << RESIDUAL,
+    .rows_out = 1,
+    .inplace = 1 << RESIDUAL,
+    .keeps_in = 1 << A | 1 << B | 1 << BIAS,
+    .keeps_out = 1,
     .attr = {.i = {"transpose_a", "transpose_b", "activation"}},
-    .shape = matmul_shape, .grad = matmul_grad, .cost = matmul_cost,
-    .stages = matmul_stages, .stage_count = 1,
+    .shape = matmul_shape,
+    .grad = matmul_grad,
+    .cost = matmul_cost,
+    .stages = matmul_stages,
+    .stage_count = 1,
 };
 
-kr_value (kr_matmul)(kr_graph *g, kr_value a, kr_value b, bool transpose_a, bool transpose_b, kr_value bias,
-                     kr_value residual, int activation) {
+kr_value(kr_matmul)(kr_graph *g, kr_value a, kr_value b, bool transpose_a, bool transpose_b, kr_value bias,
+                    kr_value residual, int activation) {
     const kr_attrs t = {.i = {[TRANSPOSE_A] = transpose_a, [TRANSPOSE_B] = transpose_b, [ACTIVATION] = activation}};
     const bool split = activation && residual.id; // the residual comes after the activation: a node of its own
     const kr_value y = kr_append(g, &kr_op_matmul, &t, (kr_value[]){a, b, bias, split ? KR_NONE : residual}, 4);
     return split ? (kr_add)(g, y, residual) : y;
 }
 
-kr_value (kr_linear)(kr_graph *g, kr_value x, kr_value weight, kr_value bias) {
+kr_value(kr_linear)(kr_graph *g, kr_value x, kr_value weight, kr_value bias) {
     const kr_shape s = kr_value_shape(g, x);
     if (!x.id || s.rank != 1) return (kr_matmul)(g, x, weight, false, true, bias, KR_NONE, KR_ACT_NONE);
     const kr_value y = (kr_matmul)(g, (kr_reshape)(g, x, KR_SHAPE(1, s.dim[0])), weight, false, true, bias, KR_NONE,

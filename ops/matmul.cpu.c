@@ -3,8 +3,9 @@
 ///   operands that fit the caches   tiles in registers (tile.h), which need no second pass for bias and residual
 ///   everything else                OpenBLAS, single-threaded, on blocks of the result
 /// A block of the result is cut by the shape only, so every number of threads computes the same bits.
-/// `krait bench op matmul` shows what each is worth: at 2048 x 640 x 160 the tiles reach 155 GFLOP/s on one core where
-/// sgemm on the same blocks reaches 135; above the sizes in `in_tiles` sgemm is the faster one.
+/// `krait bench op matmul` shows what each is worth: at 2048 x 640 x 160 the tiles reach 158 GFLOP/s on one AVX-512
+/// core, where sgemm on blocks reaches 135 (and 148 on the whole); for the weight gradient 160 x 320 x 2048 it is 252
+/// to 197 on two.
 #include "ops/tile.h"
 
 #include <cblas.h>
@@ -12,10 +13,9 @@
 enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION };
 enum { NONE, SILU, RELU, GELU, SIGMOID, SOFTPLUS };
 enum {
-    FEW = 4,             // rows
-    COLUMNS = 64,        // of a unit in that case
+    FEW = 4,      // rows
+    COLUMNS = 64, // of a unit in that case
     VECTORS = COLUMNS / KR_LANES,
-    CACHED = 3 << 17,    // elements of an operand that stay in a second-level cache
 };
 
 typedef struct product {
@@ -28,10 +28,15 @@ typedef struct product {
 } product;
 
 static product describe(const kr_call *call) {
-    const kr_arg *a = &call->in[0], *b = &call->in[1], *bias = &call->in[2], *residual = &call->in[3], *c = &call->out[0];
+    const kr_arg *a = &call->in[0], *b = &call->in[1], *bias = &call->in[2], *residual = &call->in[3],
+                 *c = &call->out[0];
     const int64_t *da = a->shape.dim + a->shape.rank - 2, *dc = c->shape.dim + c->shape.rank - 2;
-    product p = {.m = dc[0], .n = dc[1], .batch = 1, .ta = call->attrs->i[TRANSPOSE_A] != 0,
-                 .tb = call->attrs->i[TRANSPOSE_B] != 0, .activation = (int)call->attrs->i[ACTIVATION]};
+    product p = {.m = dc[0],
+                 .n = dc[1],
+                 .batch = 1,
+                 .ta = call->attrs->i[TRANSPOSE_A] != 0,
+                 .tb = call->attrs->i[TRANSPOSE_B] != 0,
+                 .activation = (int)call->attrs->i[ACTIVATION]};
     p.k = da[!p.ta];
     p.a = a->data, p.b = b->data, p.bias = bias->data, p.residual = residual->data, p.c = c->data;
     p.lda = kr_arg_pitch(a), p.ldb = kr_arg_pitch(b), p.ldc = kr_arg_pitch(c);
@@ -87,7 +92,8 @@ static void activate_block(float *c, int64_t rows, int64_t cols, int64_t pitch, 
 }
 
 /// c = residual + bias, the value that a product is added to. residual may be c itself.
-static void prepare_block(const product *p, float *c, const float *residual, int64_t column, int64_t rows, int64_t cols) {
+static void prepare_block(const product *p, float *c, const float *residual, int64_t column, int64_t rows,
+                          int64_t cols) {
     if (residual == c && !p->bias) return;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < cols; j += KR_LANES) {
@@ -107,7 +113,8 @@ KR_INLINE kr_vf start(const product *p, int64_t entry, int64_t row, int64_t colu
 }
 
 /// b is [N, K]: dot products along K, `cols` at a time for `m` rows, 16 partial sums each.
-KR_INLINE void dot_columns(const product *p, const float *a, const float *b, int64_t step_a, float *sums, int m, int cols) {
+KR_INLINE void dot_columns(const product *p, const float *a, const float *b, int64_t step_a, float *sums, int m,
+                           int cols) {
     kr_vf acc[FEW][8];
     for (int r = 0; r < m; r++)
         for (int j = 0; j < cols; j++) acc[r][j] = kr_v_set(0);
@@ -202,40 +209,49 @@ static void few_rows(const product *p, int part, int parts) {
 // Blocks ----------------------------------------------------------------------------------------------------------
 
 typedef struct grid {
-    int64_t rows, cols;           // of a block
+    int64_t rows, cols; // of a block
     int64_t row_blocks, col_blocks;
 } grid;
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Cuts M by N into blocks: 8 where each is still worth a barrier, which serves a handful of threads, and more
-/// only for products of many millions. Every column block reads (and packs) all of a, every row block all of b; of the
-/// ways to cut so many blocks, the one that reads least is taken, where what stays in a cache costs a quarter.
+/// Cycles that a block takes for every step along K: its products (27 a cycle), the packing of its columns of b and
+/// rows of a (half a cycle for an element), and a share of what starting a block takes. Measured on one AVX-512 core;
+/// only the proportions matter.
+static double block_time(const product *p, int64_t rows, int64_t cols) {
+    return (double)rows * (double)cols / 27 + (double)(rows + cols) / 2 + 1500 / (double)(p->k + 1);
+}
+
+/// Cuts M by N into blocks without knowing the number of threads, which must not show in the result: of a few dozen
+/// ways, the one with the least time summed over 1, 2, 4, 8 and 16 threads, weighted by how common those are.
 static grid cut(const product *p) {
-    const double work = (double)p->m * (double)p->n * (double)p->k;
-    int64_t blocks = 1;
-    while (blocks < 64 && work / (double)(2 * blocks) >= (blocks * p->batch < 8 ? 3e5 : 5e7)) blocks *= 2;
+    static const int8_t counts[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 64};
+    enum { COUNTS = sizeof counts };
     grid best = {p->m, p->n, 1, 1};
-    double least = -1;
-    const double b_size = (double)p->n * (double)p->k, a_size = (double)p->m * (double)p->k;
-    const double b_cost = b_size > CACHED ? 4 * b_size : b_size, a_cost = a_size > CACHED ? 4 * a_size : a_size;
-    for (int64_t down = 1; down <= blocks; down *= 2) {
-        const int64_t rows = ceil_div(ceil_div(p->m, down), TILE_ROWS) * TILE_ROWS;
-        const int64_t cols = ceil_div(ceil_div(p->n, blocks / down), PANEL) * PANEL;
-        const grid g = {rows, cols, ceil_div(p->m, rows), ceil_div(p->n, cols)};
-        if (2 * g.row_blocks * g.col_blocks <= blocks) continue;
-        const double again = (double)(g.row_blocks - 1) * b_cost + (double)(g.col_blocks - 1) * a_cost;
-        if (least >= 0 && again >= least) continue;
-        least = again;
-        best = g;
+    double least = __builtin_inf();
+    for (int i = 0; i < COUNTS; i++) {
+        const int64_t rows = ceil_div(ceil_div(p->m, counts[i]), TILE_ROWS) * TILE_ROWS, down = ceil_div(p->m, rows);
+        if (i && down < counts[i]) break;
+        for (int j = 0; j < COUNTS && counts[i] * counts[j] <= 64; j++) {
+            const int64_t cols = ceil_div(ceil_div(p->n, counts[j]), PANEL) * PANEL, across = ceil_div(p->n, cols);
+            if (j && across < counts[j]) continue;
+            const int64_t blocks = p->batch * down * across;
+            const double rounds = (double)blocks + 8 * (double)((blocks + 1) >> 1) + 8 * (double)((blocks + 3) >> 2) +
+                                  4 * (double)((blocks + 7) >> 3) + 4 * (double)((blocks + 15) >> 4);
+            const double time = rounds * block_time(p, rows < p->m ? rows : p->m, cols < p->n ? cols : p->n);
+            if (time >= least) continue;
+            least = time;
+            best = (grid){rows, cols, down, across};
+        }
     }
     return best;
 }
 
-/// Whether the tiles are the faster way. Without AVX they are not: OpenBLAS then still has what the machine has.
+/// Whether the tiles are the faster way: beyond these sizes sgemm is. Without AVX it always is, for OpenBLAS still has
+/// what the machine has.
 static int in_tiles(const product *p) {
 #ifdef __AVX__
-    return p->n * p->k <= 1 << 23 && (!p->ta || p->m * p->n <= 1 << 19);
+    return p->n * p->k <= 1 << 23 && (!p->ta || p->m * p->k <= 1 << 23);
 #else
     (void)p;
     return 0;
@@ -250,15 +266,17 @@ static void in_blocks(const product *p, int part, int parts) {
     for (int64_t unit = begin; unit < end; unit++) {
         const int64_t entry = unit / per_entry, block = unit % per_entry;
         const int64_t row = block / g.col_blocks * g.rows, column = block % g.col_blocks * g.cols;
-        const int64_t rows = p->m - row < g.rows ? p->m - row : g.rows, cols = p->n - column < g.cols ? p->n - column : g.cols;
+        const int64_t rows = p->m - row < g.rows ? p->m - row : g.rows,
+                      cols = p->n - column < g.cols ? p->n - column : g.cols;
         const float *a = p->a + entry * p->step_a + (p->ta ? row : row * p->lda);
         const float *b = p->b + entry * p->step_b + (p->tb ? column * p->ldb : column);
         const float *residual = p->residual ? p->residual + entry * p->step_r + row * p->ldr + column : 0;
         float *c = p->c + entry * p->step_c + row * p->ldc + column;
         if (p->k && in_tiles(p)) {
-            tile_multiply(&(tile_product){.m = rows, .n = cols, .k = p->k, .a = a, .b = b, .from = residual,
-                .bias = p->bias ? p->bias + column : 0, .c = c, .lda = p->lda, .ldb = p->ldb, .ldf = p->ldr,
-                .ldc = p->ldc, .ta = p->ta, .tb = p->tb});
+            const float *bias = p->bias ? p->bias + column : 0;
+            const tile_product block_product = {rows, cols,   p->k,   a,      b,      residual, bias,
+                                                c,    p->lda, p->ldb, p->ldr, p->ldc, p->ta,    p->tb};
+            tile_multiply(&block_product);
             activate_block(c, rows, cols, p->ldc, p->activation);
             continue;
         }

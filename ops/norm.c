@@ -1,7 +1,8 @@
 /// RMSNorm and LayerNorm with what stands around them in a block, so that one pass over memory does it all.
 ///
 ///   rms_norm    r = x + residual?;  v = r, or r*silu(z) when gated before the norm
-///               rho = 1/sqrt(mean_group(v^2) + eps);  n = v*rho;  y = n*weight + bias?;  y *= silu(z) when gated after it
+///               rho = 1/sqrt(mean_group(v^2) + eps);  n = v*rho;  y = n*weight + bias?
+///               y *= silu(z) when gated after the norm
 ///   layer_norm  r = x + residual?;  m = mean(r);  rho = 1/sqrt(mean((r-m)^2) + eps);  y = (r-m)*rho*weight + bias?
 ///
 /// r is an output too: the new residual stream. What the backward pass needs besides it is one number per row (and
@@ -10,10 +11,11 @@
 ///   layer_norm  dr = rho*(u - mean(u) - n*mean(u*n))
 /// The gradient ops add dstream, undo the gate, and sum dweight and dbias over rows in a fixed number of partial sums.
 /// Gradients that arrive at rho or m themselves are honoured; nothing in the library sends any.
-///   source Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450; gate: Dao & Gu 2024, arXiv:2405.21060
+///   source Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450;
+///          the gate: Dao & Gu 2024, arXiv:2405.21060
+#include "ops/norm.h"
 #include "ops/internal.h"
 #include "ops/kernels.h"
-#include "ops/norm.h"
 
 #include <stdio.h>
 
@@ -44,16 +46,16 @@ static kr_status saved_shape(const char *op, const kr_attrs *t, const kr_shape *
     char text[160];
     KR_FAIL_IF(x->rank < 1, KR_BAD_SHAPE, "%s: x is a scalar, want an axis to normalise", op);
     const int64_t d = x->dim[x->rank - 1];
-    KR_FAIL_IF(group < 0 || (group && d % group), KR_BAD_SHAPE, "%s: group_size %lld does not divide the last axis of %s", op,
-               (long long)group, kr_shape_text(x, text));
+    KR_FAIL_IF(group < 0 || (group && d % group), KR_BAD_SHAPE,
+               "%s: group_size %lld does not divide the last axis of %s", op, (long long)group, kr_shape_text(x, text));
     KR_FAIL_IF(!(t->r[NORM_EPS] >= 0), KR_BAD_ARGUMENT, "%s: eps is %g, want at least 0", op, t->r[NORM_EPS]);
     *saved = *x;
     saved->dim[x->rank - 1] = d ? d / (group ? group : d) : 0;
     return KR_OK;
 }
 
-static kr_status check_rows(const char *op, const kr_shape *x, const kr_shape *in, const char *const *names, uint32_t rows,
-                            int inputs) {
+static kr_status check_rows(const char *op, const kr_shape *x, const kr_shape *in, const char *const *names,
+                            uint32_t rows, int inputs) {
     const kr_shape vector = KR_SHAPE(x->dim[x->rank - 1]);
     for (int k = 0; k < inputs; k++)
         if (in[k].rank >= 0) KR_TRY(want_shape(op, names[k], &in[k], rows >> k & 1 ? x : &vector));
@@ -75,8 +77,8 @@ static kr_status rms_norm_shape(const kr_attrs *t, const kr_shape *in, const kr_
     return KR_OK;
 }
 
-static kr_status layer_norm_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
-                                  kr_dtype *out_dtype) {
+static kr_status layer_norm_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
+                                  kr_shape *out, kr_dtype *out_dtype) {
     static const char *const names[] = {"x", "residual", "weight", "bias"};
     (void)out_dtype;
     KR_TRY(want_f32("layer_norm", in, dtype, inputs));
@@ -87,8 +89,8 @@ static kr_status layer_norm_shape(const kr_attrs *t, const kr_shape *in, const k
     return KR_OK;
 }
 
-static kr_status rms_norm_grad_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
-                                     kr_dtype *out_dtype) {
+static kr_status rms_norm_grad_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
+                                     kr_shape *out, kr_dtype *out_dtype) {
     static const char *const names[] = {"dy", "dstream", "r", "z", "weight", "bias"};
     const char *op = "rms_norm_grad";
     kr_shape saved;
@@ -133,7 +135,8 @@ static void rms_norm_backward(kr_graph *g, const kr_node *n, const kr_value *dou
     }
     const kr_value dy = or_zero(g, dout[0], kr_value_shape(g, x)), r = residual.id ? n->out[1] : x;
     const kr_value dx = kr_append(g, &kr_op_rms_norm_grad, &n->attrs,
-        (kr_value[]){dy, dout[1], r, z, n->in[RMS_WEIGHT], bias, n->out[2], dout[2]}, RMSG_INPUTS);
+                                  (kr_value[]){dy, dout[1], r, z, n->in[RMS_WEIGHT], bias, n->out[2], dout[2]},
+                                  RMSG_INPUTS);
     din[RMS_X] = dx;
     if (residual.id) din[RMS_RESIDUAL] = dx;
     if (z.id) din[RMS_Z] = kr_sibling(g, dx, 1);
@@ -149,7 +152,8 @@ static void layer_norm_backward(kr_graph *g, const kr_node *n, const kr_value *d
         return;
     }
     const kr_value dy = or_zero(g, dout[0], kr_value_shape(g, x)), r = residual.id ? n->out[1] : x;
-    const kr_value dx = kr_append(g, &kr_op_layer_norm_grad, &n->attrs,
+    const kr_value dx = kr_append(
+        g, &kr_op_layer_norm_grad, &n->attrs,
         (kr_value[]){dy, dout[1], r, n->in[LAYER_WEIGHT], n->out[2], n->out[3], dout[2], dout[3]}, LAYERG_INPUTS);
     din[LAYER_X] = dx;
     if (residual.id) din[LAYER_RESIDUAL] = dx;
@@ -206,61 +210,103 @@ static const kr_stage rms_norm_grad_stages[] = {KR_STAGE(rms_norm_grad), KR_STAG
 static const kr_stage layer_norm_grad_stages[] = {KR_STAGE(layer_norm_grad), KR_STAGE(norm_grad_sum)};
 
 const kr_op kr_op_rms_norm = {
-    .name = "rms_norm", .inputs = 5, .outputs = 3,
-    .optional = 1 << RMS_RESIDUAL | 1 << RMS_Z | 1 << RMS_BIAS, .zero_absent = 1 << RMS_RESIDUAL | 1 << RMS_BIAS,
-    .rows_in = 7, .rows_out = 3, .skip_out = 6,
-    .inplace = 7, .inplace1 = 3, .keeps_in = 0x1f, .keeps_out = 6,
+    .name = "rms_norm",
+    .inputs = 5,
+    .outputs = 3,
+    .optional = 1 << RMS_RESIDUAL | 1 << RMS_Z | 1 << RMS_BIAS,
+    .zero_absent = 1 << RMS_RESIDUAL | 1 << RMS_BIAS,
+    .rows_in = 7,
+    .rows_out = 3,
+    .skip_out = 6,
+    .inplace = 7,
+    .inplace1 = 3,
+    .keeps_in = 0x1f,
+    .keeps_out = 6,
     .attr = {.i = {"group_size", "norm_before_gate"}, .r = {"eps"}},
-    .shape = rms_norm_shape, .grad = rms_norm_backward, .cost = rms_norm_cost,
-    .stages = rms_norm_stages, .stage_count = 1,
+    .shape = rms_norm_shape,
+    .grad = rms_norm_backward,
+    .cost = rms_norm_cost,
+    .stages = rms_norm_stages,
+    .stage_count = 1,
 };
 
 const kr_op kr_op_rms_norm_grad = {
-    .name = "rms_norm_grad", .inputs = RMSG_INPUTS, .outputs = 4, .flags = KR_OP_NO_GRADIENT,
+    .name = "rms_norm_grad",
+    .inputs = RMSG_INPUTS,
+    .outputs = 4,
+    .flags = KR_OP_NO_GRADIENT,
     .optional = 1 << RMSG_DSTREAM | 1 << RMSG_Z | 1 << RMSG_BIAS | 1 << RMSG_DRHO,
     .zero_absent = 1 << RMSG_DSTREAM | 1 << RMSG_BIAS | 1 << RMSG_DRHO,
-    .rows_in = 15, .rows_out = 3, .skip_out = 15, .inplace = 15, .inplace1 = 15,
+    .rows_in = 15,
+    .rows_out = 3,
+    .skip_out = 15,
+    .inplace = 15,
+    .inplace1 = 15,
     .attr = {.i = {"group_size", "norm_before_gate"}, .r = {"eps"}},
-    .shape = rms_norm_grad_shape, .cost = rms_norm_grad_cost, .work = norm_grad_work,
-    .stages = rms_norm_grad_stages, .stage_count = 2,
+    .shape = rms_norm_grad_shape,
+    .cost = rms_norm_grad_cost,
+    .work = norm_grad_work,
+    .stages = rms_norm_grad_stages,
+    .stage_count = 2,
 };
 
 const kr_op kr_op_layer_norm = {
-    .name = "layer_norm", .inputs = 4, .outputs = 4,
-    .optional = 1 << LAYER_RESIDUAL | 1 << LAYER_BIAS, .zero_absent = 1 << LAYER_RESIDUAL | 1 << LAYER_BIAS,
-    .rows_in = 3, .rows_out = 3, .skip_out = 14,
-    .inplace = 3, .inplace1 = 3, .keeps_in = 0xf, .keeps_out = 14,
+    .name = "layer_norm",
+    .inputs = 4,
+    .outputs = 4,
+    .optional = 1 << LAYER_RESIDUAL | 1 << LAYER_BIAS,
+    .zero_absent = 1 << LAYER_RESIDUAL | 1 << LAYER_BIAS,
+    .rows_in = 3,
+    .rows_out = 3,
+    .skip_out = 14,
+    .inplace = 3,
+    .inplace1 = 3,
+    .keeps_in = 0xf,
+    .keeps_out = 14,
     .attr = {.r = {"eps"}},
-    .shape = layer_norm_shape, .grad = layer_norm_backward, .cost = layer_norm_cost,
-    .stages = layer_norm_stages, .stage_count = 1,
+    .shape = layer_norm_shape,
+    .grad = layer_norm_backward,
+    .cost = layer_norm_cost,
+    .stages = layer_norm_stages,
+    .stage_count = 1,
 };
 
 const kr_op kr_op_layer_norm_grad = {
-    .name = "layer_norm_grad", .inputs = LAYERG_INPUTS, .outputs = 3, .flags = KR_OP_NO_GRADIENT,
+    .name = "layer_norm_grad",
+    .inputs = LAYERG_INPUTS,
+    .outputs = 3,
+    .flags = KR_OP_NO_GRADIENT,
     .optional = 1 << LAYERG_DSTREAM | 1 << LAYERG_DMEAN | 1 << LAYERG_DRHO,
     .zero_absent = 1 << LAYERG_DSTREAM | 1 << LAYERG_DMEAN | 1 << LAYERG_DRHO,
-    .rows_in = 7, .rows_out = 1, .skip_out = 7, .inplace = 7,
+    .rows_in = 7,
+    .rows_out = 1,
+    .skip_out = 7,
+    .inplace = 7,
     .attr = {.r = {"eps"}},
-    .shape = layer_norm_grad_shape, .cost = layer_norm_grad_cost, .work = norm_grad_work,
-    .stages = layer_norm_grad_stages, .stage_count = 2,
+    .shape = layer_norm_grad_shape,
+    .cost = layer_norm_grad_cost,
+    .work = norm_grad_work,
+    .stages = layer_norm_grad_stages,
+    .stage_count = 2,
 };
 
 // Builders --------------------------------------------------------------------------------------------------------
 
-kr_value (kr_rms_norm_full)(kr_graph *g, kr_value x, kr_value residual, kr_value z, kr_value weight, kr_value bias,
-                            double eps, int64_t group_size, bool norm_before_gate, kr_value *stream) {
-    const kr_attrs t = {.i = {[NORM_GROUP] = group_size, [NORM_BEFORE_GATE] = norm_before_gate}, .r = {[NORM_EPS] = eps}};
+kr_value(kr_rms_norm_full)(kr_graph *g, kr_value x, kr_value residual, kr_value z, kr_value weight, kr_value bias,
+                           double eps, int64_t group_size, bool norm_before_gate, kr_value *stream) {
+    const kr_attrs t = {.i = {[NORM_GROUP] = group_size, [NORM_BEFORE_GATE] = norm_before_gate},
+                        .r = {[NORM_EPS] = eps}};
     const kr_value y = kr_append(g, &kr_op_rms_norm, &t, (kr_value[]){x, residual, z, weight, bias}, 5);
     if (stream) *stream = !y.id ? KR_NONE : residual.id ? kr_sibling(g, y, 1) : x;
     return y;
 }
 
-kr_value (kr_rms_norm)(kr_graph *g, kr_value x, kr_value weight, double eps) {
+kr_value(kr_rms_norm)(kr_graph *g, kr_value x, kr_value weight, double eps) {
     return (kr_rms_norm_full)(g, x, KR_NONE, KR_NONE, weight, KR_NONE, eps, 0, false, NULL);
 }
 
-kr_value (kr_layer_norm_full)(kr_graph *g, kr_value x, kr_value residual, kr_value weight, kr_value bias, double eps,
-                              kr_value *stream) {
+kr_value(kr_layer_norm_full)(kr_graph *g, kr_value x, kr_value residual, kr_value weight, kr_value bias, double eps,
+                             kr_value *stream) {
     const kr_attrs t = {.r = {[NORM_EPS] = eps}};
     const kr_value y = kr_append(g, &kr_op_layer_norm, &t, (kr_value[]){x, residual, weight, bias}, 4);
     if (stream) *stream = !y.id ? KR_NONE : residual.id ? kr_sibling(g, y, 1) : x;

@@ -1,7 +1,7 @@
 // Rows are independent, so they are shared out as they come; sums over rows go through fixed partial sums in `work`.
 // Every vector of a row is read in full before anything is written over it, so all in-place forms are exact.
-#include "ops/lanes.h"
 #include "ops/norm.h"
+#include "ops/lanes.h"
 
 /// Rows of an argument, or nothing.
 typedef struct rows {
@@ -98,7 +98,8 @@ KR_KERNEL(layer_norm) {
         if (means) means[row] = mean;
         if (rho) rho[row] = inverse;
         for (i = 0; i < d; i += KR_LANES) {
-            kr_vf v = (kr_v_load_n(vr + i, d - i) - kr_v_set(mean)) * kr_v_set(inverse) * kr_v_load_n(weight + i, d - i);
+            kr_vf v = (kr_v_load_n(vr + i, d - i) - kr_v_set(mean)) * kr_v_set(inverse) *
+                      kr_v_load_n(weight + i, d - i);
             if (bias) v += kr_v_load_n(bias + i, d - i);
             kr_v_store_n(yr + i, v, d - i);
         }
@@ -176,13 +177,21 @@ static void rms_backward_row(const rms_backward *p, int64_t row, float *dweight,
 KR_KERNEL(rms_norm_grad) {
     const kr_arg *in = call->in;
     const rms_backward p = {
-        .dy = rows_of(&in[RMSG_DY]), .dstream = rows_of(&in[RMSG_DSTREAM]), .r = rows_of(&in[RMSG_R]),
-        .z = rows_of(&in[RMSG_Z]), .dx = rows_of(&call->out[0]), .dz = rows_of(&call->out[1]),
-        .weight = in[RMSG_WEIGHT].data, .bias = in[RMSG_BIAS].data, .rho = in[RMSG_RHO].data, .drho = in[RMSG_DRHO].data,
+        .dy = rows_of(&in[RMSG_DY]),
+        .dstream = rows_of(&in[RMSG_DSTREAM]),
+        .r = rows_of(&in[RMSG_R]),
+        .z = rows_of(&in[RMSG_Z]),
+        .dx = rows_of(&call->out[0]),
+        .dz = rows_of(&call->out[1]),
+        .weight = in[RMSG_WEIGHT].data,
+        .bias = in[RMSG_BIAS].data,
+        .rho = in[RMSG_RHO].data,
+        .drho = in[RMSG_DRHO].data,
         .d = kr_arg_cols(&in[RMSG_DY]),
         .group = call->attrs->i[NORM_GROUP] ? call->attrs->i[NORM_GROUP] : kr_arg_cols(&in[RMSG_DY]),
         .before = call->attrs->i[NORM_BEFORE_GATE] != 0,
-        .sums_weight = call->out[2].data != 0, .sums_bias = call->out[3].data != 0,
+        .sums_weight = call->out[2].data != 0,
+        .sums_bias = call->out[3].data != 0,
     };
     if (!p.d) return;
     const int64_t total = kr_arg_rows(&in[RMSG_DY]), runs = norm_partials(total);
@@ -234,10 +243,18 @@ static void layer_backward_row(const layer_backward *p, int64_t row, float *dwei
 KR_KERNEL(layer_norm_grad) {
     const kr_arg *in = call->in;
     const layer_backward p = {
-        .dy = rows_of(&in[LAYERG_DY]), .dstream = rows_of(&in[LAYERG_DSTREAM]), .r = rows_of(&in[LAYERG_R]),
-        .dx = rows_of(&call->out[0]), .weight = in[LAYERG_WEIGHT].data, .mean = in[LAYERG_MEAN].data,
-        .rho = in[LAYERG_RHO].data, .dmean = in[LAYERG_DMEAN].data, .drho = in[LAYERG_DRHO].data,
-        .d = kr_arg_cols(&in[LAYERG_DY]), .sums_weight = call->out[1].data != 0, .sums_bias = call->out[2].data != 0,
+        .dy = rows_of(&in[LAYERG_DY]),
+        .dstream = rows_of(&in[LAYERG_DSTREAM]),
+        .r = rows_of(&in[LAYERG_R]),
+        .dx = rows_of(&call->out[0]),
+        .weight = in[LAYERG_WEIGHT].data,
+        .mean = in[LAYERG_MEAN].data,
+        .rho = in[LAYERG_RHO].data,
+        .dmean = in[LAYERG_DMEAN].data,
+        .drho = in[LAYERG_DRHO].data,
+        .d = kr_arg_cols(&in[LAYERG_DY]),
+        .sums_weight = call->out[1].data != 0,
+        .sums_bias = call->out[2].data != 0,
     };
     if (!p.d) return;
     const int64_t total = kr_arg_rows(&in[LAYERG_DY]), runs = norm_partials(total);
@@ -263,7 +280,8 @@ KR_KERNEL(norm_grad_sum) {
         if (!out) continue;
         for (int64_t i = begin * BLOCK; i < end * BLOCK && i < d; i += KR_LANES) {
             kr_vf sum = kr_v_set(0);
-            for (int64_t run = 0; run < runs; run++) sum += kr_v_load_n(partial_sums(call, run, d) + which * d + i, d - i);
+            for (int64_t run = 0; run < runs; run++)
+                sum += kr_v_load_n(partial_sums(call, run, d) + which * d + i, d - i);
             kr_v_store_n(out + i, sum, d - i);
         }
     }

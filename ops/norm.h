@@ -9,7 +9,17 @@ enum { NORM_EPS = 0 };                         // attrs.r of both
 enum { RMS_X, RMS_RESIDUAL, RMS_Z, RMS_WEIGHT, RMS_BIAS };
 enum { RMSG_DY, RMSG_DSTREAM, RMSG_R, RMSG_Z, RMSG_WEIGHT, RMSG_BIAS, RMSG_RHO, RMSG_DRHO, RMSG_INPUTS };
 enum { LAYER_X, LAYER_RESIDUAL, LAYER_WEIGHT, LAYER_BIAS };
-enum { LAYERG_DY, LAYERG_DSTREAM, LAYERG_R, LAYERG_WEIGHT, LAYERG_MEAN, LAYERG_RHO, LAYERG_DMEAN, LAYERG_DRHO, LAYERG_INPUTS };
+enum {
+    LAYERG_DY,
+    LAYERG_DSTREAM,
+    LAYERG_R,
+    LAYERG_WEIGHT,
+    LAYERG_MEAN,
+    LAYERG_RHO,
+    LAYERG_DMEAN,
+    LAYERG_DRHO,
+    LAYERG_INPUTS
+};
 
 /// dweight and dbias are summed over this many runs of rows, then over the runs: fixed by the shape alone.
 static inline int64_t norm_partials(int64_t rows) {

@@ -342,7 +342,7 @@ kr_value kr_ssd_scan(kr_graph *, const kr_ssd_scan_args *, kr_value *last);
 /// Data-dependent rotary state mixing of Mamba-3, MATH 7.1 to 7.3: bias, then rotation by cumulative angles
 ///   theta_t = theta_{t-1} + pi tanh(ang_t) dt_t (mod 2 pi).
 ///   K, Q [B, L, R*G*N] after their norm, laid out (r g n); k_bias, q_bias [H, R, N]; ang [B, L, S] (one for all heads) or
-///   [B, L, H*S], before tanh; dt [B, L, H] after softplus; theta0? [B, H, S]; reset? i32 [B, L] (theta counts as 0 before)
+///   [B, L, H, S], before tanh; dt [B, L, H] after softplus; theta0? [B, H, S]; reset? i32 [B, L] (theta counts as 0 before)
 ///   half: pairs (j, j + N/2), else pairs (2j, 2j + 1); S <= N/2 pairs turn, the rest pass
 ///   gives k [B, L, H*R*N] laid out (h r n); *q the same; *theta (may be null) the final angle [B, H, S]
 typedef struct kr_rotary_mix_args {

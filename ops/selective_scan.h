@@ -10,9 +10,9 @@
 enum {
     KR_SCAN_LANES = 16,   ///< channels in a tile: one vector
     KR_SCAN_CHUNK = 32,   ///< tokens between two saved states
-    KR_SCAN_RUN = 4,      ///< tiles that one unit of the forward pass carries along together
-    KR_SCAN_UNITS = 32,   ///< units that the backward pass wants, if that takes no more than KR_SCAN_SPLIT per group
-    KR_SCAN_SPLIT = 8,
+    KR_SCAN_UNITS = 16,   ///< units of work that there shall be, as far as the next three limits allow
+    KR_SCAN_RUN_LEAST = 4, KR_SCAN_RUN_MOST = 32, ///< tiles of a unit of the forward pass
+    KR_SCAN_SPLIT = 8,    ///< units of a group of the backward pass, each with partial sums of dB and dC
 };
 
 /// The sizes of one scan. Channels of one group of B and C are contiguous; a tile never crosses a group, so its last
@@ -41,6 +41,12 @@ static inline kr_scan_size kr_scan_measure(const kr_shape *u, const kr_shape *A,
     if (s.split > KR_SCAN_SPLIT) s.split = KR_SCAN_SPLIT;
     if (s.split > s.group_tiles) s.split = s.group_tiles > 0 ? s.group_tiles : 1;
     return s;
+}
+
+/// Tiles that one unit of the forward pass carries along together.
+static inline int64_t kr_scan_run(const kr_scan_size *s) {
+    const int64_t run = s->batch * s->tiles / KR_SCAN_UNITS;
+    return run < KR_SCAN_RUN_LEAST ? KR_SCAN_RUN_LEAST : run > KR_SCAN_RUN_MOST ? KR_SCAN_RUN_MOST : run;
 }
 
 /// Floats of a plane: [N, LANES], one value per state and lane of a tile.

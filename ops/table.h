@@ -84,6 +84,14 @@
     X(layer_norm_grad) \
     X(causal_conv1d) \
     X(causal_conv1d_grad) \
+    X(ssd_scan) \
+    X(ssd_scan_grad) \
+    X(rotary_mix) \
+    X(rotary_mix_grad) \
+    X(rope) \
+    X(attention) \
+    X(attention_grad) \
+    X(cache_write) \
     OPS_END(X)
 #define OPS_END(X)
 

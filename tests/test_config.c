@@ -76,6 +76,155 @@ Test(config, the_built_in_file_is_the_one_of_the_sources) {
     free(text);
 }
 
+/// All keys of a model, spelled and nested as they may be.
+Test(config, models_have_every_key) {
+    static const char text[] =
+        "models:\n"
+        "  listed:\n"
+        "    layers: [mamba1, Mamba1, gated_mlp, tinymamba]\n"
+        "    d_model: 48\n"
+        "    vocab_size: 256\n"
+        "    hidden: 100\n"
+        "    base_decay: 0.25\n"
+        "    context: 77\n"
+        "  official:\n"
+        "    layer: Mamba1\n"
+        "    d_model: 48\n"
+        "    n_layer: 2\n"
+        "    vocab_size: 256\n"
+        "    d_intermediate: 96\n"
+        "    headdim: 8\n"
+        "    ngroups: 2\n"
+        "    d_ssm: 40\n"
+        "    chunk_size: 16\n"
+        "    is_mimo: yes\n"
+        "    mimo_rank: 3\n"
+        "    is_outproj_norm: true\n"
+        "    rope_fraction: 1.0\n"
+        "    A_floor: 1e-3\n"
+        "    a_activation: softplus\n"
+        "    rmsnorm: false\n"
+        "    norm_before_gate: true\n"
+        "    D_has_hdim: true\n"
+        "    dt_limit: [0.5, .inf]\n"
+        "    attention:\n"
+        "      num_heads: 6\n"
+        "      num_heads_kv: 3\n"
+        "      head_dim: 10\n"
+        "      mlp_dim: 256\n"
+        "      d_conv: 4\n"
+        "      rotary_emb_dim: 4\n"
+        "      rotary_emb_base: 500\n"
+        "      rotary_emb_interleaved: true\n"
+        "      qkv_proj_bias: no\n"
+        "      causal: no\n"
+        "      softmax_scale: 0.5\n"
+        "      window: 9\n";
+    kr_config *c;
+    kr_model_config m;
+    cr_assert_eq(parse(text, &c), KR_OK, "%s", kr_status_message());
+    cr_assert_eq(kr_config_model(c, "listed", &m), KR_OK);
+    cr_expect_eq(m.n_layer, 4);
+    cr_expect_str_eq(m.layers, "mamba1,Mamba1,gated_mlp,tinymamba");
+    cr_expect_str_eq(kr_model_layer(&m, 3)->name, "tinymamba");
+    cr_expect_eq(m.block.hidden, 100);
+    cr_expect_eq(m.block.base_decay, 0.25);
+    cr_expect_eq(m.context, 77);
+    cr_expect(m.block.attention.qkv_proj_bias && !m.block.attention.not_causal && !m.block.no_rmsnorm, "official defaults");
+    cr_assert_eq(kr_config_model(c, "official", &m), KR_OK);
+    const kr_block_config *b = &m.block;
+    const kr_attention_config *a = &b->attention;
+    cr_expect_eq(m.d_intermediate, 96);
+    cr_expect(b->headdim == 8 && b->ngroups == 2 && b->d_ssm == 40 && b->chunk_size == 16 && b->mimo_rank == 3);
+    cr_expect(b->is_mimo && b->is_outproj_norm && b->no_rmsnorm && b->norm_before_gate && b->D_has_hdim);
+    cr_expect(b->rope_fraction == 1 && b->A_floor == 1e-3 && b->a_activation == KR_A_SOFTPLUS);
+    cr_expect(b->dt_limit_min == 0.5 && b->dt_limit_max == 0, "infinity is no limit");
+    cr_expect(a->num_heads == 6 && a->num_heads_kv == 3 && a->head_dim == 10 && a->mlp_dim == 256 && a->d_conv == 4);
+    cr_expect(a->rotary_emb_dim == 4 && a->rotary_emb_base == 500 && a->rotary_emb_interleaved && !a->qkv_proj_bias);
+    cr_expect(a->out_proj_bias && a->not_causal && a->softmax_scale == 0.5 && a->window == 9);
+    // What krait.yaml can say, a checkpoint remembers.
+    char *json = kr_model_config_json(&m);
+    kr_model_config again;
+    cr_assert_eq(kr_model_config_parse(json, strlen(json), &again), KR_OK, "%s", kr_status_message());
+    again.layers[0] = m.layers[0] = 0;
+    cr_expect(!memcmp(&again.block.attention, a, offsetof(kr_attention_config, capacity)), "%s", json);
+    cr_expect(again.block.is_mimo && again.block.a_activation == KR_A_SOFTPLUS && again.block.dt_limit_min == 0.5);
+    free(json);
+    kr_config_free(c);
+}
+
+/// Parameters of a Mamba-1 or Mamba-2 layer without biases, of the gated MLP and of attention: sums over the tables of
+/// the papers' code, written out by hand.
+static int64_t mamba1_layer(int64_t d) {
+    const int64_t E = 2 * d, N = 16, W = 4, R = (d + 15) / 16;
+    return 2 * d * E + E * W + E + E * (R + 2 * N) + E * R + E + E * N + E + E * d;
+}
+static int64_t mamba2_layer(int64_t d, int64_t N, int64_t P) {
+    const int64_t E = 2 * d, H = E / P, W = 4;
+    return d * (2 * E + 2 * N + H) + (E + 2 * N) * (W + 1) + 3 * H + E + E * d;
+}
+static int64_t mamba3_layer(int64_t d, int64_t N, int64_t P, int64_t R, bool mimo) {
+    const int64_t E = 2 * d, H = E / P, S = N / 4;
+    return d * (2 * E + 2 * N * R + 3 * H + S) + 2 * H + 2 * H * R * N + 2 * N + (mimo ? 3 * H * R * P : 0) + E * d;
+}
+static int64_t attention_layer(int64_t d, int64_t H, int64_t Dh, int64_t W) {
+    return 3 * d * H * Dh + (W ? 3 * H * Dh * (W + 1) : 0) + H * Dh * d;
+}
+
+static int64_t count_parameters(const kr_model_config *m) {
+    kr_graph *g;
+    int64_t sum = 0;
+    cr_assert_eq(kr_model_build(m, KR_MODE_EVAL, 1, 1, &g), KR_OK, "%s: %s", m->name, kr_status_message());
+    for (int k = 0; k < kr_graph_nodes(g); k++) {
+        const kr_node *n = kr_graph_node(g, k);
+        if (kr_node_source(n) == KR_SOURCE_PARAM) sum += kr_value_count(g, n->out[0]);
+    }
+    kr_graph_free(g);
+    return sum;
+}
+
+Test(config, presets_have_the_published_sizes) {
+    const int64_t v8 = 50280, v16 = 50288;
+    const struct {
+        const char *name;
+        int64_t parameters, low, high; // by hand; or a range
+    } cases[] = {
+        {"mamba-130m", v8 * 768 + 24 * (mamba1_layer(768) + 768) + 768, 129135360, 129135360},
+        {"mamba-370m", v8 * 1024 + 48 * (mamba1_layer(1024) + 1024) + 1024, 0, 0},
+        {"mamba-790m", v8 * 1536 + 48 * (mamba1_layer(1536) + 1536) + 1536, 0, 0},
+        {"mamba-1.4b", v8 * 2048 + 48 * (mamba1_layer(2048) + 2048) + 2048, 0, 0},
+        {"mamba-2.8b", v8 * 2560 + 64 * (mamba1_layer(2560) + 2560) + 2560, 0, 0},
+        {"mamba2-130m", v16 * 768 + 24 * (mamba2_layer(768, 128, 64) + 768) + 768, 0, 0},
+        {"mamba2-370m", v16 * 1024 + 48 * (mamba2_layer(1024, 128, 64) + 1024) + 1024, 0, 0},
+        {"mamba2-780m", v16 * 1536 + 48 * (mamba2_layer(1536, 128, 64) + 1536) + 1536, 0, 0},
+        {"mamba2-1.3b", v16 * 2048 + 48 * (mamba2_layer(2048, 128, 64) + 2048) + 2048, 0, 0},
+        {"mamba2-2.7b", v16 * 2560 + 64 * (mamba2_layer(2560, 128, 64) + 2560) + 2560, 0, 0},
+        {"mamba2attn-2.7b", v16 * 2560 + 58 * mamba2_layer(2560, 128, 64) + 6 * attention_layer(2560, 30, 128, 4) + 65 * 2560, 0, 0},
+        {"transformerpp-2.7b", v16 * 2560 + 32 * (attention_layer(2560, 20, 128, 0) + 3 * 6912 * 2560) + 65 * 2560, 0, 0},
+        {"mamba1-1m", 256 * 160 + 5 * (mamba1_layer(160) + 160) + 160, 900000, 1100000},
+        {"mamba2-1m", 256 * 160 + 5 * (mamba2_layer(160, 64, 32) + 160) + 160, 900000, 1100000},
+        {"mamba3-1m", 256 * 160 + 5 * (mamba3_layer(160, 64, 32, 1, false) + 160) + 160, 900000, 1100000},
+        {"mamba3-mimo-1m", 256 * 160 + 4 * (mamba3_layer(160, 64, 32, 4, true) + 160) + 160, 900000, 1100000},
+        {"hybrid-1m", 256 * 160 + 3 * mamba3_layer(160, 64, 32, 1, false) + attention_layer(160, 5, 32, 0) + 3 * 512 * 160 + 6 * 160,
+         900000, 1100000},
+        {"tinymamba-1m", 256 * 128 + 3 * (10 * 128 * 128 + 3 * 256 + 3 * 384 * 128 + 2 * 128) + 128, 900000, 1100000},
+    };
+    kr_config *c;
+    cr_assert_eq(kr_config_parse(kr_builtin_yaml, strlen(kr_builtin_yaml), "built-in", &c), KR_OK, "%s", kr_status_message());
+    for (int k = 0; kr_config_model_name(c, k); k++) {
+        const char *name = kr_config_model_name(c, k);
+        kr_model_config m;
+        cr_assert_eq(kr_config_model(c, name, &m), KR_OK, "%s", kr_status_message());
+        const int64_t got = count_parameters(&m);
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            if (strcmp(cases[i].name, name)) continue;
+            cr_expect_eq(got, cases[i].parameters, "%s has %ld parameters, want %ld", name, (long)got, (long)cases[i].parameters);
+            if (cases[i].high) cr_expect(got >= cases[i].low && got <= cases[i].high, "%s has %ld parameters", name, (long)got);
+        }
+    }
+    kr_config_free(c);
+}
+
 #define MODEL "models:\n  m: {layer: mamba1, d_model: 8, n_layer: 1, vocab_size: 256}\n"
 
 Test(config, faults_name_line_and_nearest_key) {
@@ -115,7 +264,20 @@ Test(config, faults_name_line_and_nearest_key) {
         {"models:\n  m: {layer: mamba1, d_model: 8, n_layer: 1}\n", {"k.yaml:2:", "no vocab_size"}},
         {"models:\n  m: {layer: mamab1, d_model: 8, n_layer: 1, vocab_size: 9}\n",
          {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
-        {"models:\n  m: {}\n", {"k.yaml:2:", "no layer"}},
+        {"models:\n  m: {}\n", {"k.yaml:2:", "no d_model"}},
+        {"models:\n  m: {layers: mamba1, d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "layers in model m", "want a list"}},
+        {"models:\n  m: {layers: [mamba1, [a]], d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "a list", "no plain word"}},
+        {"models:\n  m: {layers: [mamba1, mamab1], d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
+        {"models:\n  m: {layers: [], d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "layers in model m is empty"}},
+        {"models:\n  m: {layers: [mamba1], layer: mamba1, d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "leave layer"}},
+        {"models:\n  m: {layers: [mamba1], n_layer: 2, d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "1 layers", "n_layer 2"}},
+        {"models:\n  m: {layer: mamba1, n_layer: 2, d_model: 8, vocab_size: 9, attn_layer_idx: [2]}\n",
+         {"k.yaml:2:", "attn_layer_idx", "want layers 0 to 1"}},
+        {"models:\n  m: {layer: mamba1, d_model: 8, dt_limit: [1]}\n", {"k.yaml:2:", "two numbers"}},
+        {"models:\n  m: {layer: mamba1, d_model: 8, dt_limit: [2, 1]}\n", {"k.yaml:2:", "the lower one first"}},
+        {"models:\n  m: {layer: mamba1, d_model: 8, dt_limit: [-1, 1]}\n", {"k.yaml:2:", "at least 0"}},
+        {"models:\n  m:\n    attention:\n      num_head: 3\n", {"k.yaml:4:", "attention of model m", "'num_heads'"}},
+        {"models:\n  m:\n    attention: 3\n", {"k.yaml:3:", "a single value", "want a map"}},
         // YAML itself
         {"", {"k.yaml", "empty"}},
         {"# only a comment\n", {"empty"}},

@@ -36,16 +36,16 @@ Test(data, rows_depend_on_seed_and_number_alone) {
     fill(bytes, BYTES);
     cr_assert_eq(kr_data_from(bytes, BYTES, LENGTH, "text", &x), KR_OK, "%s", kr_status_message());
     cr_assert_eq(kr_data_from(bytes, BYTES, LENGTH, "text", &y), KR_OK);
-    for (int64_t row = 0; row < 50; row++) kr_data_row(x, 1, row, a, b);
+    for (int64_t row = 0; row < 50; row++) kr_data_row(x, 1, row, a, b, NULL);
     for (int64_t row = 0; row < 500; row += 7) {
-        kr_data_row(x, 1, row, a, b);
-        kr_data_row(y, 1, row, c, d);
+        kr_data_row(x, 1, row, a, b, NULL);
+        kr_data_row(y, 1, row, c, d, NULL);
         cr_assert_arr_eq(a, c, sizeof a);
         cr_assert_arr_eq(b, d, sizeof b);
         cr_assert_arr_eq(a + 1, b, sizeof a - sizeof *a, "targets are the next bytes");
     }
-    kr_data_row(x, 1, 0, a, b);
-    kr_data_row(x, 2, 0, c, d);
+    kr_data_row(x, 1, 0, a, b, NULL);
+    kr_data_row(x, 2, 0, c, d, NULL);
     cr_assert(memcmp(a, c, sizeof a), "another seed gives another row");
     kr_data_close(x);
     kr_data_close(y);
@@ -65,7 +65,7 @@ Test(data, rows_reach_all_of_the_training_part_and_nothing_else) {
     memset(bytes + train, 9, 60);
     for (int64_t row = 0; row < 20000; row++) {
         int32_t a[LENGTH], b[LENGTH];
-        kr_data_row(x, 5, row, a, b);
+        kr_data_row(x, 5, row, a, b, NULL);
         first |= a[0] == 2;
         last |= b[LENGTH - 1] == 3;
         cr_assert_neq(b[LENGTH - 1], 9, "row %ld holds text that is held out", (long)row);
@@ -83,13 +83,13 @@ Test(data, windows_cover_the_held_out_part_once) {
     const int64_t windows = kr_data_windows(x), train = kr_data_train_bytes(x);
     cr_assert_eq(windows, (500 - 1) / LENGTH);
     for (int64_t w = 0; w < windows; w++) {
-        kr_data_window(x, w, tokens, targets);
+        kr_data_window(x, w, tokens, targets, NULL);
         for (int k = 0; k < LENGTH; k++) {
             cr_assert_eq(tokens[k], bytes[train + w * LENGTH + k]);
             cr_assert_eq(targets[k], bytes[train + w * LENGTH + k + 1]);
         }
     }
-    kr_data_window(x, windows, tokens, targets);
+    kr_data_window(x, windows, tokens, targets, NULL);
     for (int k = 0; k < LENGTH; k++) cr_assert_eq(targets[k], -100, "beyond the end everything is ignored");
     kr_data_close(x);
 }
@@ -123,8 +123,8 @@ Test(data, files_plain_and_packed_are_the_same) {
     cr_assert_eq(kr_data_open(plain, LENGTH, &x), KR_OK, "%s", kr_status_message());
     cr_assert_eq(kr_data_open(zst, LENGTH, &y), KR_OK, "%s", kr_status_message());
     cr_assert_eq(kr_data_fingerprint(x), kr_data_fingerprint(y));
-    kr_data_row(x, 3, 99, a, b);
-    kr_data_row(y, 3, 99, c, b);
+    kr_data_row(x, 3, 99, a, b, NULL);
+    kr_data_row(y, 3, 99, c, b, NULL);
     cr_assert_arr_eq(a, c, sizeof a);
     kr_data_close(y);
 
@@ -167,6 +167,86 @@ Test(data, fingerprints_see_changes) {
     cr_assert_neq(kr_data_fingerprint(x), before);
     kr_data_close(x);
     free(bytes);
+}
+
+// Documents ---------------------------------------------------------------------------------------------------
+
+/// Where documents start, found naively: after each whole separator, none overlapping.
+static void find_starts(const char *text, size_t n, const char *separator, bool *starts) {
+    const size_t length = strlen(separator);
+    memset(starts, 0, n + 1);
+    for (size_t k = 0; k + length <= n;) {
+        if (memcmp(text + k, separator, length)) k++;
+        else starts[k += length] = true;
+    }
+}
+
+Test(data, documents_start_after_their_separator) {
+    static const char *const separators[] = {"|", "<>", "aa", "<|end|>"};
+    char text[4001];
+    bool starts[4001];
+    for (size_t s = 0; s < sizeof separators / sizeof *separators; s++) {
+        // Letters with separators strewn in, some side by side, and one that the border of the training part cuts.
+        for (size_t k = 0; k < 4000; k++) text[k] = (char)('a' + kr_random_uniform(4, s, k) * 3);
+        const size_t length = strlen(separators[s]);
+        for (size_t k = 10; k + 2 * length < 3600; k += 1 + (size_t)(40 * kr_random_uniform(5, s, k)) + length)
+            memcpy(text + k, separators[s], length);
+        memcpy(text + 3600 - length / 2, separators[s], length);
+        memcpy(text + 4000 - length, separators[s], length);
+        find_starts(text, 4000, separators[s], starts);
+        kr_data *x;
+        int32_t tokens[LENGTH], targets[LENGTH], reset[LENGTH];
+        cr_assert_eq(kr_data_from(text, 4000, LENGTH, "text", &x), KR_OK);
+        const uint64_t whole = kr_data_fingerprint(x);
+        cr_assert_eq(kr_data_split(x, separators[s]), KR_OK, "%s", kr_status_message());
+        cr_expect_neq(kr_data_fingerprint(x), whole, "another split is other data");
+        int64_t documents = 1;
+        for (size_t k = 0; k <= 4000; k++) documents += starts[k];
+        cr_expect_eq(kr_data_documents(x), documents);
+        kr_data_stream(x, 1, 1, 0, tokens, targets, reset);
+        int64_t first = 0; // where the only stream starts
+        for (int same = 0; same < LENGTH; first += same < LENGTH)
+            for (same = 0; same < LENGTH && tokens[same] == text[first * LENGTH + same];) same++;
+        // All of the training part by the stream (3600 bytes hold 224 rows and a last target), then what is held out.
+        for (int64_t w = 0; w < 224 + kr_data_windows(x); w++) {
+            const size_t at = (size_t)(w < 224 ? w * LENGTH : 3600 + (w - 224) * LENGTH);
+            if (w < 224) kr_data_stream(x, 1, 1, w - first + 224, tokens, targets, reset);
+            else kr_data_window(x, w - 224, tokens, targets, reset);
+            for (size_t k = 0; k < LENGTH; k++) {
+                cr_expect_eq(tokens[k], text[at + k], "window %ld", (long)w);
+                cr_expect_eq(reset[k], starts[at + k] || (!w && !k), "%s: token %zu", separators[s], at + k);
+                cr_expect_eq(targets[k], starts[at + k + 1] ? KR_IGNORED : text[at + k + 1], "%s: target of token %zu",
+                             separators[s], at + k);
+            }
+        }
+        kr_data_close(x);
+    }
+    kr_data *x;
+    cr_assert_eq(kr_data_from(text, 4000, LENGTH, "some.txt", &x), KR_OK);
+    cr_assert_eq(kr_data_split(x, "nowhere"), KR_BAD_ARGUMENT);
+    cr_expect(strstr(kr_status_message(), "'nowhere'") && strstr(kr_status_message(), "some.txt"), "%s", kr_status_message());
+    cr_assert_eq(kr_data_split(x, ""), KR_BAD_ARGUMENT);
+    kr_data_close(x);
+}
+
+Test(data, streams_go_on_where_they_stopped) {
+    uint8_t bytes[BYTES];
+    enum { STREAMS = 3 };
+    int32_t last[STREAMS], tokens[LENGTH], targets[LENGTH], reset[LENGTH], starts = 0;
+    kr_data *x;
+    fill(bytes, BYTES);
+    cr_assert_eq(kr_data_from(bytes, BYTES, LENGTH, "text", &x), KR_OK);
+    const int64_t windows = (kr_data_train_bytes(x) - 1) / LENGTH;
+    for (int64_t row = 0; row < STREAMS * (windows + 5); row++) {
+        kr_data_stream(x, 9, STREAMS, row, tokens, targets, reset);
+        for (int k = 1; k < LENGTH; k++) cr_assert_eq(reset[k], 0);
+        if (row >= STREAMS && !reset[0]) cr_assert_eq(tokens[0], last[row % STREAMS]);
+        cr_assert(!reset[0] || tokens[0] == bytes[0]);
+        if (row < STREAMS * windows) starts += reset[0];
+        last[row % STREAMS] = targets[LENGTH - 1];
+    }
+    cr_expect_eq(starts, STREAMS, "each stream comes by the start of the text once in a round");
+    kr_data_close(x);
 }
 
 // Sampling ----------------------------------------------------------------------------------------------------

@@ -27,17 +27,26 @@ static void embedding_grad(const kr_attrs *t, const kr_shape *shape, const doubl
 
 /// Ids reach over both ends of the table.
 static check_case gather(int64_t v, int64_t d, kr_shape ids) {
-    return (check_case){.op = "embedding", .inputs = 2, .shape = {KR_SHAPE(v, d), ids}, .dtype = {KR_F32, KR_I32},
-                        .lo = {0, -2}, .hi = {0, (double)v + 1}};
+    return (check_case){.op = "embedding",
+                        .inputs = 2,
+                        .shape = {KR_SHAPE(v, d), ids},
+                        .dtype = {KR_F32, KR_I32},
+                        .lo = {0, -2},
+                        .hi = {0, (double)v + 1}};
 }
 
 static check_case scatter(int64_t v, int64_t d, int64_t tokens, bool accumulate) {
-    return (check_case){.op = "embedding_grad", .attrs.shape = KR_SHAPE(v, d), .inputs = 3,
+    return (check_case){.op = "embedding_grad",
+                        .attrs.shape = KR_SHAPE(v, d),
+                        .inputs = 3,
                         .shape = {KR_SHAPE(tokens), KR_SHAPE(tokens, d), accumulate ? KR_SHAPE(v, d) : CHECK_ABSENT},
-                        .dtype = {KR_I32}, .lo = {-2}, .hi = {(double)v + 1}};
+                        .dtype = {KR_I32},
+                        .lo = {-2},
+                        .hi = {(double)v + 1}};
 }
 
-static const int64_t sizes[][3] = {{1, 1, 1}, {13, 8, 14}, {5, 7, 40}, {300, 33, 9}, {3, 160, 50}, {0, 4, 5}, {4, 0, 5}, {4, 5, 0}};
+static const int64_t sizes[][3] = {{1, 1, 1},    {13, 8, 14}, {5, 7, 40}, {300, 33, 9},
+                                   {3, 160, 50}, {0, 4, 5},   {4, 0, 5},  {4, 5, 0}};
 enum { SIZES = sizeof sizes / sizeof *sizes };
 
 Test(embedding, forward_and_gradient) {
@@ -61,7 +70,8 @@ Test(embedding, gradient_kernel_adds_repeated_rows) {
 static void fails(check_case c, const char *words) {
     kr_shape out[CHECK_MAX];
     kr_dtype dtype[CHECK_MAX];
-    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK, "no error, want \"%s\"", words);
+    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
+                  "no error, want \"%s\"", words);
     cr_assert(strstr(kr_status_message(), words), "\"%s\" lacks \"%s\"", kr_status_message(), words);
 }
 

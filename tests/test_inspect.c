@@ -126,7 +126,8 @@ Test(inspect, dot_is_balanced_and_complete) {
     cr_assert_eq(kr_graph_print_dot(g, to), KR_OK, "%s", kr_status_message());
     fclose(to);
     int depth = 0, clusters = 0;
-    for (char *line = strtok(strdup(text), "\n"); line; line = strtok(NULL, "\n")) {
+    char *lines = strdup(text), *rest;
+    for (char *line = strtok_r(lines, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         const size_t n = strlen(line);
         depth += line[n - 1] == '{';
         depth -= !strcmp(line, "}");
@@ -142,6 +143,7 @@ Test(inspect, dot_is_balanced_and_complete) {
     }
     cr_expect_eq(depth, 0);
     cr_expect(clusters >= 8, "backbone, layers, 0, 1 and the inner ones, but only %d clusters", clusters);
+    free(lines);
     free(text);
     kr_graph_free(g);
 }

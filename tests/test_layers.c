@@ -56,7 +56,7 @@ static const char *source_root(void) {
 }
 
 static bool exists(const char *path) {
-    char full[2 * PATH_LENGTH];
+    char full[4 * PATH_LENGTH];
     struct stat info;
     snprintf(full, sizeof full, "%s/%s", source_root(), path);
     return stat(full, &info) == 0;
@@ -65,7 +65,7 @@ static bool exists(const char *path) {
 /// Calls `visit` for every line of every C and CUDA source below `folder`; gives how many files there were.
 typedef void line_visitor(const char *path, int number, const char *line);
 static int each_line(const char *folder, line_visitor *visit) {
-    char full[2 * PATH_LENGTH];
+    char full[4 * PATH_LENGTH];
     snprintf(full, sizeof full, "%s/%s", source_root(), folder);
     DIR *directory = opendir(full);
     cr_assert(directory, "%s: no such folder (KRAIT_SOURCE names the root of the sources)", full);
@@ -122,7 +122,7 @@ static const char *kernel;
 static void check_kernel_line(const char *path, int number, const char *line);
 
 static void check_kernel(const char *path) {
-    char full[2 * PATH_LENGTH], line[LINE_LENGTH];
+    char full[4 * PATH_LENGTH], line[LINE_LENGTH];
     snprintf(full, sizeof full, "%s/%s", source_root(), path);
     FILE *file = fopen(full, "r");
     cr_assert(file, "%s", full);

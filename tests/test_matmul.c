@@ -36,7 +36,8 @@ static void matmul(const kr_attrs *t, const kr_shape *shape, const double *const
 }
 
 /// a [lead, m, k], b [lead or nothing, k, n]; lead 0: two axes only; extras: bit 0 bias, bit 1 residual.
-static check_case product(int64_t lead, bool shared, int64_t m, int64_t n, int64_t k, int transposes, int extras, int act) {
+static check_case product(int64_t lead, bool shared, int64_t m, int64_t n, int64_t k, int transposes, int extras,
+                          int act) {
     check_case c = {.op = "matmul", .attrs.i = {transposes & 1, transposes >> 1, act}, .inputs = INPUTS};
     const int64_t am = transposes & 1 ? k : m, ak = transposes & 1 ? m : k;
     const int64_t bk = transposes >> 1 ? n : k, bn = transposes >> 1 ? k : n;
@@ -49,11 +50,13 @@ static check_case product(int64_t lead, bool shared, int64_t m, int64_t n, int64
 }
 
 Test(matmul, forward_of_all_sizes) {
-    static const int64_t sizes[][3] = {{1, 1, 1}, {1, 70, 33}, {2, 64, 16}, {3, 130, 50}, {4, 9, 160}, {5, 7, 3},
-                                       {13, 33, 17}, {26, 65, 10}, {12, 32, 256}, {31, 48, 600}, {100, 5, 300}, {70, 100, 64}};
+    static const int64_t sizes[][3] = {{1, 1, 1},     {1, 70, 33},   {2, 64, 16},    {3, 130, 50},  {4, 9, 160},
+                                       {5, 7, 3},     {13, 33, 17},  {26, 65, 10},   {12, 32, 256}, {31, 48, 600},
+                                       {100, 5, 300}, {70, 100, 64}, {20, 200, 600}, {210, 20, 130}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int transposes = 0; transposes < 4; transposes++) {
-            const check_case c = product(-1, false, sizes[s][0], sizes[s][1], sizes[s][2], transposes, (int)(s + (size_t)transposes) % 4, 0);
+            const int extras = (int)(s + (size_t)transposes) % 4;
+            const check_case c = product(-1, false, sizes[s][0], sizes[s][1], sizes[s][2], transposes, extras, 0);
             check_forward(&c, matmul);
         }
 }
@@ -61,7 +64,8 @@ Test(matmul, forward_of_all_sizes) {
 Test(matmul, forward_of_batches) {
     for (int transposes = 0; transposes < 4; transposes++)
         for (int shared = 0; shared < 2; shared++) {
-            const check_case few = product(3, shared, 2, 21, 19, transposes, 3, 0), more = product(2, shared, 9, 35, 20, transposes, 1, 0);
+            const check_case few = product(3, shared, 2, 21, 19, transposes, 3, 0);
+            const check_case more = product(2, shared, 9, 35, 20, transposes, 1, 0);
             check_forward(&few, matmul);
             check_forward(&more, matmul);
         }
@@ -73,7 +77,8 @@ Test(matmul, forward_of_batches) {
 
 Test(matmul, forward_with_activations) {
     for (int act = KR_ACT_SILU; act <= KR_ACT_SOFTPLUS; act++) {
-        const check_case row = product(-1, false, 1, 40, 12, 2, 1, act), block = product(-1, false, 15, 40, 12, 2, 1, act);
+        const check_case row = product(-1, false, 1, 40, 12, 2, 1, act);
+        const check_case block = product(-1, false, 15, 40, 12, 2, 1, act);
         check_forward(&row, matmul);
         check_forward(&block, matmul);
     }
@@ -87,7 +92,8 @@ Test(matmul, forward_of_nothing) {
                 const check_case c = product(-1, false, m, n, k, transposes, extras, 0);
                 check_forward(&c, matmul);
             }
-    const check_case empty_batch = product(0, false, 3, 4, 5, 2, 1, 0), one_row = product(-1, false, 1, 40, 0, 2, 3, 0);
+    const check_case empty_batch = product(0, false, 3, 4, 5, 2, 1, 0);
+    const check_case one_row = product(-1, false, 1, 40, 0, 2, 3, 0);
     check_forward(&empty_batch, matmul);
     check_forward(&one_row, matmul);
 }
@@ -104,8 +110,9 @@ Test(matmul, forward_of_large_products) {
 
 Test(matmul, gradient) {
     for (int transposes = 0; transposes < 4; transposes++) {
-        const check_case flat = product(-1, false, 4, 5, 3, transposes, 3, 0), batch = product(2, false, 3, 4, 2, transposes, 1, 0),
-                         shared = product(3, true, 2, 4, 5, transposes, 3, 0);
+        const check_case flat = product(-1, false, 4, 5, 3, transposes, 3, 0);
+        const check_case batch = product(2, false, 3, 4, 2, transposes, 1, 0);
+        const check_case shared = product(3, true, 2, 4, 5, transposes, 3, 0);
         check_gradient(&flat, matmul);
         check_gradient(&batch, matmul);
         check_gradient(&shared, matmul);

@@ -1,5 +1,4 @@
-/// Contracts of every block and of the language model: step = forward = any split, packed = separate, the same bits for
-/// any number of threads, official names and sizes.
+/// The language model: official names and sizes, its configuration, and step = forward. Blocks: tests/test_block.c.
 #include "check.h"
 #include "models/models.h"
 
@@ -8,53 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct setting {
-    int64_t batch, d_model, d_state, d_conv, expand, dt_rank;
-    bool bias, conv_bias;
-} setting;
-
-static const setting settings[] = {
-    {2, 16, 16, 4, 2, 0, false, true}, {1, 7, 3, 3, 2, 2, true, true}, {3, 33, 5, 2, 1, 0, false, false},
-    {1, 24, 8, 1, 3, 1, false, true},
-};
-
-static kr_block_config config_of(const setting *s) {
-    kr_block_config c = kr_block_defaults();
-    c.d_model = s->d_model;
-    c.d_state = s->d_state;
-    c.d_conv = s->d_conv;
-    c.expand = s->expand;
-    c.dt_rank = s->dt_rank;
-    c.bias = s->bias;
-    c.conv_bias = s->conv_bias;
-    return c;
-}
-
-/// One block as a graph: x [B, L, D] to y; optional reset input.
-static kr_graph *block_graph(const kr_block_kind *kind, const setting *s, int64_t batch, int64_t length, bool carries,
-                             bool with_reset) {
-    kr_graph *g;
-    check_ok(kr_graph_new(&g), "graph");
-    kr_graph_carries(g, carries);
-    kr_block_config c = config_of(s);
-    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(batch, length, s->d_model));
-    if (with_reset) c.reset = kr_input(g, "reset", KR_I32, KR_SHAPE(batch, length));
-    const kr_value y = kind->build(g, &c, x);
-    kr_output(g, "y", y);
-    kr_output(g, "loss", kr_reshape(g, kr_sum(g, kr_reshape(g, kr_square(g, y), KR_SHAPE(-1)), 0, true), KR_SHAPE(1)));
-    check_ok(kr_graph_status(g), kind->name);
-    return g;
-}
-
 static kr_plan *plan_of(kr_graph *g, kr_goal goal) {
     kr_plan *plan;
     check_ok(kr_compile(g, &(kr_compile_options){.goal = goal}, &plan, NULL), "compile");
     kr_graph_free(g);
     return plan;
-}
-
-static void fill(float *x, int64_t n, uint64_t stream) {
-    for (int64_t i = 0; i < n; i++) x[i] = kr_random_normal(5, stream, (uint64_t)i);
 }
 
 static kr_session *open_session(kr_device **device, int threads) {
@@ -77,169 +34,6 @@ static double worst(const float *a, const float *b, int64_t n) {
     }
     return most / scale;
 }
-
-/// Runs `length` tokens cut at the given lengths through live carries.
-static void run_split(const kr_block_kind *kind, const setting *s, const float *x, float *y, int64_t length,
-                      const int64_t *cuts, int count) {
-    kr_device *device;
-    kr_session *session = open_session(&device, 2);
-    kr_plan *plans[16];
-    for (int i = 0; i < count; i++) {
-        plans[i] = plan_of(block_graph(kind, s, s->batch, cuts[i], true, false), KR_GOAL_FORWARD);
-        check_ok(kr_session_add(session, plans[i]), "add");
-    }
-    check_ok(kr_session_init(session, 11), "init");
-    int64_t at = 0;
-    const int64_t D = s->d_model;
-    for (int i = 0; i < count; i++) {
-        const size_t bytes = (size_t)(s->batch * cuts[i] * D) * 4;
-        float *in = malloc(bytes + 4), *out = malloc(bytes + 4);
-        for (int64_t b = 0; b < s->batch; b++) memcpy(in + b * cuts[i] * D, x + (b * length + at) * D, (size_t)(cuts[i] * D) * 4);
-        check_ok(kr_plan_run(session, plans[i], (kr_binding[]){{"x", in, bytes}, {"y", out, bytes}}, 2, 0), "run");
-        for (int64_t b = 0; b < s->batch; b++) memcpy(y + (b * length + at) * D, out + b * cuts[i] * D, (size_t)(cuts[i] * D) * 4);
-        at += cuts[i];
-        free(in);
-        free(out);
-    }
-    cr_assert_eq(at, length);
-    close_session(session, device);
-    for (int i = 0; i < count; i++) kr_plan_free(plans[i]);
-}
-
-Test(block, step_equals_forward_equals_any_split) {
-    static const struct { int count; int64_t cut[16]; } splits[] = {
-        {1, {13}}, {13, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}}, {2, {4, 9}}, {4, {2, 1, 7, 3}}, {3, {6, 0, 7}}, {2, {12, 1}}};
-    for (int k = 0; k < kr_block_kind_count; k++)
-        for (size_t s = 0; s < sizeof settings / sizeof *settings; s++) {
-            const int64_t n = settings[s].batch * 13 * settings[s].d_model;
-            float *x = malloc((size_t)n * 4), *whole = malloc((size_t)n * 4), *cut = malloc((size_t)n * 4);
-            fill(x, n, s);
-            run_split(kr_block_kinds[k], &settings[s], x, whole, 13, splits[0].cut, 1);
-            for (size_t p = 1; p < sizeof splits / sizeof *splits; p++) {
-                run_split(kr_block_kinds[k], &settings[s], x, cut, 13, splits[p].cut, splits[p].count);
-                cr_assert(worst(cut, whole, n) < 2e-6, "%s, setting %zu, split %zu: off by %g", kr_block_kinds[k]->name, s, p,
-                          worst(cut, whole, n));
-            }
-            free(x), free(whole), free(cut);
-        }
-}
-
-Test(block, long_sequences_cross_chunk_borders_alike) {
-    static const int64_t lengths[] = {31, 32, 33, 63, 64, 65, 97};
-    for (int k = 0; k < kr_block_kind_count; k++)
-        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-            const setting *s = &settings[0];
-            const int64_t L = lengths[i], n = s->batch * L * s->d_model;
-            float *x = malloc((size_t)n * 4), *whole = malloc((size_t)n * 4), *cut = malloc((size_t)n * 4);
-            fill(x, n, 100 + i);
-            run_split(kr_block_kinds[k], s, x, whole, L, (int64_t[]){L}, 1);
-            run_split(kr_block_kinds[k], s, x, cut, L, (int64_t[]){L - 17, 1, 16}, 3);
-            cr_assert(worst(cut, whole, n) < 5e-6, "%s at length %ld: off by %g", kr_block_kinds[k]->name, (long)L, worst(cut, whole, n));
-            free(x), free(whole), free(cut);
-        }
-}
-
-/// y and the gradients of all params and of x, by name.
-typedef struct result {
-    float *y, *dx, *dw;
-} result;
-
-static result run_gradients(const kr_block_kind *kind, const setting *s, int64_t batch, int64_t length, const float *x,
-                            const int32_t *reset, int threads, int64_t *weights) {
-    kr_device *device;
-    kr_session *session = open_session(&device, threads);
-    kr_plan *plan = plan_of(block_graph(kind, s, batch, length, false, reset != NULL), KR_GOAL_GRADIENTS);
-    check_ok(kr_session_add(session, plan), "add");
-    check_ok(kr_session_init(session, 11), "init");
-    const size_t bytes = (size_t)(batch * length * s->d_model) * 4;
-    result r = {malloc(bytes + 4), malloc(bytes + 4), NULL};
-    *weights = 0;
-    for (int i = 0; i < kr_session_slots(session); i++) *weights += kr_shape_count(&kr_session_slot(session, i)->shape);
-    r.dw = malloc((size_t)*weights * 4);
-    kr_binding io[64] = {{"x", (void *)x, bytes}, {"y", r.y, bytes}, {"grad.x", r.dx, bytes}};
-    int count = 3;
-    if (reset) io[count++] = (kr_binding){"reset", (void *)reset, (size_t)(batch * length) * 4};
-    char names[64][128];
-    float *at = r.dw;
-    for (int i = 0; i < kr_session_slots(session); i++) {
-        const kr_slot *slot = kr_session_slot(session, i);
-        snprintf(names[i], sizeof names[i], "grad.%s", slot->name);
-        io[count++] = (kr_binding){names[i], at, slot->bytes};
-        at += slot->bytes / 4;
-    }
-    check_ok(kr_plan_run(session, plan, io, count, 0), "run");
-    close_session(session, device);
-    kr_plan_free(plan);
-    return r;
-}
-
-static void free_result(result r) { free(r.y), free(r.dx), free(r.dw); }
-
-Test(block, packed_documents_equal_separate_ones) {
-    // One row of three documents with resets, against three runs of their own.
-    static const int64_t lengths[] = {5, 1, 9};
-    for (int k = 0; k < kr_block_kind_count; k++)
-        for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
-            setting s = settings[i];
-            const int64_t D = s.d_model, L = 15;
-            float *x = malloc((size_t)(L * D) * 4);
-            int32_t reset[15] = {0};
-            fill(x, L * D, 40 + i);
-            reset[5] = reset[6] = 1; // whether the row's own start is marked makes no difference
-            reset[0] = i % 2;
-            int64_t weights, same;
-            result packed = run_gradients(kr_block_kinds[k], &s, 1, L, x, reset, 2, &weights);
-            float *sum = calloc((size_t)weights, 4);
-            int64_t at = 0;
-            for (int d = 0; d < 3; d++) {
-                result alone = run_gradients(kr_block_kinds[k], &s, 1, lengths[d], x + at * D, NULL, 2, &same);
-                cr_assert(worst(packed.y + at * D, alone.y, lengths[d] * D) < 3e-6, "%s: document %d differs by %g",
-                          kr_block_kinds[k]->name, d, worst(packed.y + at * D, alone.y, lengths[d] * D));
-                cr_assert(worst(packed.dx + at * D, alone.dx, lengths[d] * D) < 1e-5, "%s: gradient of document %d differs by %g",
-                          kr_block_kinds[k]->name, d, worst(packed.dx + at * D, alone.dx, lengths[d] * D));
-                for (int64_t w = 0; w < weights; w++) sum[w] += alone.dw[w];
-                at += lengths[d];
-                free_result(alone);
-            }
-            cr_assert(worst(packed.dw, sum, weights) < 1e-5, "%s: gradients of parameters differ by %g", kr_block_kinds[k]->name,
-                      worst(packed.dw, sum, weights));
-            free_result(packed);
-            free(sum), free(x);
-        }
-}
-
-Test(block, same_bits_for_any_number_of_threads) {
-    for (int k = 0; k < kr_block_kind_count; k++)
-        for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
-            const setting *s = &settings[i];
-            const int64_t n = s->batch * 41 * s->d_model;
-            float *x = malloc((size_t)n * 4);
-            int64_t weights;
-            fill(x, n, 70 + i);
-            result one = run_gradients(kr_block_kinds[k], s, s->batch, 41, x, NULL, 1, &weights);
-            for (int threads = 2; threads <= 5; threads++) {
-                result many = run_gradients(kr_block_kinds[k], s, s->batch, 41, x, NULL, threads, &weights);
-                cr_assert_arr_eq(one.y, many.y, (size_t)n * 4, "%s: y differs with %d threads", kr_block_kinds[k]->name, threads);
-                cr_assert_arr_eq(one.dx, many.dx, (size_t)n * 4, "%s: dx differs with %d threads", kr_block_kinds[k]->name, threads);
-                cr_assert_arr_eq(one.dw, many.dw, (size_t)weights * 4, "%s: dw differs with %d threads", kr_block_kinds[k]->name, threads);
-                free_result(many);
-            }
-            free_result(one);
-            free(x);
-        }
-}
-
-Test(block, nothing_in_nothing_out) {
-    for (int k = 0; k < kr_block_kind_count; k++) {
-        int64_t weights;
-        float none = 0;
-        result r = run_gradients(kr_block_kinds[k], &settings[0], 2, 0, &none, NULL, 2, &weights);
-        for (int64_t w = 0; w < weights; w++) cr_assert_eq(r.dw[w], 0, "a gradient out of nothing");
-        free_result(r);
-    }
-}
-
-// The language model ----------------------------------------------------------------------------------------------
 
 static int64_t parameters(const kr_model_config *c) {
     kr_graph *g;

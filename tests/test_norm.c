@@ -85,8 +85,8 @@ static void rms_norm_grad(const kr_attrs *t, const kr_shape *shape, const double
 }
 
 /// in is dy, dstream, r, weight, mean, rho, dmean, drho; out is dx, dweight, dbias.
-static void layer_norm_grad(const kr_attrs *t, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
-                            double *const *out) {
+static void layer_norm_grad(const kr_attrs *t, const kr_shape *shape, const double *const *in,
+                            const kr_shape *out_shape, double *const *out) {
     (void)t, (void)out_shape;
     const int64_t d = shape[0].dim[shape[0].rank - 1], rows = d ? kr_shape_count(&shape[0]) / d : 0;
     for (int64_t row = 0; row < rows; row++) {
@@ -101,7 +101,8 @@ static void layer_norm_grad(const kr_attrs *t, const kr_shape *shape, const doub
         }
         for (int64_t i = row * d; i < (row + 1) * d; i++) {
             const double n = (in[2][i] - m) * rho, u = in[0][i] * in[3][i % d];
-            out[0][i] = rho * (u - mean_u - n * mean_un) + (in[6] ? in[6][row] / (double)d : 0) + (in[1] ? in[1][i] : 0);
+            out[0][i] = rho * (u - mean_u - n * mean_un) + (in[6] ? in[6][row] / (double)d : 0) +
+                        (in[1] ? in[1][i] : 0);
         }
     }
 }
@@ -110,28 +111,39 @@ enum { WITH_RESIDUAL = 1, WITH_Z = 2, WITH_BIAS = 4, BEFORE = 8 };
 
 static check_case rms_case(int64_t b, int64_t l, int64_t d, int64_t group, int with) {
     const kr_shape rows = KR_SHAPE(b, l, d);
-    check_case c = {.op = "rms_norm", .attrs = {.i = {group, (with & BEFORE) != 0}, .r = {1e-5}}, .inputs = 5,
-                    .shape = {rows, with & WITH_RESIDUAL ? rows : CHECK_ABSENT, with & WITH_Z ? rows : CHECK_ABSENT, KR_SHAPE(d),
-                              with & WITH_BIAS ? KR_SHAPE(d) : CHECK_ABSENT}};
+    check_case c = {.op = "rms_norm",
+                    .attrs = {.i = {group, (with & BEFORE) != 0}, .r = {1e-5}},
+                    .inputs = 5,
+                    .shape = {rows, with & WITH_RESIDUAL ? rows : CHECK_ABSENT, with & WITH_Z ? rows : CHECK_ABSENT,
+                              KR_SHAPE(d), with & WITH_BIAS ? KR_SHAPE(d) : CHECK_ABSENT}};
     c.lo[2] = -4, c.hi[2] = 4;
     return c;
 }
 
 static check_case rms_grad_case(int64_t b, int64_t l, int64_t d, int64_t group, int with, bool dstream, bool drho) {
     const kr_shape rows = KR_SHAPE(b, l, d), saved = KR_SHAPE(b, l, d ? d / (group ? group : d) : 0);
-    check_case c = {.op = "rms_norm_grad", .attrs = {.i = {group, (with & BEFORE) != 0}, .r = {1e-5}}, .inputs = 8,
-                    .shape = {rows, dstream ? rows : CHECK_ABSENT, rows, with & WITH_Z ? rows : CHECK_ABSENT, KR_SHAPE(d),
-                              with & WITH_BIAS ? KR_SHAPE(d) : CHECK_ABSENT, saved, drho ? saved : CHECK_ABSENT}};
+    check_case c = {.op = "rms_norm_grad",
+                    .attrs = {.i = {group, (with & BEFORE) != 0}, .r = {1e-5}},
+                    .inputs = 8,
+                    .shape = {rows, dstream ? rows : CHECK_ABSENT, rows, with & WITH_Z ? rows : CHECK_ABSENT,
+                              KR_SHAPE(d), with & WITH_BIAS ? KR_SHAPE(d) : CHECK_ABSENT, saved,
+                              drho ? saved : CHECK_ABSENT}};
     c.lo[6] = 0.5, c.hi[6] = 2;
     return c;
 }
 
-static const int combinations[] = {0, WITH_RESIDUAL, WITH_RESIDUAL | WITH_BIAS, WITH_Z, WITH_Z | BEFORE, WITH_Z | WITH_BIAS,
+static const int combinations[] = {0,
+                                   WITH_RESIDUAL,
+                                   WITH_RESIDUAL | WITH_BIAS,
+                                   WITH_Z,
+                                   WITH_Z | BEFORE,
+                                   WITH_Z | WITH_BIAS,
                                    WITH_Z | WITH_BIAS | BEFORE};
 enum { COMBINATIONS = sizeof combinations / sizeof *combinations };
 
 Test(norm, rms_forward) {
-    static const int64_t sizes[][3] = {{1, 1, 1}, {2, 3, 7}, {3, 16, 48}, {1, 5, 160}, {2, 2, 1027}, {0, 3, 8}, {2, 3, 0}};
+    static const int64_t sizes[][3] = {{1, 1, 1},    {2, 3, 7}, {3, 16, 48}, {1, 5, 160},
+                                       {2, 2, 1027}, {0, 3, 8}, {2, 3, 0}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int k = 0; k < COMBINATIONS; k++) {
             const check_case c = rms_case(sizes[s][0], sizes[s][1], sizes[s][2], 0, combinations[k]);
@@ -163,12 +175,13 @@ Test(norm, rms_gradient) {
 }
 
 Test(norm, rms_gradient_kernel) {
-    static const int64_t sizes[][4] = {{1, 1, 1, 0}, {3, 40, 7, 0}, {2, 9, 48, 16}, {1, 3, 1027, 0}, {2, 300, 16, 0}, {0, 3, 8, 0},
-                                       {2, 3, 0, 0}};
+    static const int64_t sizes[][4] = {{1, 1, 1, 0},    {3, 40, 7, 0}, {2, 9, 48, 16}, {1, 3, 1027, 0},
+                                       {2, 300, 16, 0}, {0, 3, 8, 0},  {2, 3, 0, 0}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int k = 0; k < COMBINATIONS; k++)
             for (int extra = 0; extra < 2; extra++) {
-                check_case c = rms_grad_case(sizes[s][0], sizes[s][1], sizes[s][2], sizes[s][3], combinations[k], extra, extra);
+                check_case c = rms_grad_case(sizes[s][0], sizes[s][1], sizes[s][2], sizes[s][3], combinations[k], extra,
+                                             extra);
                 c.tolerance = 2e-5;
                 check_forward(&c, rms_norm_grad);
             }
@@ -176,9 +189,13 @@ Test(norm, rms_gradient_kernel) {
 
 static check_case layer_case(int64_t b, int64_t l, int64_t d, int with) {
     const kr_shape rows = KR_SHAPE(b, l, d);
-    return (check_case){.op = "layer_norm", .attrs.r = {1e-5}, .inputs = 4,
+    return (check_case){.op = "layer_norm",
+                        .attrs.r = {1e-5},
+                        .inputs = 4,
                         .shape = {rows, with & WITH_RESIDUAL ? rows : CHECK_ABSENT, KR_SHAPE(d),
-                                  with & WITH_BIAS ? KR_SHAPE(d) : CHECK_ABSENT}, .lo = {1}, .hi = {3}};
+                                  with & WITH_BIAS ? KR_SHAPE(d) : CHECK_ABSENT},
+                        .lo = {1},
+                        .hi = {3}};
 }
 
 Test(norm, layer_forward_and_gradient) {
@@ -201,7 +218,10 @@ Test(norm, layer_gradient_kernel) {
         for (int extra = 0; extra < 2; extra++) {
             const kr_shape rows = KR_SHAPE(sizes[s][0], sizes[s][1], sizes[s][2]), weight = KR_SHAPE(sizes[s][2]);
             const kr_shape saved = KR_SHAPE(sizes[s][0], sizes[s][1], sizes[s][2] ? 1 : 0), none = CHECK_ABSENT;
-            check_case c = {.op = "layer_norm_grad", .attrs.r = {1e-5}, .inputs = 8, .tolerance = 2e-5,
+            check_case c = {.op = "layer_norm_grad",
+                            .attrs.r = {1e-5},
+                            .inputs = 8,
+                            .tolerance = 2e-5,
                             .shape = {rows, extra ? rows : none, rows, weight, saved, saved, extra ? saved : none,
                                       extra ? saved : none}};
             c.lo[5] = 0.5, c.hi[5] = 2;
@@ -226,7 +246,8 @@ Test(norm, stream_is_x_itself_without_a_residual) {
 static void fails(check_case c, const char *words) {
     kr_shape out[CHECK_MAX];
     kr_dtype dtype[CHECK_MAX];
-    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK, "no error, want \"%s\"", words);
+    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
+                  "no error, want \"%s\"", words);
     cr_assert(strstr(kr_status_message(), words), "\"%s\" lacks \"%s\"", kr_status_message(), words);
 }
 

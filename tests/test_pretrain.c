@@ -121,6 +121,44 @@ Test(pretrain, resumed_is_uninterrupted, .init = enter, .fini = leave) {
     expect_same("whole2/latest", "parts2/latest");
 }
 
+Test(pretrain, documents_are_kept_apart, .init = enter, .fini = leave) {
+    train("--output-dir plain --steps 6 --seed 3");
+    train("--output-dir split --steps 6 --seed 3 --document-separator 'text.\n' --eval-every 2");
+    expect_said("1001 documents");
+    cr_expect_neq(system("cmp -s plain/latest/model.safetensors split/latest/model.safetensors"), 0, "borders matter");
+    train("--output-dir parts --steps 6 --seed 3 --document-separator 'text.\n' --eval-every 2 --stop-after 4");
+    cr_expect_eq(krait(TINY "--output-dir parts --steps 6 --seed 3 --eval-every 2 --resume"), 2);
+    expect_said("--document-separator");
+    train("--output-dir parts --steps 6 --seed 3 --document-separator 'text.\n' --eval-every 2 --resume");
+    expect_same("split/latest", "parts/latest");
+    cr_expect_eq(krait(TINY "--steps 6 --document-separator '<|endoftext|>'"), 2);
+    expect_said("--document-separator: '<|endoftext|>' stands nowhere in text");
+}
+
+Test(pretrain, carried_state_is_saved_and_resumed, .init = enter, .fini = leave) {
+    train("--output-dir plain --steps 9");
+    train("--output-dir whole --steps 9 --carry-state --eval-every 4");
+    expect_said("go on where");
+    cr_expect_eq(access("whole/latest/carry.safetensors.zst", R_OK), 0);
+    cr_expect_neq(access("plain/latest/carry.safetensors.zst", R_OK), 0);
+    train("--output-dir parts --steps 9 --carry-state --eval-every 4 --stop-after 5");
+    train("--output-dir parts --steps 9 --carry-state --eval-every 4 --resume --threads 2");
+    expect_same("whole/latest", "parts/latest");
+    cr_expect_eq(system("cmp whole/latest/carry.safetensors.zst parts/latest/carry.safetensors.zst"), 0);
+    cr_expect_eq(krait(TINY "--output-dir parts --steps 12 --resume"), 2);
+    expect_said("was trained with --carry-state");
+    // Micro-batches are pieces of the same streams.
+    train("--output-dir whole2 --steps 6 --grad-accumulation 2 --carry-state");
+    train("--output-dir parts2 --steps 6 --grad-accumulation 2 --carry-state --stop-after 3");
+    train("--output-dir parts2 --steps 6 --grad-accumulation 2 --carry-state --resume");
+    expect_same("whole2/latest", "parts2/latest");
+    cr_assert_eq(krait("generate --checkpoint whole --max-new-tokens 5 --no-echo"), 0, "%s", output);
+    // What is not finite is found again from the state of before the step.
+    train("--output-dir bad --steps 50 --carry-state --stop-after 4");
+    cr_expect_eq(krait(TINY "--output-dir bad --steps 50 --carry-state --learning-rate 1e30 --resume"), 1);
+    expect_said("the first non-finite value");
+}
+
 /// Starts a long run, waits for its `lines`th metric, sends the signal and gives the wait status.
 static int run_and_signal(const char *run, int lines, int number) {
     const pid_t child = fork();
@@ -317,6 +355,104 @@ Test(pretrain, dry_run_announces_memory, .init = enter, .fini = leave) {
     expect_said("ratio");
     expect_said("expected resident");
     cr_expect_neq(access("runs", F_OK), 0, "a dry run writes nothing");
+}
+
+/// Writes a text form: a bigram model with a running mean of the bytes so far.
+static void write_graph(const char *name, const char *extra_input, const char *outputs) {
+    FILE *file = fopen(name, "w");
+    fprintf(file,
+            "krait graph 1\n"
+            "%%tokens = input \"tokens\" : i32[2,32]\n"
+            "%%targets = input \"targets\" : i32[2,32]\n"
+            "%%reset = input \"reset\" : i32[2,32]\n"
+            "%%state = carry \"memory\" state : f32[2,16]\n"
+            "%s"
+            "%%table = param \"table\" init=normal(0.02) : f32[256,16]\n"
+            "%%head = param \"head\" init=normal(0.1) decay : f32[256,16]\n"
+            "%%x = embedding(%%table, %%tokens)\n"
+            "%%keep = const 0.5 : f32[2,32,16]\n"
+            "%%h, %%last = linear_scan(%%keep, %%x, %%state, %%reset)\n"
+            "%%logits = matmul(%%h, %%head, _, _) {transpose_b=1}\n"
+            "%%loss, %%each, %%lse = cross_entropy(%%logits, %%targets)\n"
+            "assign %%state = %%last\n"
+            "%s"
+            "end\n", extra_input, outputs);
+    fclose(file);
+}
+
+#define GRAPH "pretrain --graph g.kg --text-file text --warmup 3 --eval-batches 2 --log-every 1 --learning-rate 0.01 "
+
+Test(pretrain, a_graph_written_by_hand, .init = enter, .fini = leave) {
+    static char first[OUTPUT];
+    write_graph("g.kg", "", "output \"loss\" = %loss\noutput \"logits\" = %logits\n");
+    cr_assert_eq(krait(GRAPH "--steps 60"), 0, "%s", output);
+    expect_said("graph    g.kg: 8192 parameters");
+    expect_said("run      runs/g-1");
+    double loss[2];
+    FILE *pipe = popen("sed -n 's/.*\"loss\": \\([0-9.]*\\), \"lr.*/\\1/p' runs/g-1/metrics.jsonl | sed -n '1p;60p'", "r");
+    cr_assert_eq(fscanf(pipe, "%lf %lf", &loss[0], &loss[1]), 2);
+    pclose(pipe);
+    cr_expect(loss[0] > 5 && loss[1] < 3, "the loss goes from %g to %g", loss[0], loss[1]);
+    // Stopped and resumed, with carried state; documents too.
+    cr_assert_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir whole"), 0, "%s", output);
+    cr_assert_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --stop-after 4"), 0);
+    cr_assert_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --resume"), 0, "%s",
+                 output);
+    expect_same("whole/latest", "parts/latest");
+    // It writes by reading its row again and again.
+    cr_assert_eq(krait("generate --checkpoint runs/g-1 --graph g.kg --prompt 'line ' --max-new-tokens 60 --seed 3"), 0, "%s",
+                 output);
+    strcpy(first, output);
+    cr_expect_eq(strlen(first), 65);
+    cr_assert_eq(krait("generate --checkpoint runs/g-1 --graph g.kg --prompt 'line ' --max-new-tokens 60 --seed 3"), 0);
+    cr_expect_str_eq(first, output);
+    // Another graph is another run; a comment is not another graph.
+    cr_expect_eq(system("sed -i 's/^end/# the end\\nend/' g.kg"), 0);
+    cr_expect_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --resume"), 0, "%s",
+                 output);
+    cr_expect_eq(system("sed 's/const 0.5/const 0.25/' g.kg > h.kg"), 0);
+    cr_expect_eq(krait("pretrain --graph h.kg --text-file text --steps 9 --output-dir runs/g-1 --resume"), 2);
+    expect_said("not one of this graph");
+    cr_expect_eq(krait("generate --checkpoint runs/g-1 --graph h.kg"), 2);
+    expect_said("not the graph");
+    cr_expect_eq(krait("generate --checkpoint runs/g-1"), 2);
+    expect_said("--graph FILE");
+}
+
+Test(pretrain, a_graph_that_cannot_be_trained_says_why, .init = enter, .fini = leave) {
+    static const struct {
+        const char *extra, *outputs, *edit, *arguments;
+        int status;
+        const char *part[2];
+    } cases[] = {
+        {"", "", "", "", 2, {"g.kg has no output \"loss\""}},
+        {"", "output \"loss\" = %each\n", "", "", 2, {"f32 [2, 32]", "one element"}},
+        {"%extra = input \"noise\" : f32[3]\n", "output \"loss\" = %loss\n", "", "", 2, {"\"noise\"", "nobody would feed"}},
+        {"", "output \"loss\" = %loss\n", "s/\"targets\"/\"wanted\"/", "", 2, {"no input \"targets\""}},
+        {"", "output \"loss\" = %loss\n", "s/\"tokens\" : i32/\"tokens\" : f32/", "", 1, {"g.kg:"}},
+        {"", "output \"loss\" = %loss\n", "s/linear_scan/linear_scam/", "", 1, {"g.kg:10:", "linear_scan"}},
+        {"", "output \"loss\" = %loss\n", "/^end/d", "", 1, {"g.kg:"}},
+        {"", "output \"loss\" = %loss\n", "", "--batch-size 4", 2, {"--batch-size", "g.kg"}},
+        {"", "output \"loss\" = %loss\n", "", "--model mamba1-tiny", 2, {"exclude each other"}},
+        {"", "output \"loss\" = %loss\n", "/reset\" :/d; s/%reset/_/", "--document-separator a", 2, {"no input \"reset\""}},
+        {"", "output \"loss\" = %loss\n", "/reset\" :/d; s/%reset/_/", "--carry-state", 2, {"--carry-state", "\"reset\""}},
+        {"", "output \"loss\" = %loss\n", "/assign/d; /%state =/d; s/%state/_/", "--carry-state", 2, {"no carry"}},
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        write_graph("g.kg", cases[k].extra, cases[k].outputs);
+        char command[256];
+        snprintf(command, sizeof command, "sed -i '%s' g.kg", cases[k].edit);
+        if (*cases[k].edit) cr_assert_eq(system(command), 0);
+        const int status = krait(GRAPH "%s", cases[k].arguments);
+        cr_expect_eq(status, cases[k].status, "case %zu ended with %d: %s", k, status, output);
+        for (int p = 0; p < 2 && cases[k].part[p]; p++) expect_said(cases[k].part[p]);
+    }
+    write_graph("g.kg", "", "output \"loss\" = %loss\n");
+    cr_assert_eq(krait(GRAPH "--steps 2 --output-dir run"), 0, "%s", output);
+    cr_expect_eq(krait("generate --checkpoint run --graph g.kg"), 1);
+    expect_said("no output \"logits\"");
+    cr_expect_eq(krait("pretrain --graph nowhere.kg --text-file text"), 1);
+    expect_said("nowhere.kg");
 }
 
 Test(generate, repeats_from_its_seed, .init = enter, .fini = leave) {

@@ -57,8 +57,8 @@ static void cross_entropy(const kr_attrs *t, const kr_shape *shape, const double
 }
 
 /// in is logits, targets, lse, dloss, dper_token, dlse.
-static void cross_entropy_grad(const kr_attrs *t, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
-                               double *const *out) {
+static void cross_entropy_grad(const kr_attrs *t, const kr_shape *shape, const double *const *in,
+                               const kr_shape *out_shape, double *const *out) {
     (void)out_shape;
     const int64_t n = last(&shape[0]), valid = t->i[0] ? t->i[0] : n, rows = kr_shape_count(&shape[1]);
     const int64_t count = counted(in[1], rows);
@@ -66,7 +66,8 @@ static void cross_entropy_grad(const kr_attrs *t, const kr_shape *shape, const d
         double hit = 0;
         if (in[1][r] >= 0) hit = (in[3] ? in[3][0] / (double)count : 0) + (in[4] ? in[4][r] : 0);
         for (int64_t i = 0; i < valid; i++)
-            out[0][r * n + i] = exp(in[0][r * n + i] - in[2][r]) * (hit + (in[5] ? in[5][r] : 0)) - (i == (int64_t)in[1][r] ? hit : 0);
+            out[0][r * n + i] = exp(in[0][r * n + i] - in[2][r]) * (hit + (in[5] ? in[5][r] : 0)) -
+                                (i == (int64_t)in[1][r] ? hit : 0);
     }
 }
 
@@ -77,20 +78,27 @@ Test(softmax, forward_and_gradient) {
     for (int s = 0; s < SIZES; s++)
         for (int wide = 0; wide < 2; wide++) {
             const kr_shape shape = KR_SHAPE(1, sizes[s][0], sizes[s][1]);
-            const check_case c = {.op = "softmax", .inputs = 1, .shape = {shape}, .lo = {wide ? -90 : 0}, .hi = {wide ? 90 : 0}};
+            const check_case c = {
+                .op = "softmax", .inputs = 1, .shape = {shape}, .lo = {wide ? -90 : 0}, .hi = {wide ? 90 : 0}};
             const check_case grad = {.op = "softmax_grad", .inputs = 2, .shape = {shape, shape}};
             check_forward(&c, softmax);
             check_forward(&grad, softmax_grad);
         }
-    const check_case c = {.op = "softmax", .inputs = 1, .shape = {KR_SHAPE(3, 2, 5)}}, vector = {.op = "softmax", .inputs = 1, .shape = {KR_SHAPE(4)}};
+    const check_case c = {.op = "softmax", .inputs = 1, .shape = {KR_SHAPE(3, 2, 5)}},
+                     vector = {.op = "softmax", .inputs = 1, .shape = {KR_SHAPE(4)}};
     check_gradient(&c, softmax);
     check_forward(&vector, softmax);
 }
 
 /// Some targets are ignored; all lie in the valid vocabulary.
 static check_case loss_case(int64_t rows, int64_t n, int64_t valid) {
-    return (check_case){.op = "cross_entropy", .attrs.i = {valid}, .inputs = 2, .shape = {KR_SHAPE(1, rows, n), KR_SHAPE(1, rows)},
-                        .dtype = {KR_F32, KR_I32}, .lo = {-5, -2}, .hi = {5, (double)(valid ? valid : n) - 1}};
+    return (check_case){.op = "cross_entropy",
+                        .attrs.i = {valid},
+                        .inputs = 2,
+                        .shape = {KR_SHAPE(1, rows, n), KR_SHAPE(1, rows)},
+                        .dtype = {KR_F32, KR_I32},
+                        .lo = {-5, -2},
+                        .hi = {5, (double)(valid ? valid : n) - 1}};
 }
 
 Test(softmax, cross_entropy_forward_and_gradient) {
@@ -151,8 +159,9 @@ static loss_result run_loss(float *logits, int32_t *targets, int64_t valid, kr_i
     float one = 1;
     const kr_attrs t = {.i = {valid}};
     const kr_arg x = packed(logits, KR_F32, KR_SHAPE(3, 4)), ids = packed(targets, KR_I32, KR_SHAPE(3));
-    const kr_arg in[] = {x, ids}, out[] = {packed(&r.loss, KR_F32, KR_SHAPE(1)), packed(r.per_token, KR_F32, KR_SHAPE(3)),
-                                           packed(r.lse, KR_F32, KR_SHAPE(3))};
+    const kr_arg in[] = {x, ids},
+                 out[] = {packed(&r.loss, KR_F32, KR_SHAPE(1)), packed(r.per_token, KR_F32, KR_SHAPE(3)),
+                          packed(r.lse, KR_F32, KR_SHAPE(3))};
     check_ok(check_call(kr_op_find("cross_entropy"), &t, in, 2, out, isa, 2, false), "cross_entropy");
     const kr_arg none = {.shape = CHECK_ABSENT}, dx = packed(r.dlogits, KR_F32, KR_SHAPE(3, 4));
     const kr_arg grad_in[] = {x, ids, out[2], packed(&one, KR_F32, KR_SHAPE(1)), none, none};
@@ -181,7 +190,8 @@ Test(softmax, targets_outside_of_the_vocabulary_are_nan) {
             const loss_result r = run_loss(logits, targets, 3, isa);
             cr_assert(isnan(r.loss) && isnan(r.per_token[1]) && isfinite(r.per_token[0]) && isfinite(r.per_token[2]));
             cr_assert(isnan(r.dlogits[4]) && isfinite(r.dlogits[0]) && isfinite(r.dlogits[8]));
-            for (int row = 0; row < 3; row++) cr_assert_eq(r.dlogits[4 * row + 3], 0, "the padded column of row %d", row);
+            for (int row = 0; row < 3; row++)
+                cr_assert_eq(r.dlogits[4 * row + 3], 0, "the padded column of row %d", row);
         }
 }
 
@@ -200,7 +210,8 @@ Test(softmax, logits_that_are_not_finite_show_in_the_loss) {
 static void fails(check_case c, const char *words) {
     kr_shape out[CHECK_MAX];
     kr_dtype dtype[CHECK_MAX];
-    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK, "no error, want \"%s\"", words);
+    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
+                  "no error, want \"%s\"", words);
     cr_assert(strstr(kr_status_message(), words), "\"%s\" lacks \"%s\"", kr_status_message(), words);
 }
 

@@ -323,7 +323,7 @@ Test(text, damaged_texts_never_crash) {
             if (at >= length) continue;
             if (what < 0.6f) copy[at] = spice[(size_t)(kr_random_uniform(7, 2, n++) * (float)(sizeof spice - 1))];
             else if (what < 0.8f) memmove(copy + at, copy + at + 1, --length - at);
-            else copy[at] = (char)(kr_random_uniform(7, 3, n++) * 256);
+            else copy[at] = (char)(unsigned char)(kr_random_uniform(7, 3, n++) * 256);
         }
         char *exact = malloc(length);
         memcpy(exact, copy, length);

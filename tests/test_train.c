@@ -27,19 +27,25 @@ static void adamw(const kr_attrs *t, const kr_shape *shape, const double *const 
 }
 
 Test(train, sq_norm_of_many_values) {
-    const check_case c = {.op = "sq_norm", .inputs = 6, .shape = {KR_SHAPE(5, 3), KR_SHAPE(7), KR_SCALAR, KR_SHAPE(0, 4),
-                          KR_SHAPE(3, 16384), KR_SHAPE(20000)}};
+    const check_case c = {
+        .op = "sq_norm",
+        .inputs = 6,
+        .shape = {KR_SHAPE(5, 3), KR_SHAPE(7), KR_SCALAR, KR_SHAPE(0, 4), KR_SHAPE(3, 16384), KR_SHAPE(20000)}};
     check_forward(&c, sq_norm);
-    const check_case one = {.op = "sq_norm", .inputs = 1, .shape = {KR_SHAPE(33)}}, nothing = {.op = "sq_norm", .inputs = 1, .shape = {KR_SHAPE(0)}};
+    const check_case one = {.op = "sq_norm", .inputs = 1, .shape = {KR_SHAPE(33)}},
+                     nothing = {.op = "sq_norm", .inputs = 1, .shape = {KR_SHAPE(0)}};
     check_forward(&one, sq_norm);
     check_forward(&nothing, sq_norm);
 }
 
 static check_case update(int64_t n, bool with_norm, double max_norm, double decay) {
     const kr_shape s = KR_SHAPE(n);
-    return (check_case){.op = "adamw", .attrs.r = {0.9, 0.95, 1e-8, decay, max_norm}, .inputs = 6,
-        .shape = {s, s, s, s, KR_SHAPE(3), with_norm ? KR_SHAPE(1) : CHECK_ABSENT},
-        .lo = {0, 0, 0, 0.01, 0.1, 4}, .hi = {0, 0, 0, 1, 0.5, 9}};
+    return (check_case){.op = "adamw",
+                        .attrs.r = {0.9, 0.95, 1e-8, decay, max_norm},
+                        .inputs = 6,
+                        .shape = {s, s, s, s, KR_SHAPE(3), with_norm ? KR_SHAPE(1) : CHECK_ABSENT},
+                        .lo = {0, 0, 0, 0.01, 0.1, 4},
+                        .hi = {0, 0, 0, 1, 0.5, 9}};
 }
 
 Test(train, adamw_forward) {
@@ -107,7 +113,8 @@ Test(train, clipping_reaches_the_norm_and_not_below) {
 static void fails(check_case c, const char *words) {
     kr_shape out[CHECK_MAX];
     kr_dtype dtype[CHECK_MAX];
-    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK, "no error, want \"%s\"", words);
+    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
+                  "no error, want \"%s\"", words);
     cr_assert(strstr(kr_status_message(), words), "\"%s\" lacks \"%s\"", kr_status_message(), words);
 }
 

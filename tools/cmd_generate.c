@@ -1,6 +1,7 @@
 // krait generate: a prompt goes through a prefill plan, then a decode plan of length 1 writes on. Both are compiled
 // from the same block code and share parameters and carries in one session. A long prompt is read in pieces: the
-// carries hand the state from one to the next.
+// carries hand the state from one to the next. A graph written by hand has no decode form: it reads the last bytes that
+// fit into a row again for each byte that it writes.
 #include "tools/train.h"
 
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 enum { PIECE = 256 };
 
 typedef struct settings {
-    const char *checkpoint, *prompt, *prompt_file;
+    const char *checkpoint, *graph, *prompt, *prompt_file;
     int64_t count, threads;
     kr_sampling sampling;
     uint64_t seed;
@@ -21,6 +22,7 @@ typedef struct settings {
 static const kr_option options[] = {
     {"checkpoint", KR_OPTION_TEXT, FIELD(checkpoint), .value = "DIR",
      .help = "a checkpoint, or a run (then its best checkpoint)", .flags = KR_OPTION_REQUIRED},
+    {"graph", KR_OPTION_TEXT, FIELD(graph), .value = "FILE", .help = "the graph that pretrain --graph trained"},
     {"prompt", KR_OPTION_TEXT, FIELD(prompt), .value = "TEXT", .help = "what to go on from (default: a new line)"},
     {"prompt-file", KR_OPTION_TEXT, FIELD(prompt_file), .value = "FILE", .help = "the same from a file"},
     {"max-new-tokens", KR_OPTION_INTEGER, FIELD(count), 0, 9e15, .value = "N", .help = "bytes to write (default 500)"},
@@ -48,7 +50,10 @@ typedef struct writer {
     int64_t length[3];
     int count;
     int32_t ids[PIECE];
-    float *logits;     // [padded vocabulary]
+    float *logits;     // [padded vocabulary]; of a graph [B, L, V]
+    kr_graph_file graph;
+    int32_t *row;      // of a graph: its batch, of which the first row is read
+    int64_t held;      // bytes in that row
     kr_candidate *scratch;
 } writer;
 
@@ -64,7 +69,25 @@ static kr_status add_plan(writer *w, kr_mode mode, int64_t length) {
     return kr_session_add(w->session, w->plan[w->count++]);
 }
 
+/// A graph written by hand: the bytes join the row; the logits of the last one move to the front.
+static kr_status run_row(writer *w, const int32_t *ids, size_t count) {
+    const kr_graph_file *f = &w->graph;
+    const size_t rows = (size_t)(f->batch * f->length), bytes = rows * sizeof *w->row;
+    for (size_t k = 0; k < count; k++) {
+        if (w->held == f->length) memmove(w->row, w->row + 1, (size_t)--w->held * sizeof *w->row);
+        w->row[w->held++] = ids[k];
+    }
+    int32_t *targets = w->row + rows, *reset = targets + rows;
+    const kr_binding bindings[] = {
+        {"tokens", w->row, bytes}, {"targets", targets, bytes},
+        {"logits", w->logits, rows * (size_t)f->vocabulary * sizeof *w->logits}, {"reset", reset, bytes}};
+    KR_TRY(kr_plan_run(w->session, w->plan[0], bindings, f->reset ? 4 : 3, 0));
+    memmove(w->logits, w->logits + (w->held - 1) * f->vocabulary, (size_t)f->vocabulary * sizeof *w->logits);
+    return KR_OK;
+}
+
 static kr_status run_plan(writer *w, kr_plan *plan, int64_t length) {
+    if (w->row) return run_row(w, w->ids, (size_t)length);
     const kr_binding bindings[] = {
         {"tokens", w->ids, (size_t)length * sizeof *w->ids},
         {"logits", w->logits, (size_t)kr_model_vocab(&w->model) * sizeof *w->logits}};
@@ -75,11 +98,12 @@ static kr_status run_plan(writer *w, kr_plan *plan, int64_t length) {
 static kr_status read_prompt(writer *w, const char *text, size_t bytes) {
     const size_t rest = bytes % PIECE;
     kr_plan *whole = NULL, *last = NULL;
-    if (bytes >= PIECE) {
+    const bool stateful = !w->row; // otherwise one plan is for all
+    if (stateful && bytes >= PIECE) {
         KR_TRY(add_plan(w, KR_MODE_PREFILL, PIECE));
         whole = w->plan[w->count - 1];
     }
-    if (rest > 1) {
+    if (stateful && rest > 1) {
         KR_TRY(add_plan(w, KR_MODE_PREFILL, (int64_t)rest));
         last = w->plan[w->count - 1];
     } else if (rest) {
@@ -95,7 +119,35 @@ static kr_status read_prompt(writer *w, const char *text, size_t bytes) {
     return KR_OK;
 }
 
-static kr_status load(writer *w, const char *path, int threads) {
+static kr_status add_graph(writer *w, const char *path) {
+    kr_graph *g;
+    KR_FAIL_IF(!w->graph.vocabulary, KR_UNSUPPORTED, "%s has no output \"logits\" f32 [B, L, V], so it cannot write", path);
+    KR_FAIL_IF(w->graph.vocabulary < 256, KR_UNSUPPORTED, "%s: logits of %lld ids cannot be read as bytes", path,
+               (long long)w->graph.vocabulary);
+    KR_TRY(kr_graph_file_build(&w->graph, false, false, &g));
+    const kr_status status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, &w->plan[0], NULL);
+    kr_graph_free(g);
+    KR_TRY(status);
+    w->count = 1;
+    const size_t rows = (size_t)(w->graph.batch * w->graph.length);
+    w->row = calloc(3 * rows, sizeof *w->row);
+    w->logits = calloc(rows * (size_t)w->graph.vocabulary, sizeof *w->logits);
+    w->scratch = calloc(256, sizeof *w->scratch);
+    KR_FAIL_IF(!w->row || !w->logits || !w->scratch, KR_NO_MEMORY, "no memory for logits");
+    return kr_session_add(w->session, w->plan[0]);
+}
+
+static kr_status open_model(writer *w, const char *checkpoint) {
+    KR_FAIL_IF(w->model.vocab_size < 256, KR_UNSUPPORTED, "%s: a vocabulary of %lld cannot be read as bytes",
+               checkpoint, (long long)w->model.vocab_size);
+    KR_TRY(add_plan(w, KR_MODE_DECODE, 1));
+    w->logits = calloc((size_t)kr_model_vocab(&w->model), sizeof *w->logits);
+    w->scratch = calloc((size_t)kr_model_vocab(&w->model), sizeof *w->scratch);
+    KR_FAIL_IF(!w->logits || !w->scratch, KR_NO_MEMORY, "no memory for logits");
+    return KR_OK;
+}
+
+static kr_status load(writer *w, const char *path, const char *graph, int threads) {
     char checkpoint[KR_RUN_PATH], label[KR_RUN_PATH + 16], *text;
     kr_train_state state;
     KR_TRY(kr_run_checkpoint(path, checkpoint));
@@ -105,14 +157,16 @@ static kr_status load(writer *w, const char *path, int threads) {
     free(text);
     KR_TRY(status);
     w->model = state.model;
-    KR_FAIL_IF(w->model.vocab_size < 256, KR_UNSUPPORTED, "%s: a vocabulary of %lld cannot be read as bytes",
-               checkpoint, (long long)w->model.vocab_size);
+    KR_FAIL_IF(state.graph_fingerprint && !graph, KR_BAD_ARGUMENT,
+               "%s was trained from a graph written by hand: give it with --graph FILE", checkpoint);
+    KR_FAIL_IF(graph && !state.graph_fingerprint, KR_BAD_ARGUMENT, "--graph: %s was trained from a model, not from a graph",
+               checkpoint);
+    if (graph) KR_TRY(kr_graph_file_open(graph, &w->graph));
+    KR_FAIL_IF(graph && w->graph.fingerprint != state.graph_fingerprint, KR_BAD_ARGUMENT,
+               "--graph: %s is not the graph that %s was trained from", graph, checkpoint);
     KR_TRY(kr_device_cpu(&w->device));
     KR_TRY(kr_session_open(w->device, threads, &w->session));
-    KR_TRY(add_plan(w, KR_MODE_DECODE, 1));
-    w->logits = calloc((size_t)kr_model_vocab(&w->model), sizeof *w->logits);
-    w->scratch = calloc((size_t)kr_model_vocab(&w->model), sizeof *w->scratch);
-    KR_FAIL_IF(!w->logits || !w->scratch, KR_NO_MEMORY, "no memory for logits");
+    KR_TRY(graph ? add_graph(w, graph) : open_model(w, checkpoint));
     return kr_checkpoint_load(checkpoint, w->session, KR_LOAD_PARAMS, NULL);
 }
 
@@ -156,7 +210,7 @@ static kr_status generate(const settings *s, writer *w) {
     }
     kr_status status = KR_OK;
     if (!bytes) status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "%s is empty", s->prompt_file);
-    if (!status) status = load(w, s->checkpoint, s->threads ? (int)s->threads : kr_cpu_count());
+    if (!status) status = load(w, s->checkpoint, s->graph, s->threads ? (int)s->threads : kr_cpu_count());
     if (!status) status = write_text(w, s, prompt, bytes);
     free(file);
     return status;
@@ -172,6 +226,8 @@ int kr_cmd_generate(int argc, char **argv) {
     kr_session_close(w.session);
     for (int k = 0; k < w.count; k++) kr_plan_free(w.plan[k]);
     kr_device_close(w.device);
+    kr_graph_file_close(&w.graph);
+    free(w.row);
     free(w.logits);
     free(w.scratch);
     return code;

@@ -5,7 +5,7 @@
 
 static const kr_usage usage = {
     .command = "pretrain",
-    .synopsis = "--model NAME --target NAME [--config FILE] [-- OVERRIDES]",
+    .synopsis = "--model NAME | --graph FILE [--target NAME] [--config FILE] [-- OVERRIDES]",
     .text =
         "Trains a language model from nothing on the bytes of a text. Model, target and defaults come from krait.yaml\n"
         "(section pretrain); options win over it. Writes checkpoints (best, latest), metrics.jsonl, TensorBoard\n"
@@ -17,8 +17,14 @@ static const kr_usage usage = {
 static kr_status run(int argc, char **argv, kr_config **config) {
     bool help;
     kr_train_settings settings = kr_train_defaults();
+    settings.batch_size = settings.seq_len = 0;
     KR_TRY(kr_options_parse(&usage, argc, argv, &settings, NULL, &help)); // for --config, and to fail early
     if (help) return KR_OK;
+    KR_FAIL_IF(!settings.model == !settings.graph, KR_BAD_ARGUMENT,
+               settings.model ? "--model and --graph exclude each other"
+                              : "--model NAME is missing: a model of krait.yaml (or --graph FILE, a graph in text form)");
+    KR_FAIL_IF(settings.graph && (settings.batch_size || settings.seq_len), KR_BAD_ARGUMENT,
+               "--batch-size and --seq-len are for --model: the shapes of %s stand in it", settings.graph);
     KR_TRY(kr_config_load(settings.config, config));
     settings = kr_train_defaults();
     KR_TRY(kr_config_section(*config, "pretrain", kr_train_options, &settings));
@@ -35,9 +41,9 @@ static kr_status run(int argc, char **argv, kr_config **config) {
 
     kr_model_config model;
     kr_target target;
-    KR_TRY(kr_config_model(*config, settings.model, &model));
+    if (settings.model) KR_TRY(kr_config_model(*config, settings.model, &model));
     KR_TRY(kr_config_target(*config, settings.target, &target));
-    return kr_train(&settings, &model, &target, kr_config_label(*config));
+    return kr_train(&settings, settings.model ? &model : NULL, &target, kr_config_label(*config));
 }
 
 int kr_cmd_pretrain(int argc, char **argv) {

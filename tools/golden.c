@@ -104,6 +104,16 @@ kr_status kr_golden_compare(kr_golden *c, const char *name, const float *got, co
     return KR_OK;
 }
 
+kr_status kr_golden_compare_usual(kr_golden *c, const char *name, const float *got, const kr_golden_tensor *want) {
+    const double within = c->within > 0 ? c->within : KR_GOLDEN_TOLERANCE;
+    return kr_golden_compare(c, name, got, want, within, within);
+}
+
+void kr_golden_wrap(float *got, const kr_golden_tensor *want) {
+    for (int64_t k = 0; k < want->count; k++)
+        got[k] -= (float)(2 * M_PI * round((got[k] - want->data[k]) / (2 * M_PI)));
+}
+
 kr_status kr_golden_compare_slot(kr_golden *c, kr_session *s, const char *slot, const char *tensor, double absolute,
                                  double relative) {
     kr_golden_tensor want;
@@ -125,9 +135,9 @@ kr_status kr_golden_case(kr_golden *c) {
         {"rmsnorm_gated", kr_golden_rmsnorm_gated},   {"add_rmsnorm", kr_golden_add_rmsnorm},
         {"add_layernorm", kr_golden_add_layernorm},   {"linear", kr_golden_linear},
         {"embedding", kr_golden_embedding},           {"elementwise", kr_golden_elementwise},
-        {"cross_entropy", kr_golden_cross_entropy},   {"adamw", kr_golden_adamw},
-        {"clip_grad_norm", kr_golden_clip_grad_norm}, {"lr_schedule", kr_golden_lr_schedule},
-        {"language_model", kr_golden_language_model},
+        {"gated_mlp", kr_golden_gated_mlp},           {"cross_entropy", kr_golden_cross_entropy},
+        {"adamw", kr_golden_adamw},                   {"clip_grad_norm", kr_golden_clip_grad_norm},
+        {"lr_schedule", kr_golden_lr_schedule},       {"language_model", kr_golden_language_model},
     };
     const char *op;
     KR_TRY(kr_golden_text(c, "op", &op));

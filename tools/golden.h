@@ -16,6 +16,7 @@ typedef struct kr_golden {
     int compared;  ///< tensors
     double worst;  ///< largest error, as a share of its tolerance; NaN counts as infinite
     double error, tolerance;
+    double within; ///< tolerance of this case's tensors; 0: KR_GOLDEN_TOLERANCE
     char worst_name[160];
     char skipped[160]; ///< why the case cannot run here; empty: it can
 } kr_golden;
@@ -51,6 +52,10 @@ void kr_golden_compare_f64(kr_golden *, const char *name, const double *got, con
 
 /// |a - b| <= 1e-5 (1 + max |b|): what the reference itself reaches in f32, with a little room.
 #define KR_GOLDEN_TOLERANCE 1e-5
+/// Compares with the tolerance of the case, absolute and relative alike.
+kr_status kr_golden_compare_usual(kr_golden *, const char *name, const float *got, const kr_golden_tensor *want);
+/// Moves every element of got by the multiple of 2 pi that brings it nearest to want: an angle has no other value.
+void kr_golden_wrap(float *got, const kr_golden_tensor *want);
 
 // Graphs fed from a file (tools/golden_graph.c) -----------------------------------------------------------------
 
@@ -64,6 +69,7 @@ typedef struct kr_golden_graph {
         const char *name, *tensor; ///< "grad.x" of the plan, "grad.x" of the file
         kr_golden_tensor want;
         float *got;
+        bool angle; ///< compared modulo 2 pi
     } checks[48];
     int check_count;
     kr_binding bindings[96];
@@ -78,6 +84,8 @@ kr_value kr_golden_input(kr_golden_graph *, const char *name, kr_golden_layout);
 kr_value kr_golden_input_as(kr_golden_graph *, const char *name, const char *as, kr_golden_layout);
 /// Output Y, compared with `out.Y`; `dout.Y` weighs it in the loss.
 void kr_golden_output(kr_golden_graph *, const char *name, kr_value, kr_golden_layout);
+/// The same for angles, which are compared modulo 2 pi.
+void kr_golden_angle(kr_golden_graph *, const char *name, kr_value);
 /// The value counts in the loss with weight 1 for each element.
 void kr_golden_weigh(kr_golden_graph *, kr_value value, kr_value weight);
 /// Compares the plan's output `name` with the tensor of the file.
@@ -100,6 +108,11 @@ kr_status kr_golden_write_params(kr_golden *, kr_session *, const char *prefix);
 
 kr_status kr_golden_causal_conv1d(kr_golden *);
 kr_status kr_golden_selective_scan(kr_golden *);
+kr_status kr_golden_ssd(kr_golden *);
+kr_status kr_golden_mamba3_siso(kr_golden *);
+kr_status kr_golden_mamba3_mimo(kr_golden *);
+kr_status kr_golden_attention(kr_golden *);
+kr_status kr_golden_gated_mlp(kr_golden *);
 kr_status kr_golden_rmsnorm_gated(kr_golden *);
 kr_status kr_golden_add_rmsnorm(kr_golden *);
 kr_status kr_golden_add_layernorm(kr_golden *);

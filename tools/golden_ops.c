@@ -88,6 +88,18 @@ kr_status kr_golden_linear(kr_golden *c) {
     return kr_golden_run(&b, NULL);
 }
 
+kr_status kr_golden_gated_mlp(kr_golden *c) {
+    int64_t hidden;
+    kr_golden_graph b;
+    KR_TRY(kr_golden_integer(c, "hidden", &hidden));
+    KR_TRY(kr_golden_begin(c, &b));
+    const kr_value both = kr_linear(b.g, IN("x"), IN("fc1.weight"), IN("fc1.bias"));
+    const kr_value up = kr_slice(b.g, both, -1, 0, hidden), gate = kr_slice(b.g, both, -1, hidden, hidden);
+    const kr_value y = kr_linear(b.g, kr_mul(b.g, up, kr_silu(b.g, gate)), IN("fc2.weight"), IN("fc2.bias"));
+    kr_golden_output(&b, "y", y, KR_GOLDEN_PLAIN);
+    return kr_golden_run(&b, NULL);
+}
+
 kr_status kr_golden_embedding(kr_golden *c) {
     kr_golden_graph b;
     KR_TRY(kr_golden_begin(c, &b));

@@ -26,8 +26,13 @@ static void watch_signals(bool on) {
 
 void kr_trainer_fill(kr_trainer *t, int64_t row) {
     const kr_train_settings *s = t->settings;
-    for (int64_t b = 0; b < s->batch_size; b++)
-        kr_data_row(t->data, s->seed, row + b, t->tokens + b * s->seq_len, t->targets + b * s->seq_len);
+    for (int64_t b = 0; b < s->batch_size; b++) {
+        const int64_t at = b * s->seq_len;
+        int32_t *reset = t->reset ? t->reset + at : NULL;
+        if (s->carry_state)
+            kr_data_stream(t->data, s->seed, s->batch_size, row + b, t->tokens + at, t->targets + at, reset);
+        else kr_data_row(t->data, s->seed, row + b, t->tokens + at, t->targets + at, reset);
+    }
 }
 
 kr_status kr_trainer_run(kr_trainer *t, kr_plan *plan, float *loss, float *grad_norm, unsigned flags) {
@@ -36,9 +41,10 @@ kr_status kr_trainer_run(kr_trainer *t, kr_plan *plan, float *loss, float *grad_
     const double update = (double)t->state.step + 1;
     float hyper[3] = {(float)kr_schedule_lr(&t->schedule, t->state.step), (float)-expm1(update * log(s->beta1)),
                       (float)-expm1(update * log(s->beta2))}; // 1 - beta^t without cancellation
-    kr_binding bindings[5] = {
+    kr_binding bindings[6] = {
         {"tokens", t->tokens, bytes}, {"targets", t->targets, bytes}, {"loss", loss, sizeof *loss}};
     int count = 3;
+    if (t->reset) bindings[count++] = (kr_binding){"reset", t->reset, bytes};
     if (plan == t->update) {
         bindings[count++] = (kr_binding){"optimizer", hyper, sizeof hyper};
         bindings[count++] = (kr_binding){"grad_norm", grad_norm, sizeof *grad_norm};
@@ -71,20 +77,37 @@ kr_status kr_trainer_evaluate(kr_trainer *t, double *loss) {
     const int64_t batches = s->eval_batches && s->eval_batches < all ? s->eval_batches : all;
     double sum = 0, counted = 0;
     for (int64_t k = 0; k < batches; k++) {
-        for (int64_t b = 0; b < s->batch_size; b++)
-            kr_data_window(t->data, k * s->batch_size + b, t->tokens + b * s->seq_len, t->targets + b * s->seq_len);
+        int64_t targets = 0;
+        for (int64_t b = 0; b < s->batch_size; b++) {
+            const int64_t at = b * s->seq_len;
+            kr_data_window(t->data, k * s->batch_size + b, t->tokens + at, t->targets + at, t->reset ? t->reset + at : NULL);
+            for (int64_t i = at; i < at + s->seq_len; i++) targets += t->targets[i] >= 0;
+        }
         float mean = 0;
         KR_TRY(kr_trainer_run(t, t->evaluate, &mean, NULL, 0));
         if (!isfinite(mean)) {
             KR_TRY(kr_trainer_run(t, t->evaluate, &mean, NULL, KR_RUN_CHECK));
             KR_FAIL(KR_NOT_FINITE, "the held-out loss is %g", mean);
         }
-        // The plan's loss is the mean over what is not ignored: rows beyond the text do not count.
-        const int64_t left = windows - k * s->batch_size, rows = left < s->batch_size ? left : s->batch_size;
-        sum += (double)mean * (double)rows;
-        counted += (double)rows;
+        // The plan's loss is the mean over what is not ignored: borders of documents and what is beyond the text.
+        const double rows = (double)targets / (double)s->seq_len;
+        sum += (double)mean * rows;
+        counted += rows;
     }
-    *loss = sum / counted;
+    *loss = counted > 0 ? sum / counted : 0;
+    return KR_OK;
+}
+
+/// Keeps the carries of before a step, or puts them back.
+static kr_status keep_carries(kr_trainer *t, bool restore) {
+    size_t at = 0;
+    for (int k = 0; k < kr_session_slots(t->session) && t->carried_bytes; k++) {
+        const kr_slot *slot = kr_session_slot(t->session, k);
+        if (slot->kind != KR_SLOT_CARRY) continue;
+        KR_TRY(restore ? kr_session_write(t->session, k, t->carried + at, slot->bytes)
+                       : kr_session_read(t->session, k, t->carried + at, slot->bytes));
+        at += slot->bytes;
+    }
     return KR_OK;
 }
 
@@ -123,7 +146,8 @@ kr_status kr_trainer_save(kr_trainer *t, bool best) {
     char *state;
     KR_TRY(each_slot(t->session, 1u << KR_SLOT_PARAM | 1u << KR_SLOT_OPTIMIZER, want_finite));
     KR_TRY(kr_state_json(&t->state, kr_data_path(t->data), &state));
-    const kr_status status = kr_run_save(t->directory, t->session, t->state.step, state, best, t->settings->keep);
+    const kr_status status = kr_run_save(t->directory, t->session, t->state.step, state, t->settings->carry_state, best,
+                                        t->settings->keep);
     free(state);
     return status;
 }
@@ -131,7 +155,8 @@ kr_status kr_trainer_save(kr_trainer *t, bool best) {
 kr_status kr_trainer_explain(kr_trainer *t, const char *what, double value) {
     // adamw has left the parameters alone, so the same rows give the same numbers again, node by node.
     double loss, grad_norm;
-    kr_status status = each_slot(t->session, 1u << KR_SLOT_GRADIENT, clear);
+    // Sums of micro-batches are carries too, and the only ones where no state is carried.
+    kr_status status = t->settings->carry_state ? keep_carries(t, true) : each_slot(t->session, 1u << KR_SLOT_CARRY, clear);
     if (!status) status = run_step(t, &loss, &grad_norm, KR_RUN_CHECK);
     const char *shown = isnan(value) ? "nan" : value > 0 ? "inf" : "-inf"; // "-nan" would only puzzle
     if (status == KR_NOT_FINITE) return kr_status_prefix(status, "the %s is %s", what, shown);
@@ -161,6 +186,7 @@ static kr_status advance(kr_trainer *t, kr_metric *m) {
     const double before = kr_seconds();
     double loss, norm;
     const double lr = kr_schedule_lr(&t->schedule, t->state.step);
+    KR_TRY(keep_carries(t, false));
     KR_TRY(run_step(t, &loss, &norm, 0));
     if (!isfinite(loss)) return kr_trainer_explain(t, "loss", loss);
     if (!isfinite(norm)) return kr_trainer_explain(t, "gradient norm", norm);

@@ -105,6 +105,20 @@ static kr_status set_choice(const kr_option *o, const char *spelling, const char
     KR_FAIL(KR_BAD_ARGUMENT, "%s is '%s', want one of: %s", spelling, text, allowed);
 }
 
+/// "low,high"
+static kr_status set_range(const kr_option *o, const char *spelling, const char *text, double *to) {
+    char *end;
+    const double low = strtod(text, &end);
+    const char *rest = *end == ',' ? end + 1 : "";
+    const double high = strtod(rest + (*rest == '.' && rest[1] == 'i'), &end); // YAML writes .inf
+    KR_FAIL_IF(!*rest || end == rest || *end || !isfinite(low) || !(high >= low), KR_BAD_ARGUMENT,
+               "%s wants two numbers, the lower one first, got '%s'", spelling, text);
+    KR_FAIL_IF(low < o->lo, KR_BAD_ARGUMENT, "%s is %s, want at least %.15g", spelling, text, o->lo);
+    to[0] = low;
+    to[1] = high;
+    return KR_OK;
+}
+
 kr_status kr_option_set(const kr_option *o, const char *spelling, const char *text, void *to) {
     void *field = (char *)to + o->offset;
     switch (o->type) {
@@ -122,7 +136,10 @@ kr_status kr_option_set(const kr_option *o, const char *spelling, const char *te
         return KR_OK;
     }
     case KR_OPTION_TEXT: *(const char **)field = text; return KR_OK;
-    case KR_OPTION_NAME: {
+    case KR_OPTION_RANGE: return set_range(o, spelling, text, field);
+    case KR_OPTION_SECTION: break;
+    case KR_OPTION_NAME:
+    case KR_OPTION_WORDS: {
         const size_t length = strlen(text);
         KR_FAIL_IF(!length || (double)length >= o->hi, KR_BAD_ARGUMENT, "%s is '%s', want 1 to %d characters", spelling,
                    text, (int)o->hi - 1);
@@ -136,7 +153,7 @@ kr_status kr_option_set(const kr_option *o, const char *spelling, const char *te
         return KR_OK;
     }
     }
-    KR_FAIL(KR_BAD_ARGUMENT, "%s: option of unknown type", spelling);
+    KR_FAIL(KR_BAD_ARGUMENT, "%s has no value of its own", spelling);
 }
 
 static kr_status unknown(const kr_usage *usage, const char *arg, size_t length) {

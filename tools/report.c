@@ -83,6 +83,27 @@ static void draw(FILE *out, const kr_metric *m, int count) {
     fprintf(out, "</svg>\n");
 }
 
+const char *kr_layers_text(const kr_model_config *m, char text[160]) {
+    const kr_block_kind *first = kr_model_layer(m, 0);
+    size_t n = 0;
+    if (!m->layers[0]) {
+        snprintf(text, 160, "%d layers of %s", m->n_layer, first ? first->name : m->layer);
+        return text;
+    }
+    n += (size_t)snprintf(text, 160, "%d layers:", m->n_layer);
+    for (int k = 0; k < m->n_layer && n < 160; k++) { // each kind where it comes first, with how many there are
+        const kr_block_kind *kind = kr_model_layer(m, k);
+        int count = 0;
+        bool earlier = false;
+        for (int i = 0; i < m->n_layer; i++) {
+            count += kr_model_layer(m, i) == kind;
+            earlier |= i < k && kr_model_layer(m, i) == kind;
+        }
+        if (!earlier) n += (size_t)snprintf(text + n, 160 - n, "%s %d %s", k ? "," : "", count, kind ? kind->name : "?");
+    }
+    return text;
+}
+
 static void describe(FILE *out, const kr_report *r) {
     const kr_train_settings *s = r->settings;
     const kr_model_config *m = r->model;
@@ -90,8 +111,12 @@ static void describe(FILE *out, const kr_report *r) {
     static const char *const schedules[] = {"cosine", "wsd", "constant"};
     fprintf(out, "# Run `%s`\n\n![loss](loss.svg)\n\n", r->directory);
     fprintf(out, "| | |\n|---|---|\n");
-    fprintf(out, "| model | %s: %d layers of %s, d_model %lld, %s parameters |\n", m->name, m->n_layer, m->layer,
-            (long long)m->d_model, kr_count_text((double)r->stats->param_elements, a));
+    char layers[160];
+    if (s->graph)
+        fprintf(out, "| graph | %s, %s parameters |\n", s->graph, kr_count_text((double)r->stats->param_elements, a));
+    else
+        fprintf(out, "| model | %s: %s, d_model %lld, %s parameters |\n", m->name, kr_layers_text(m, layers),
+                (long long)m->d_model, kr_count_text((double)r->stats->param_elements, a));
     fprintf(out, "| text | %s |\n", s->text_file);
     fprintf(out, "| steps | %lld of %lld, %s bytes seen |\n", (long long)r->state->step, (long long)s->steps,
             kr_count_text((double)r->state->tokens, a));
@@ -112,8 +137,8 @@ static void describe(FILE *out, const kr_report *r) {
             kr_bytes_text((double)r->highest, b), kr_bytes_text((double)r->stats->peak, c));
     fprintf(out,
             "\n`best` and `latest` are the checkpoints; `metrics.jsonl` has every logged step. To let it write:\n\n"
-            "    krait generate --checkpoint %s --prompt \"...\"\n",
-            r->directory);
+            "    krait generate --checkpoint %s%s%s --prompt \"...\"\n",
+            r->directory, s->graph ? " --graph " : "", s->graph ? s->graph : "");
 }
 
 static kr_status write_file(const kr_report *r, const char *name, const kr_metric *metrics, int count) {

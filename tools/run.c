@@ -145,12 +145,12 @@ static kr_status prune(const char *directory, int64_t keep) {
     return status;
 }
 
-kr_status kr_run_save(const char *directory, kr_session *session, int64_t step, const char *state, bool best,
-                      int64_t keep) {
+kr_status kr_run_save(const char *directory, kr_session *session, int64_t step, const char *state, bool carries,
+                      bool best, int64_t keep) {
     char path[KR_RUN_PATH];
     KR_FAIL_IF(strlen(directory) + 64 > KR_RUN_PATH, KR_BAD_ARGUMENT, "the path of the run is too long");
     checkpoint_path(directory, step, path);
-    KR_TRY(kr_checkpoint_save(path, session, state, false));
+    KR_TRY(kr_checkpoint_save(path, session, state, carries));
     KR_TRY(point(directory, "latest", step));
     if (best) KR_TRY(point(directory, "best", step));
     const int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

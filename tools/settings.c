@@ -8,7 +8,10 @@
 
 const kr_option kr_train_options[] = {
     {"model", KR_OPTION_TEXT, FIELD(model), .value = "NAME", .help = "a model of krait.yaml",
-     .flags = KR_OPTION_COMMAND_LINE | KR_OPTION_REQUIRED},
+     .flags = KR_OPTION_COMMAND_LINE},
+    {"graph", KR_OPTION_TEXT, FIELD(graph), .value = "FILE",
+     .help = "a graph in text form instead of a model; it has the batch and the length in it",
+     .flags = KR_OPTION_COMMAND_LINE},
     {"target", KR_OPTION_TEXT, FIELD(target), .value = "NAME", .help = "a target of krait.yaml (default local)",
      .flags = KR_OPTION_COMMAND_LINE},
     {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE",
@@ -16,6 +19,10 @@ const kr_option kr_train_options[] = {
      .flags = KR_OPTION_COMMAND_LINE},
     {"text-file", KR_OPTION_TEXT, FIELD(text_file), .value = "FILE",
      .help = "text to learn, as bytes; also .zst; the last tenth is held out"},
+    {"document-separator", KR_OPTION_TEXT, FIELD(document_separator), .value = "TEXT",
+     .help = "ends each document of the text (default: there are none); nothing leaks from one into the next"},
+    {"carry-state", KR_OPTION_FLAG, FIELD(carry_state),
+     .help = "rows go on where the row before ended, with its state: batch-size streams through the text"},
     {"output-dir", KR_OPTION_TEXT, FIELD(output_dir), .value = "DIR", .help = "the run (default runs/MODEL-N)"},
     {"steps", KR_OPTION_INTEGER, FIELD(steps), 1, LIMIT, .value = "N", .help = "updates in all"},
     {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B", .help = "rows per micro-batch"},

@@ -64,6 +64,10 @@ kr_status kr_state_json(const kr_train_state *s, const char *data_path, char **o
     json_object_object_add(root, "tokens", json_object_new_int64(s->tokens));
     json_object_object_add(root, "best_loss", isnan(s->best_loss) ? NULL : real_json(s->best_loss));
     json_object_object_add(root, "best_step", json_object_new_int64(s->best_step));
+    if (s->graph_fingerprint) {
+        snprintf(hash, sizeof hash, "%016" PRIx64, s->graph_fingerprint);
+        json_object_object_add(root, "graph", json_object_new_string(hash));
+    }
     json_object_object_add(root, "data", data);
     json_object_object_add(root, "model", json_tokener_parse(model));
     json_object_object_add(root, "settings", settings);
@@ -124,6 +128,8 @@ static kr_status read_state(json_object *root, const char *label, kr_train_state
                             .data_fingerprint = strtoull(json_object_get_string(hash), NULL, 16)};
     KR_FAIL_IF(out->step < 0 || out->row < 0 || out->tokens < 0, KR_BAD_FILE,
                "%s: step, next_row or tokens is negative", label);
+    json_object *graph = get(root, "graph", json_type_string);
+    if (graph) out->graph_fingerprint = strtoull(json_object_get_string(graph), NULL, 16);
     const char *text = json_object_to_json_string_ext(model, JSON_C_TO_STRING_PLAIN);
     KR_TRY(kr_model_config_parse(text, strlen(text), &out->model));
     return read_settings(settings, label, &out->settings);
@@ -166,6 +172,9 @@ static bool first_difference(json_object *a, json_object *b, char *text, size_t 
 }
 
 kr_status kr_state_continues(const kr_train_state *saved, const kr_train_state *now, char *note, size_t note_bytes) {
+    KR_FAIL_IF(saved->graph_fingerprint != now->graph_fingerprint, KR_BAD_ARGUMENT,
+               "--resume: the checkpoint is not one of this %s (--graph fingerprint %016" PRIx64 " there, %016" PRIx64 " now)",
+               now->graph_fingerprint ? "graph" : "model", saved->graph_fingerprint, now->graph_fingerprint);
     char *then_text = kr_model_config_json(&saved->model), *now_text = kr_model_config_json(&now->model);
     json_object *a = then_text ? json_tokener_parse(then_text) : NULL,
                 *b = now_text ? json_tokener_parse(now_text) : NULL;
@@ -179,7 +188,12 @@ kr_status kr_state_continues(const kr_train_state *saved, const kr_train_state *
     KR_FAIL_IF(differs, KR_BAD_ARGUMENT, "--resume: the model is not the one of the checkpoint: %s", difference);
     KR_FAIL_IF(saved->data_fingerprint != now->data_fingerprint, KR_BAD_ARGUMENT,
                "--resume: the text is not the one of the checkpoint (fingerprint %016" PRIx64 " there, %016" PRIx64
-               " now); give the same --text-file", saved->data_fingerprint, now->data_fingerprint);
+               " now); give the same --text-file and --document-separator", saved->data_fingerprint, now->data_fingerprint);
+    KR_FAIL_IF(saved->settings.carry_state != now->settings.carry_state, KR_BAD_ARGUMENT,
+               "--resume: the checkpoint was trained %s --carry-state", saved->settings.carry_state ? "with" : "without");
+    KR_FAIL_IF(now->settings.carry_state && saved->settings.batch_size != now->settings.batch_size, KR_BAD_ARGUMENT,
+               "--resume: --carry-state has a stream for each of %lld rows; --batch-size cannot become %lld",
+               (long long)saved->settings.batch_size, (long long)now->settings.batch_size);
     KR_FAIL_IF(saved->step > now->settings.steps, KR_BAD_ARGUMENT,
                "--resume: the checkpoint is at step %lld, beyond --steps %lld", (long long)saved->step,
                (long long)now->settings.steps);

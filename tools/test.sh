@@ -33,7 +33,8 @@ build() {
   [ -f "$folder/build.ninja" ] || configure=(env CC="$cc" CXX="$cxx" meson setup "$folder")
   if ! "${configure[@]}" -Dwerror=true -Dtests=enabled "$@" >"$folder.log" 2>&1 ||
     ! ninja -C "$folder" -k 0 >"$folder.log" 2>&1; then
-    grep -vE '^\[[0-9]+/[0-9]+\] (Compiling|Linking|Generating)' "$folder.log" | head -n 80
+    # From the first failure on, without the command lines; a set-up that failed has no such line and ends with the reason.
+    { sed -n '/^FAILED:/,$p' "$folder.log" | grep -vE '^(clang|gcc|g\+\+|\[[0-9]+/)' || tail -n 20 "$folder.log"; } | head -n 80
     count 0 1 0 "$folder (build)"
     return 1
   fi

@@ -47,6 +47,9 @@ typedef enum kr_option_type {
     KR_OPTION_NAME,     ///< char[hi], copied; longer text is an error
     KR_OPTION_CHOICE,   ///< int: index into `choices`, "cosine|wsd|constant"
     KR_OPTION_LIST,     ///< kr_text_list: may be given several times
+    KR_OPTION_WORDS,    ///< char[hi]: "a,b,c"; a list in krait.yaml
+    KR_OPTION_RANGE,    ///< double[2], low <= high, high may be infinite: "0,inf"; a list of two in krait.yaml
+    KR_OPTION_SECTION,  ///< krait.yaml only: a map inside; its rows are `section`, over the same struct
 } kr_option_type;
 
 enum {
@@ -72,6 +75,7 @@ typedef struct kr_option {
     const char *value;      ///< what the value is called in the help text, "N"
     const char *help;
     unsigned flags;
+    const struct kr_option *section; ///< KR_OPTION_SECTION
 } kr_option;
 
 /// What a command says about itself; drives `krait help NAME`, `krait NAME --help` and every message.

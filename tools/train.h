@@ -28,8 +28,8 @@ double kr_schedule_lr(const kr_schedule *, int64_t step);
 
 /// Everything that `krait pretrain` can be told. kr_train_options fills it from flags and from `pretrain:`.
 typedef struct kr_train_settings {
-    const char *model, *target, *config; ///< command line only
-    const char *text_file, *output_dir;
+    const char *model, *graph, *target, *config; ///< command line only; either a model or a graph
+    const char *text_file, *output_dir, *document_separator;
     int64_t steps, batch_size, seq_len;
     double learning_rate, min_learning_rate; ///< minimum below 0: a tenth of the maximum
     int64_t warmup, decay_steps;             ///< decay_steps below 0: a tenth of the steps (WSD)
@@ -40,7 +40,7 @@ typedef struct kr_train_settings {
     int64_t stop_after;                      ///< leave after this step as if interrupted; 0: never
     uint64_t seed;
     int64_t threads;                         ///< 0: the target's
-    bool resume, dry_run, memory_report;
+    bool carry_state, resume, dry_run, memory_report;
 } kr_train_settings;
 extern const kr_option kr_train_options[];
 kr_train_settings kr_train_defaults(void);
@@ -64,15 +64,49 @@ int64_t kr_data_train_bytes(const kr_data *);
 int64_t kr_data_held_out_bytes(const kr_data *);
 /// Bytes of memory that the data may take when all of it has been read.
 size_t kr_data_memory(const kr_data *);
-/// Identity of the content: length, and a hash of it (of the ends and 64 pieces between them when it is large).
+/// Identity of the content: length, a hash of it (of the ends and 64 pieces between them when it is large), and how it
+/// is split into documents.
 uint64_t kr_data_fingerprint(const kr_data *);
+/// From now on the text is documents: each ends with `separator`. Reads all of it. To be called once.
+/// fails KR_BAD_ARGUMENT: the separator stands nowhere in the text
+kr_status kr_data_split(kr_data *, const char *separator);
+/// Documents, pieces after the last separator included.
+int64_t kr_data_documents(const kr_data *);
+
+enum { KR_IGNORED = -100 }; ///< a target that does not count in the loss
 /// Row `row` of the run (rows are counted from its start): length + 1 bytes at a random place of the training
 /// part, as tokens [length] and targets [length], the same shifted by one. Depends on (seed, row) alone.
-void kr_data_row(const kr_data *, uint64_t seed, int64_t row, int32_t *tokens, int32_t *targets);
+/// reset (may be null) gets 1 where a document starts, else 0; the first token of a document is nobody's target.
+void kr_data_row(const kr_data *, uint64_t seed, int64_t row, int32_t *tokens, int32_t *targets, int32_t *reset);
+/// The same for training that carries its state on: row r is the next piece of stream r % streams, which runs through
+/// the training part from a place of its own, round and round; reset[0] is 1 where it starts over.
+void kr_data_stream(const kr_data *, uint64_t seed, int64_t streams, int64_t row, int32_t *tokens, int32_t *targets,
+                    int32_t *reset);
 /// Consecutive windows of `length` bytes of the held-out part, that can be predicted in full.
 int64_t kr_data_windows(const kr_data *);
-/// Held-out window `index`; past the last one all targets are -100 (ignored by the loss).
-void kr_data_window(const kr_data *, int64_t index, int32_t *tokens, int32_t *targets);
+/// Held-out window `index`; past the last one all targets are ignored.
+void kr_data_window(const kr_data *, int64_t index, int32_t *tokens, int32_t *targets, int32_t *reset);
+
+// ---------------------------------------------------------------------------------------------------------------
+// Graphs written by hand (tools/graph_file.c)
+
+/// A graph in text form that can be trained: inputs "tokens", "targets" and perhaps "reset", i32 [B, L]; output "loss",
+/// f32 and one element; to let it write also "logits" [B, L, V].
+typedef struct kr_graph_file {
+    const char *label;   ///< its path
+    char *text;
+    size_t bytes;
+    int64_t batch, length;
+    int64_t vocabulary;  ///< V; 0: it has no such output
+    bool reset;          ///< it has that input
+    bool state;          ///< it has state carries
+    uint64_t fingerprint;
+} kr_graph_file;
+/// fails KR_IO; KR_BAD_FILE with line and column; KR_BAD_ARGUMENT: says what the graph lacks, or has too much of
+kr_status kr_graph_file_open(const char *path, kr_graph_file *out);
+/// Without carry_state, and for evaluation, state is zero in every run, as in the graphs of models.
+kr_status kr_graph_file_build(const kr_graph_file *, bool training, bool carry_state, kr_graph **out);
+void kr_graph_file_close(kr_graph_file *);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Sampling (tools/sample.c)
@@ -174,6 +208,7 @@ typedef struct kr_train_state {
     double best_loss;    ///< NaN: never evaluated
     int64_t best_step;
     uint64_t data_fingerprint;
+    uint64_t graph_fingerprint; ///< of a graph written by hand, of which `model` has the name alone; 0: none
     kr_model_config model;
     kr_train_settings settings; ///< texts of a parsed state are null
 } kr_train_state;
@@ -191,9 +226,10 @@ kr_status kr_run_directory(const char *model, bool newest, char path[KR_RUN_PATH
 bool kr_run_latest(const char *directory, char path[KR_RUN_PATH]);
 /// Accepts a checkpoint or a run directory (its best, else its latest checkpoint).
 kr_status kr_run_checkpoint(const char *path, char out[KR_RUN_PATH]);
-/// Saves DIR/step-NNNNNNNN, then lets `latest` (and `best`) name it, then removes the oldest numbered checkpoints
+/// Saves DIR/step-NNNNNNNN (with `carries`: and the state of the streams), then lets `latest` (and `best`) name it, then removes the oldest numbered checkpoints
 /// beyond `keep` (0: none is removed) that neither names.
-kr_status kr_run_save(const char *directory, kr_session *, int64_t step, const char *state, bool best, int64_t keep);
+kr_status kr_run_save(const char *directory, kr_session *, int64_t step, const char *state, bool carries,
+                      bool best, int64_t keep);
 
 /// report.md and loss.svg, from metrics.jsonl.
 typedef struct kr_report {
@@ -208,11 +244,13 @@ typedef struct kr_report {
     const char *machine;  ///< threads, ISA, BLAS
 } kr_report;
 kr_status kr_report_write(const kr_report *);
+/// "5 layers of mamba3", "5 layers: 3 mamba3, 1 attention, 1 gated_mlp"; gives back text.
+const char *kr_layers_text(const kr_model_config *, char text[160]);
 
 // ---------------------------------------------------------------------------------------------------------------
 // The loop (tools/trainer.c)
 
-/// Trains as the settings say. *interrupted: a signal ended the run early, after saving.
+/// Trains the model, or settings->graph (then model is null), as the settings say.
 kr_status kr_train(const kr_train_settings *, const kr_model_config *, const kr_target *, const char *config_label);
 
 #endif

@@ -9,9 +9,10 @@
 
 static kr_status compile(kr_trainer *t, kr_goal goal, kr_plan **plan, kr_plan_stats *stats) {
     const kr_train_settings *s = t->settings;
+    const bool training = goal != KR_GOAL_FORWARD;
     kr_graph *g;
-    KR_TRY(kr_model_build(t->model, goal == KR_GOAL_FORWARD ? KR_MODE_EVAL : KR_MODE_TRAIN, s->batch_size, s->seq_len,
-                          &g));
+    if (t->graph.text) KR_TRY(kr_graph_file_build(&t->graph, training, s->carry_state, &g));
+    else KR_TRY(kr_model_build(t->model, training ? KR_MODE_TRAIN : KR_MODE_EVAL, s->batch_size, s->seq_len, &g));
     const kr_compile_options options = {
         .goal = goal, .accumulation = (int)s->grad_accumulation,
         .optimizer = {.beta1 = s->beta1, .beta2 = s->beta2, .eps = s->epsilon, .weight_decay = s->weight_decay,
@@ -42,6 +43,10 @@ static kr_status open_data(kr_trainer *t) {
     }
     kr_status status = kr_data_open(s->text_file, s->seq_len, &t->data);
     if (status) return kr_status_prefix(status, "--text-file");
+    if (s->document_separator) {
+        status = kr_data_split(t->data, s->document_separator);
+        if (status) return kr_status_prefix(status, "--document-separator");
+    }
     t->state.data_fingerprint = kr_data_fingerprint(t->data);
     return KR_OK;
 }
@@ -51,17 +56,25 @@ static void describe(const kr_trainer *t, const char *config_label) {
     const kr_model_config *m = t->model;
     static const char *const schedules[] = {"cosine", "wsd", "constant"};
     char a[32], b[32], c[32];
-    printf("model    %s (%s): %d layers of %s, d_model %lld, vocabulary %lld: %lld parameters\n", m->name, config_label,
-           m->n_layer, m->layer, (long long)m->d_model, (long long)m->vocab_size, (long long)t->stats.param_elements);
+    char layers[160];
+    if (t->graph.text)
+        printf("graph    %s: %lld parameters\n", s->graph, (long long)t->stats.param_elements);
+    else
+        printf("model    %s (%s): %s, d_model %lld, vocabulary %lld: %lld parameters\n", m->name, config_label,
+               kr_layers_text(m, layers), (long long)m->d_model, (long long)m->vocab_size, (long long)t->stats.param_elements);
     if (m->vocab_size > 256)
         printf("         text is read as bytes: of the vocabulary only ids 0 to 255 occur\n");
-    if (t->data)
-        printf("text     %s: %lld bytes to learn from, %lld held out\n", kr_data_path(t->data),
+    if (t->data) {
+        printf("text     %s: %lld bytes to learn from, %lld held out", kr_data_path(t->data),
                (long long)kr_data_train_bytes(t->data), (long long)kr_data_held_out_bytes(t->data));
+        if (s->document_separator) printf(", %lld documents", (long long)kr_data_documents(t->data));
+        printf("\n");
+    }
     const double tokens = (double)s->batch_size * (double)s->seq_len * (double)s->grad_accumulation;
     printf("steps    %lld of %.0f tokens (%lld x %lld", (long long)s->steps, tokens, (long long)s->batch_size,
            (long long)s->seq_len);
     if (s->grad_accumulation > 1) printf(", %lld micro-batches", (long long)s->grad_accumulation);
+    if (s->carry_state) printf(", which go on where the ones before ended");
     printf("): %s tokens\n", kr_count_text(tokens * (double)s->steps, a));
     printf("rate     %g, %lld steps of warm-up, %s", s->learning_rate, (long long)s->warmup, schedules[s->schedule]);
     if (s->schedule != KR_SCHEDULE_CONSTANT) printf(" to %g", t->schedule.lr_min);
@@ -89,7 +102,8 @@ static kr_status resume(kr_trainer *t, const char *checkpoint) {
     kr_status status = kr_state_parse(text, strlen(text), label, &saved);
     free(text);
     if (!status) status = kr_state_continues(&saved, &t->state, note, sizeof note);
-    if (!status) status = kr_checkpoint_load(checkpoint, t->session, KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER, NULL);
+    const unsigned what = KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER | (t->settings->carry_state ? KR_LOAD_CARRIES : 0);
+    if (!status) status = kr_checkpoint_load(checkpoint, t->session, what, NULL);
     if (status) return status;
     if (*note) printf("note     settings changed since the checkpoint: %s\n", note);
     t->state.step = saved.step;
@@ -124,7 +138,12 @@ static kr_status open_session(kr_trainer *t, int threads) {
     const size_t elements = (size_t)t->settings->batch_size * (size_t)t->settings->seq_len;
     t->tokens = calloc(elements, sizeof *t->tokens);
     t->targets = calloc(elements, sizeof *t->targets);
-    KR_FAIL_IF(!t->tokens || !t->targets, KR_NO_MEMORY, "no memory for a batch");
+    if (kr_plan_find(t->update, "reset") >= 0) t->reset = calloc(elements, sizeof *t->reset);
+    for (int k = 0; k < kr_session_slots(t->session) && t->settings->carry_state; k++)
+        if (kr_session_slot(t->session, k)->kind == KR_SLOT_CARRY) t->carried_bytes += kr_session_slot(t->session, k)->bytes;
+    t->carried = malloc(t->carried_bytes + 1);
+    KR_FAIL_IF(!t->tokens || !t->targets || !t->carried || (!t->reset && kr_plan_find(t->update, "reset") >= 0), KR_NO_MEMORY,
+               "no memory for a batch");
     return KR_OK;
 }
 
@@ -135,6 +154,9 @@ static void close_trainer(kr_trainer *t) {
     kr_data_close(t->data);
     free(t->tokens);
     free(t->targets);
+    free(t->reset);
+    free(t->carried);
+    kr_graph_file_close(&t->graph);
 }
 
 static kr_status finish(kr_trainer *t) {
@@ -181,16 +203,36 @@ static kr_status prepare(kr_trainer *t, const kr_target *target, const char *con
     return s->resume ? resume(t, checkpoint) : kr_session_init(t->session, s->seed);
 }
 
+/// What a graph written by hand says about its batches, and what it must have for these settings.
+static kr_status open_graph(kr_trainer *t, kr_train_settings *s, kr_model_config *m) {
+    KR_TRY(kr_graph_file_open(s->graph, &t->graph));
+    KR_FAIL_IF(s->document_separator && !t->graph.reset, KR_BAD_ARGUMENT,
+               "--document-separator: %s has no input \"reset\" (i32 [B, L], 1 where a document starts)", s->graph);
+    KR_FAIL_IF(s->carry_state && !t->graph.state, KR_BAD_ARGUMENT, "--carry-state: %s has no carry to keep state in", s->graph);
+    KR_FAIL_IF(s->carry_state && !t->graph.reset, KR_BAD_ARGUMENT,
+               "--carry-state: %s has no input \"reset\" (i32 [B, L]), which says where a stream starts over", s->graph);
+    s->batch_size = t->graph.batch;
+    s->seq_len = t->graph.length;
+    t->state.graph_fingerprint = t->graph.fingerprint;
+    const char *slash = strrchr(s->graph, '/'), *name = slash ? slash + 1 : s->graph;
+    snprintf(m->name, sizeof m->name, "%.*s", (int)strcspn(name, "."), name);
+    if (!m->name[0]) strcpy(m->name, "graph");
+    return KR_OK;
+}
+
 kr_status kr_train(const kr_train_settings *settings, const kr_model_config *model, const kr_target *target,
                    const char *config_label) {
-    kr_trainer t = {.settings = settings,
-                    .model = model,
-                    .schedule = kr_train_schedule(settings),
-                    .start = kr_seconds(),
-                    .eval_loss = NAN,
-                    .state = {.best_loss = NAN, .model = *model, .settings = *settings}};
-    kr_status status = prepare(&t, target, config_label);
-    if (!status && !settings->dry_run) {
+    kr_train_settings s = *settings;
+    kr_model_config own = model ? *model : kr_model_defaults();
+    own.carry_state = s.carry_state;
+    own.reset_input = s.carry_state || s.document_separator; // streams start over somewhere
+    kr_trainer t = {.settings = &s, .model = &own, .start = kr_seconds(), .eval_loss = NAN, .state = {.best_loss = NAN}};
+    kr_status status = s.graph ? open_graph(&t, &s, &own) : KR_OK;
+    t.schedule = kr_train_schedule(&s);
+    t.state.model = own;
+    t.state.settings = s;
+    if (!status) status = prepare(&t, target, config_label);
+    if (!status && !s.dry_run) {
         printf("run      %s\n", t.directory);
         fflush(stdout);
         status = kr_metrics_open(t.directory, t.state.step, &t.metrics);
@@ -199,7 +241,7 @@ kr_status kr_train(const kr_train_settings *settings, const kr_model_config *mod
         else status = kr_metrics_close(t.metrics);
         if (!status) status = finish(&t);
         char a[32], b[32];
-        if (!status && settings->memory_report)
+        if (!status && s.memory_report)
             printf("memory   %s resident at most, %s expected\n", kr_bytes_text((double)kr_memory_highest(), a),
                    kr_bytes_text((double)t.memory.total, b));
     }

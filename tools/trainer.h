@@ -8,7 +8,8 @@ enum { KR_TRAINER_PLANS = 3 };
 
 typedef struct kr_trainer {
     const kr_train_settings *settings;
-    const kr_model_config *model;
+    const kr_model_config *model;    ///< reset_input and carry_state as the settings want them
+    kr_graph_file graph;             ///< --graph: what is trained instead; text is null otherwise
     kr_schedule schedule;
     kr_device *device;
     kr_session *session;
@@ -21,7 +22,9 @@ typedef struct kr_trainer {
     kr_memory_need memory;
     kr_data *data;                   ///< null in a dry run without text
     kr_train_state state;
-    int32_t *tokens, *targets;       ///< [batch_size, seq_len]
+    int32_t *tokens, *targets, *reset; ///< [batch_size, seq_len]; reset is null where nothing reads it
+    unsigned char *carried;          ///< --carry-state: the carries before the present step
+    size_t carried_bytes;
     char directory[KR_RUN_PATH];
     char machine[160];
     kr_metrics *metrics;

@@ -189,22 +189,50 @@ static kr_status unknown_key(const kr_yaml *key, const char *label, const char *
             all);
 }
 
+/// "a,b,c" of a list of single values.
+static kr_status join(const kr_yaml *list, const char *spelling, char *text, size_t room) {
+    size_t n = 0;
+    for (const kr_yaml *m = list->first; m; m = m->next) {
+        KR_FAIL_IF(m->kind != KR_YAML_SCALAR || !*m->text || strchr(m->text, ','), KR_BAD_ARGUMENT,
+                   "%s: member %s is no plain word", spelling, m->kind == KR_YAML_SCALAR ? m->text : kind_name(m));
+        n += (size_t)snprintf(text + n, room - n, "%s%s", n ? "," : "", m->text);
+        KR_FAIL_IF(n >= room, KR_BAD_ARGUMENT, "%s is too long: its words have more than %zu characters", spelling, room - 1);
+    }
+    KR_FAIL_IF(!n, KR_BAD_ARGUMENT, "%s is empty", spelling);
+    return KR_OK;
+}
+
+static kr_status apply_one(const kr_yaml *m, const char *label, const char *what, const kr_option *o, void *to) {
+    const bool listed = o->type == KR_OPTION_WORDS || o->type == KR_OPTION_RANGE;
+    const bool text = o->type == KR_OPTION_TEXT || o->type == KR_OPTION_NAME || o->type == KR_OPTION_CHOICE;
+    char spelling[256], joined[2048];
+    snprintf(spelling, sizeof spelling, "%s:%d: %s in %s", label, m->line, m->key, what);
+    KR_FAIL_IF(m->kind != (listed ? KR_YAML_LIST : KR_YAML_SCALAR), KR_BAD_ARGUMENT, "%s is %s, want %s", spelling,
+               kind_name(m), listed ? "a list: [a, b]" : "a single value");
+    if (listed) {
+        KR_TRY(join(m, spelling, joined, sizeof joined));
+        return kr_option_set(o, spelling, joined, to);
+    }
+    const bool empty = !m->quoted && (!*m->text || !strcmp(m->text, "~") || !strcasecmp(m->text, "null"));
+    KR_FAIL_IF(empty, KR_BAD_ARGUMENT, "%s has no value", spelling);
+    KR_FAIL_IF(m->quoted && !text, KR_BAD_ARGUMENT, "%s is the text \"%s\", want %s", spelling, m->text,
+               o->type == KR_OPTION_FLAG ? "true or false" : "a number without quotes");
+    return kr_option_set(o, spelling, m->text, to);
+}
+
 kr_status kr_yaml_apply(const kr_yaml *map, const char *label, const char *what, const kr_option *table, void *to) {
     KR_FAIL_IF(map->kind != KR_YAML_MAP, KR_BAD_ARGUMENT, "%s:%d: %s is %s, want a map of keys and values", label,
                map->line, what, kind_name(map));
     for (const kr_yaml *m = map->first; m; m = m->next) {
         const kr_option *o = kr_option_find(table, m->key);
         if (!o || o->flags & KR_OPTION_COMMAND_LINE) return unknown_key(m, label, what, table);
-        KR_FAIL_IF(m->kind != KR_YAML_SCALAR, KR_BAD_ARGUMENT, "%s:%d: %s in %s is %s, want a single value", label,
-                   m->line, m->key, what, kind_name(m));
-        const bool text = o->type == KR_OPTION_TEXT || o->type == KR_OPTION_NAME || o->type == KR_OPTION_CHOICE;
-        const bool empty = !m->quoted && (!*m->text || !strcmp(m->text, "~") || !strcasecmp(m->text, "null"));
-        KR_FAIL_IF(empty, KR_BAD_ARGUMENT, "%s:%d: %s in %s has no value", label, m->line, m->key, what);
-        KR_FAIL_IF(m->quoted && !text, KR_BAD_ARGUMENT, "%s:%d: %s in %s is the text \"%s\", want %s", label, m->line,
-                   m->key, what, m->text, o->type == KR_OPTION_FLAG ? "true or false" : "a number without quotes");
-        char spelling[256];
-        snprintf(spelling, sizeof spelling, "%s:%d: %s in %s", label, m->line, m->key, what);
-        KR_TRY(kr_option_set(o, spelling, m->text, to));
+        if (o->type == KR_OPTION_SECTION) {
+            char inside[160];
+            snprintf(inside, sizeof inside, "%s of %s", m->key, what);
+            KR_TRY(kr_yaml_apply(m, label, inside, o->section, to));
+        } else {
+            KR_TRY(apply_one(m, label, what, o, to));
+        }
     }
     return KR_OK;
 }

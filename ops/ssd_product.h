@@ -1,0 +1,171 @@
+/// Small matrix products for kernels: everything lies in the first two caches, so nothing is packed. Tiles of rows by
+/// vectors of sums stay in registers while the depth goes by; elements of a are broadcast, rows of b are vectors.
+///
+/// All matrices are padded: columns to whole vectors of 16, rows to multiples of 4. What lies in the padding may be any
+/// finite number as far as these products are concerned, except along the depth, which is taken exactly.
+///
+/// Inside a chunk one operand or the result is block-triangular (`rank` rows of a token see all rows of their own and of
+/// earlier tokens), and what is known to be zero is not computed: see `extent`.
+#ifndef KRAIT_OPS_SSD_PRODUCT_H
+#define KRAIT_OPS_SSD_PRODUCT_H
+
+#include "ops/lanes.h"
+
+#include <stdbool.h>
+
+#if defined(__AVX512F__)
+enum { TALL = 12, HALF = 8, SHORT = 4, WIDE = 2 };
+#elif defined(__AVX__)
+enum { TALL = 4, HALF = 4, SHORT = 4, WIDE = 1 };
+#else
+enum { TALL = 2, HALF = 2, SHORT = 2, WIDE = 1 };
+#endif
+
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+typedef struct matrix {
+    float *at;
+    int64_t pitch;
+} matrix;
+
+/// c = scale c + a b for `rows` rows; scale is one number per row at `step`, or null, and then c is overwritten.
+KR_INLINE void tile(const float *a, int64_t along_rows, int64_t along_depth, matrix b, int64_t depth, matrix c,
+                    const float *scale, int64_t step, const int rows, const int vectors) {
+    kr_vf sum[TALL][WIDE];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = kr_v_set(0);
+    for (int64_t k = 0; k < depth; k++, a += along_depth, b.at += b.pitch) {
+        kr_vf w[WIDE];
+        UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(b.at + v * KR_LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const kr_vf x = kr_v_set(a[r * along_rows]);
+            UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x * w[v];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) {
+            float *to = c.at + r * c.pitch + v * KR_LANES;
+            kr_v_store(to, scale ? kr_v_set(scale[r * step]) * kr_v_load(to) + sum[r][v] : sum[r][v]);
+        }
+}
+
+typedef void tile_kernel(const float *a, int64_t pitch, matrix b, int64_t depth, matrix c, const float *scale, int64_t step);
+#define TILE(name, along_rows, along_depth, rows, vectors)                                                            \
+    static void name(const float *a, int64_t pitch, matrix b, int64_t depth, matrix c, const float *scale,            \
+                     int64_t step) {                                                                                  \
+        tile(a, along_rows, along_depth, b, depth, c, scale, step, rows, vectors);                                    \
+        (void)pitch;                                                                                                  \
+    }
+TILE(wide_tall, pitch, 1, TALL, WIDE)
+TILE(wide_half, pitch, 1, HALF, WIDE)
+TILE(wide_short, pitch, 1, SHORT, WIDE)
+TILE(narrow_tall, pitch, 1, TALL, 1)
+TILE(narrow_half, pitch, 1, HALF, 1)
+TILE(narrow_short, pitch, 1, SHORT, 1)
+TILE(across_wide_tall, 1, pitch, TALL, WIDE)
+TILE(across_wide_half, 1, pitch, HALF, WIDE)
+TILE(across_wide_short, 1, pitch, SHORT, WIDE)
+TILE(across_narrow_tall, 1, pitch, TALL, 1)
+TILE(across_narrow_half, 1, pitch, HALF, 1)
+TILE(across_narrow_short, 1, pitch, SHORT, 1)
+static tile_kernel *const tile_kernels[2][2][3] = {
+    {{wide_tall, wide_half, wide_short}, {narrow_tall, narrow_half, narrow_short}},
+    {{across_wide_tall, across_wide_half, across_wide_short}, {across_narrow_tall, across_narrow_half, across_narrow_short}},
+};
+
+/// What is known of the operands: nothing; c is wanted on and below the diagonal only; a is lower triangular; a is given
+/// transposed and lies lower triangular.
+enum extent { FULL, LOWER_RESULT, LOWER_LEFT, LOWER_ACROSS };
+
+typedef struct product {
+    enum extent extent;
+    int64_t rank;              ///< rows of a token; the diagonal is blocks of rank by rank
+    int64_t rows, cols, depth;
+    matrix a, b, c;
+    bool across;               ///< a is given as [depth, rows]
+    const float *scale;
+    int64_t step;
+} product;
+
+static void multiply(const product *p) {
+    const int64_t rows = (p->rows + 3) / 4 * 4, cols = (p->cols + KR_LANES - 1) / KR_LANES * KR_LANES;
+    for (int64_t j = 0; j < cols; j += WIDE * KR_LANES)
+        for (int64_t i = 0, height; i < rows; i += height) {
+            const int64_t left = rows - i;
+            const int size = left >= TALL && (left != 2 * HALF || HALF == TALL) ? 0 : left >= HALF ? 1 : 2;
+            height = size == 0 ? TALL : size == 1 ? HALF : SHORT;
+            int64_t begin = 0, end = p->depth, wide = cols;
+            if (p->extent != FULL) {
+                const int64_t last = (i + height - 1) / p->rank * p->rank + p->rank; // end of the last row's token
+                if (p->extent == LOWER_RESULT && last < wide) wide = (last + KR_LANES - 1) / KR_LANES * KR_LANES;
+                if (p->extent == LOWER_LEFT && last < end) end = last;
+                if (p->extent == LOWER_ACROSS) begin = i / p->rank * p->rank;
+                if (j >= wide) continue;
+            }
+            const float *a = p->a.at + (p->across ? begin * p->a.pitch + i : i * p->a.pitch + begin);
+            const matrix b = {p->b.at + begin * p->b.pitch + j, p->b.pitch}, c = {p->c.at + i * p->c.pitch + j, p->c.pitch};
+            tile_kernels[p->across][wide - j < WIDE * KR_LANES][size](a, p->a.pitch, b, end > begin ? end - begin : 0, c,
+                                                                      p->scale ? p->scale + i * p->step : 0, p->step);
+        }
+}
+
+// Transposes ------------------------------------------------------------------------------------------------------------
+
+/// Lane l of a step that swaps squares of s by s between the rows i (x) and i + s (y).
+#define LOW_LANE(l, s) ((l) & (s) ? 16 + (l) - (s) : (l))
+#define HIGH_LANE(l, s) ((l) & (s) ? 16 + (l) : (l) + (s))
+#define LANES_OF(f, s)                                                                                              \
+    f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s), f(8, s), f(9, s), f(10, s), f(11, s),   \
+        f(12, s), f(13, s), f(14, s), f(15, s)
+#define SWAP_SQUARES(v, s)                                                      \
+    UNROLL for (int i = 0; i < 16; i++)                                         \
+        if (!(i & (s))) {                                                       \
+            const kr_vf x = v[i], y = v[i + (s)];                               \
+            v[i] = __builtin_shufflevector(x, y, LANES_OF(LOW_LANE, s));        \
+            v[i + (s)] = __builtin_shufflevector(x, y, LANES_OF(HIGH_LANE, s)); \
+        }
+KR_INLINE void transpose_square(kr_vf v[16]) {
+    SWAP_SQUARES(v, 8)
+    SWAP_SQUARES(v, 4)
+    SWAP_SQUARES(v, 2)
+    SWAP_SQUARES(v, 1)
+}
+
+/// to[j][i] = from[i][j] for [rows, cols]. padded: `to` has room for whole squares of 16, and gets zeros there.
+static void transpose(const float *from, int64_t pitch, int64_t rows, int64_t cols, matrix to, bool padded) {
+    for (int64_t i = 0; i < rows; i += 16)
+        for (int64_t j = 0; j < cols; j += 16) {
+            kr_vf v[16];
+            const float *at = from + i * pitch + j;
+            if (rows - i >= 16 && cols - j >= 16) {
+                UNROLL for (int k = 0; k < 16; k++) v[k] = kr_v_load(at + k * pitch);
+            } else {
+                for (int k = 0; k < 16; k++) v[k] = i + k < rows ? kr_v_load_n(at + k * pitch, cols - j) : kr_v_set(0);
+            }
+            transpose_square(v);
+            float *put = to.at + j * to.pitch + i;
+            if (padded || (rows - i >= 16 && cols - j >= 16)) {
+                UNROLL for (int k = 0; k < 16; k++) kr_v_store(put + k * to.pitch, v[k]);
+            } else {
+                for (int k = 0; k < 16 && j + k < cols; k++) kr_v_store_n(put + k * to.pitch, v[k], rows - i);
+            }
+        }
+}
+
+/// sums[i] = the sum over lanes of row i of [count, 16], in one fixed tree. count is rounded up to 16.
+static void sum_lanes(const float *lanes, int64_t count, float *sums) {
+    for (int64_t i = 0; i < count; i += 16) {
+        kr_vf v[16];
+        UNROLL for (int k = 0; k < 16; k++) v[k] = kr_v_load(lanes + (i + k) * KR_LANES);
+        transpose_square(v);
+        UNROLL for (int k = 0; k < 8; k++) v[k] += v[k + 8];
+        UNROLL for (int k = 0; k < 4; k++) v[k] += v[k + 4];
+        kr_v_store(sums + i, (v[0] + v[2]) + (v[1] + v[3]));
+    }
+}
+
+#endif
