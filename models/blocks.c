@@ -4,7 +4,7 @@
 #include <string.h>
 #include <strings.h>
 
-#define BLOCKS(X) X(mamba1) X(mamba2) X(attention) X(gated_mlp) X(tinymamba)
+#define BLOCKS(X) X(mamba1) X(mamba2) X(mamba3) X(attention) X(gated_mlp) X(tinymamba)
 
 #define X(name) extern const kr_block_kind kr_block_##name;
 BLOCKS(X)
@@ -14,13 +14,35 @@ const kr_block_kind *const kr_block_kinds[] = {BLOCKS(X)};
 #undef X
 const int kr_block_kind_count = sizeof kr_block_kinds / sizeof *kr_block_kinds;
 
+static const kr_block_kind *registered[64];
+static int registered_count;
+
+const kr_block_kind *kr_block_at(int index) {
+    if (index < 0 || index >= kr_block_kind_count + registered_count) return NULL;
+    return index < kr_block_kind_count ? kr_block_kinds[index] : registered[index - kr_block_kind_count];
+}
+
 const kr_block_kind *kr_block_find(const char *name) {
-    for (int i = 0; i < kr_block_kind_count; i++) {
-        const kr_block_kind *k = kr_block_kinds[i];
+    for (int i = 0; kr_block_at(i); i++) {
+        const kr_block_kind *k = kr_block_at(i);
         if (!strcmp(name, k->name) || (k->official && !strcmp(name, k->official))) return k;
     }
     return NULL;
 }
+
+kr_status kr_block_register(const kr_block_kind *kind) {
+    KR_FAIL_IF(!kind || !kind->build || !kind->name || !kind->name[0] || strlen(kind->name) > 31 || strchr(kind->name, ','),
+               KR_BAD_ARGUMENT, "block: a kind has a builder and a name of 1 to 31 characters without commas");
+    if (kr_block_find(kind->name) == kind) return KR_OK;
+    KR_FAIL_IF(kr_block_find(kind->name) || (kind->official && kr_block_find(kind->official)), KR_BAD_ARGUMENT,
+               "block: there is a block \"%s\" already", kr_block_find(kind->name) ? kind->name : kind->official);
+    KR_FAIL_IF(registered_count == (int)(sizeof registered / sizeof *registered), KR_UNSUPPORTED,
+               "block: \"%s\" is one too many, at most %zu can be registered", kind->name, sizeof registered / sizeof *registered);
+    registered[registered_count++] = kind;
+    return KR_OK;
+}
+
+double kr_block_output_scale(const kr_block_config *c) { return c->n_layer > 0 ? 1.0 / sqrt((double)c->n_layer) : 1; }
 
 kr_block_config kr_block_defaults(void) {
     return (kr_block_config){.d_conv = 4, .expand = 2, .conv_bias = true, .dt_min = 1e-3, .dt_max = 0.1,

@@ -174,10 +174,11 @@ static kr_status read_model(struct json_object *o, kr_model_config *c) {
     if (json_object_object_get_ex(o, "ssm_cfg", &v)) KR_TRY(read_keys(v, "ssm_cfg", block_keys, c));
     if (json_object_object_get_ex(o, "attn_cfg", &v)) KR_TRY(read_keys(v, "attn_cfg", attention_keys, c));
     KR_TRY(read_layers(o, c));
-    KR_FAIL_IF(!kr_block_find(c->layer), KR_UNSUPPORTED, "config: there is no block \"%s\"", c->layer);
+    KR_FAIL_IF(!kr_block_find(c->layer), KR_UNSUPPORTED, "config: there is no block \"%s\" (one of your own has to be registered first: --block FILE.so)", c->layer);
     snprintf(c->layer, sizeof c->layer, "%s", kr_block_find(c->layer)->name);
     for (int i = 0; i < c->n_layer && c->layers[0]; i++)
-        KR_FAIL_IF(!kr_model_layer(c, i), KR_UNSUPPORTED, "config: layer %d of \"%s\" is no block that exists", i, c->layers);
+        KR_FAIL_IF(!kr_model_layer(c, i), KR_UNSUPPORTED, "config: layer %d of \"%s\" is no block that exists (one of your own has to be "
+                   "registered first: --block FILE.so)", i, c->layers);
     return KR_OK;
 }
 

@@ -68,9 +68,41 @@ typedef struct kr_block_kind {
     const char *official; ///< ssm_cfg.layer, "Mamba1"; may be null
     kr_value (*build)(kr_graph *, const kr_block_config *, kr_value x);
 } kr_block_kind;
+/// The blocks that Krait brings.
 extern const kr_block_kind *const kr_block_kinds[];
 extern const int kr_block_kind_count;
+/// Makes a block of one's own known by its name, from now on and for the whole process. `kind` must stay where it is.
+/// Not to be called while another thread uses models.
+/// fails KR_BAD_ARGUMENT: no name, no builder, a name (either one) that another block has; KR_UNSUPPORTED: too many
+kr_status kr_block_register(const kr_block_kind *kind);
+const kr_block_kind *kr_block_at(int index);          ///< Krait's, then those registered; null after the last
 const kr_block_kind *kr_block_find(const char *name); ///< by either name; null when there is none
+
+/// What a shared object with a block in it exports under the name kr_block_export. The numbers say for which Krait it
+/// was built: kr_block_config and the builders of ops/ops.h are the interface.
+typedef struct kr_block_shared {
+    uint32_t abi, config_bytes;
+    const kr_block_kind *kind;
+} kr_block_shared;
+enum { KR_BLOCK_ABI = 1 }; ///< changes when a built block can no longer be used
+#define KR_BLOCK_EXPORT(kind)                                                                                         \
+    extern const kr_block_shared kr_block_export;                                                                     \
+    const kr_block_shared kr_block_export = {KR_BLOCK_ABI, sizeof(kr_block_config), &(kind)}
+
+// Parts of blocks ------------------------------------------------------------------------------------------------
+
+/// "<name>.weight" [out, in] and, when the configuration has biases, "<name>.bias" [out]. x [..., in] to [..., out].
+/// The weight starts uniform by fan-in, times `scale`.
+kr_value kr_block_linear(kr_graph *, const kr_block_config *, const char *name, kr_value x, int64_t out, double scale);
+/// Depthwise causal convolution with "conv1d.weight" [C, 1, taps] and, if asked for, "conv1d.bias" [C]; x [B, L, C];
+/// state [B, taps - 1, C] holds the inputs before, *next those to be kept.
+kr_value kr_block_conv(kr_graph *, const kr_block_config *, kr_value x, int64_t taps, bool bias, bool silu, kr_value state,
+                       kr_value *next);
+/// Fails the graph, naming both keys, unless `divisor` divides `whole`.
+bool kr_block_divides(kr_graph *, const char *divisor_name, int64_t divisor, const char *whole_name, int64_t whole);
+/// The `scale` for a block's last linear map: smaller by sqrt(n_layer) (GPT-2's rule as the official language model
+/// applies it).
+double kr_block_output_scale(const kr_block_config *);
 
 /// A language model: embedding, pre-norm residual blocks, final norm, tied head (MATH 11).
 typedef struct kr_model_config {

@@ -18,6 +18,7 @@
 #include "ops/kernels.h"
 
 KR_KERNEL_DECLARE(attention)
+KR_KERNEL_DECLARE(attention_merge)
 KR_KERNEL_DECLARE(attention_grad_rows)
 KR_KERNEL_DECLARE(attention_grad)
 KR_KERNEL_DECLARE(attention_grad_sum)
@@ -116,6 +117,12 @@ static void attention_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_
     *bytes = 16 * ((double)kr_shape_count(&x[Q]) + (double)kr_shape_count(&x[K])) + 8 * (double)kr_shape_count(&in[GRAD_LSE]);
 }
 
+static size_t attention_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
+    (void)out, (void)inputs;
+    const kr_attention_size s = kr_attention_measure(&in[Q], &in[K], t->i[HEADS], t->i[KV_HEADS]);
+    return (size_t)kr_attention_bytes(&s);
+}
+
 static size_t attention_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const kr_attention_size s = kr_attention_measure(&in[FORWARD + Q], &in[FORWARD + K], t->i[HEADS], t->i[KV_HEADS]);
@@ -132,7 +139,7 @@ static void attention_derivative(kr_graph *g, const kr_node *n, const kr_value *
     for (int k = Q; k <= V && first.id; k++) din[k] = kr_sibling(g, first, k);
 }
 
-static const kr_stage forward_stages[] = {KR_STAGE(attention)};
+static const kr_stage forward_stages[] = {KR_STAGE(attention), KR_STAGE(attention_merge)};
 static const kr_stage backward_stages[] = {KR_STAGE(attention_grad_rows), KR_STAGE(attention_grad), KR_STAGE(attention_grad_sum)};
 
 /// lse [B, H, Lq] is the second output.
@@ -140,7 +147,8 @@ const kr_op kr_op_attention = {
     .name = "attention", .inputs = INPUTS, .outputs = OUTPUTS, .optional = BIT(KEY_COUNT) | BIT(RESET), .zero_absent = BIT(RESET),
     .rows_in = BIT(Q) | BIT(K) | BIT(V), .rows_out = BIT(O), .skip_out = BIT(LSE), .keeps_in = BIT(INPUTS) - 1,
     .keeps_out = BIT(O) | BIT(LSE), .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}},
-    .shape = attention_shape, .grad = attention_derivative, .cost = attention_cost, .stages = forward_stages, .stage_count = 1,
+    .shape = attention_shape, .grad = attention_derivative, .cost = attention_cost, .work = attention_work,
+    .stages = forward_stages, .stage_count = 2,
 };
 
 /// Reads do [B, Lq, H*Dh], dlse [B, H, Lq]?, the forward inputs, o and lse; gives dq, dk and dv.

@@ -6,6 +6,7 @@
 
 enum {
     KR_ATTENTION_ROWS = 96, ///< queries of a block; also keys of a block. A multiple of the lanes and of every tile's rows
+    KR_ATTENTION_SEGMENT = 192, ///< keys that a single query takes at a time, of all heads
     KR_ATTENTION_UNITS = 8, ///< the gradient cuts the keys of a head into segments until there are as many units of work
 };
 
@@ -23,6 +24,15 @@ static inline kr_attention_size kr_attention_measure(const kr_shape *q, const kr
     s.segments = s.batch > 0 ? (KR_ATTENTION_UNITS + s.batch * kv_heads - 1) / (s.batch * kv_heads) : 1;
     if (s.segments > s.blocks) s.segments = s.blocks > 0 ? s.blocks : 1;
     return s;
+}
+
+// Workspace of the forward pass for a single query: of every segment, for every head, the largest score, the sum of powers
+// above it, and the result so far, float [B, segments, H], the same, and [B, segments, H*Dh].
+static inline int64_t kr_attention_pieces(const kr_attention_size *s) {
+    return (s->keys + KR_ATTENTION_SEGMENT - 1) / KR_ATTENTION_SEGMENT;
+}
+static inline int64_t kr_attention_bytes(const kr_attention_size *s) {
+    return s->queries == 1 ? 4 * s->batch * kr_attention_pieces(s) * s->heads * (s->dim + 2) : 0;
 }
 
 // Workspace of the gradient, in this order: <do, o> - dlse, float [B, H, Lq]; the first visible key and the one after the

@@ -233,7 +233,7 @@ static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first,
         d2 = kr_v_load_n(dx - 2 * dx_pitch, left);
         d3 = kr_v_load_n(dx - 3 * dx_pitch, left);
     }
-    for (int64_t t = first; t < end; t++, x += v->pitch, dy += d->dy_pitch, dx += dx ? dx_pitch : 0) {
+    for (int64_t t = first; t < end; t++, x += v->pitch, dy += d->dy_pitch) {
         const int64_t line = order * (end - first) + t - first, row = line / VECTORS;
         const int64_t column = (line % VECTORS - order) * LANES;
         fetch(soon_x, row * v->pitch + column);
@@ -246,7 +246,10 @@ static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first,
         s2 += dp * x2;
         s3 += dp * x3;
         sb += dp;
-        if (dx) kr_v_store_n(dx - 3 * dx_pitch, d3 + f.w3 * dp, left);
+        if (dx) {
+            kr_v_store_n(dx - 3 * dx_pitch, d3 + f.w3 * dp, left);
+            dx += dx_pitch;
+        }
         d3 = d2 + f.w2 * dp;
         d2 = d1 + f.w1 * dp;
         d1 = f.w0 * dp;

@@ -9,7 +9,7 @@
 
 typedef kr_vd vd;
 typedef kr_vd_unaligned vd_unaligned;
-enum { SPAN = KR_ROTARY_SPAN };
+enum { SPAN = 8 }; ///< tokens taken at once: few, as all heads of a span write in turn to the pages of its rows
 
 // rotary_mix ------------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@
 #include "runtime/kernel.h"
 
 enum {
-    KR_ROTARY_SPAN = 64,    ///< tokens whose angles are held at once
+    KR_ROTARY_TOKENS = 64,  ///< a piece is a multiple of so many tokens
     KR_ROTARY_CHUNKS = 256, ///< most pieces that a sequence is cut into; every piece reads the totals of all others
     KR_ROTARY_SUMS = 64,    ///< most partial sums of the biases' gradients; each covers a fixed range of pieces
 };
 
-/// pairs: those that turn; width: pairs rounded up to whole vectors; chunk: tokens of a piece, a multiple of the span.
+/// pairs: those that turn; width: pairs rounded up to whole vectors; chunk: tokens of a piece.
 typedef struct kr_rotary_size {
     int64_t batch, length, heads, groups, rank, states, pairs, width, chunk, chunks, sums;
 } kr_rotary_size;
@@ -22,7 +22,7 @@ static inline kr_rotary_size kr_rotary_measure(const kr_shape *K, const kr_shape
     s.heads = k_bias->dim[0], s.rank = k_bias->dim[1], s.states = k_bias->dim[2];
     s.pairs = ang->dim[ang->rank - 1];
     s.width = (s.pairs + 15) / 16 * 16;
-    s.chunk = (s.length / KR_ROTARY_CHUNKS + KR_ROTARY_SPAN) / KR_ROTARY_SPAN * KR_ROTARY_SPAN;
+    s.chunk = (s.length / KR_ROTARY_CHUNKS + KR_ROTARY_TOKENS) / KR_ROTARY_TOKENS * KR_ROTARY_TOKENS;
     s.chunks = s.length > 0 ? (s.length + s.chunk - 1) / s.chunk : 1; // the piece of an empty sequence passes theta on
     s.sums = s.batch * s.chunks < KR_ROTARY_SUMS ? s.batch * s.chunks : KR_ROTARY_SUMS;
     return s;

@@ -19,9 +19,11 @@
 ///   dv_s = sum_t w_ts K_ts dy_t + m_ns ghat_s G k_s        dgamma_t = F_tt,  rho_s = v_s^T G k_s
 ///   dghat_s = sum_{t>s} m_ts F_ts + m_ns rho_s             dS = e_n G + sum_t e_t dy_t (outer) q_t
 ///
-/// and of log a_t: everything that flows over t, which is the sum from t on of
-///   dc_t = sum_{s<t} w_ts F_ts + e_t dy_t^T S q_t - ghat_t dghat_t, plus what leaves at the end of the chunk.
-/// Where a_t is zero nothing flows, and the sum starts anew.
+/// and of log a_t: all that has a_t as a factor, that is, what flows over t, be it from a token before or from S, to a
+/// token from t on or to S',
+///   sum_{t'>=t, s<t} w_t's F_t's + sum_{t'>=t} e_t' dy_t'^T S q_t' + sum_{s<t} m_ns ghat_s rho_s + e_n <G, S>.
+/// The textbook form, a running sum of row sums minus column sums, is the same number after cancellation; where decays
+/// are strong, little is left of it in f32.
 ///
 /// Token t has rows t * rank .. t * rank + rank - 1 in q, k, v and y. Only R = 1 is spelled out above.
 #ifndef KRAIT_OPS_SSD_CHUNK_H
@@ -70,7 +72,7 @@ typedef struct chunk {
     float *to_end;          ///< per row: m_n
     float *scale;           ///< per row: m_n ghat
     float *token;           ///< per row: its token, as integers
-    float *column, *diagonal, *row_sum, *rho;  ///< per row or token: sums over F
+    float *column, *diagonal, *flow, *rho;     ///< per row or token: sums over F
     float *dghat, *dgamma, *da;                ///< per token: gradients, da of log a
     float *spare[3];
 } chunk;
@@ -90,10 +92,10 @@ static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *b
     float *vector[KR_CHUNK_VECTORS];
     for (int i = 0; i < KR_CHUNK_VECTORS; i++) vector[i] = base + l->vectors + i * r;
     c.decay = vector[0], c.ghat = vector[1], c.gamma = vector[2], c.from_start = vector[3], c.to_end = vector[4];
-    c.scale = vector[5], c.token = vector[6], c.column = vector[7], c.diagonal = vector[8], c.row_sum = vector[9];
+    c.scale = vector[5], c.token = vector[6], c.column = vector[7], c.diagonal = vector[8], c.flow = vector[9];
     c.rho = vector[10], c.dghat = vector[11], c.dgamma = vector[12];
     for (int i = 0; i < 3; i++) c.spare[i] = vector[13 + i];
-    c.da = c.column; // column is used up by then
+    c.da = c.flow; // element by element
     for (int i = 0; i < 2; i++) c.lanes[i] = base + l->lanes + i * kr_round_up(s->chunk * s->rank, KR_LANES) * KR_LANES;
     for (int64_t i = 0; i < r; i += KR_LANES) {
         kr_vi token = kr_v_seti(0);
@@ -217,50 +219,44 @@ static void chunk_forward(const chunk *c, matrix state, bool fresh, bool wanted)
 
 // Backward ----------------------------------------------------------------------------------------------------------
 
-/// values = w Z and weights = w K, where dots is Z and scores is K; and the sums over F are taken: by column and diagonal at once, by row in lanes[0].
+/// values = w Z and weights = w K, where dots is Z and scores is K; dots becomes m F off the diagonal. From that, with
+/// the rows taken from last to first, the sums over what is below row t: by column, and over the columns left of t.
 KR_INLINE void weigh_back_columns(const chunk *c, const int64_t rank) {
     for (int64_t j = 0; j < c->rows; j += KR_LANES) {
         const int64_t first = j / rank, last = (j + KR_LANES - 1) / rank;
         const kr_vi token = (kr_vi)kr_v_load(c->token + j);
         const kr_vf ghat = kr_v_load(c->ghat + j), gamma = kr_v_load(c->gamma + j), one = kr_v_set(1), zero = kr_v_set(0);
         const float *scores = c->scores.at + first * rank * c->scores.pitch + j;
-        const float *dots = c->dots.at + first * rank * c->dots.pitch + j;
+        float *dots = c->dots.at + first * rank * c->dots.pitch + j;
         float *values = c->values.at + first * rank * c->values.pitch + j;
         float *weights = c->weights.at + first * rank * c->weights.pitch + j;
-        kr_vf m = zero, column = zero, diagonal = zero;
-        int64_t t = first;
-        for (; t <= last && t < c->tokens; t++) {
-            const kr_vi own = token == kr_v_seti((int32_t)t);
+        kr_vf m = zero, diagonal = zero, column = zero;
+        for (int64_t t = first; t < c->tokens; t++) {
             m = next_decay(c, m, t);
-            const kr_vf off = m, w = kr_v_select(own, gamma, m * ghat);
-            m = kr_v_select(own, one, m);
-            kr_vf row = zero;
+            kr_vf off = m, w = m * ghat;
+            kr_vi own = kr_v_seti(0);
+            if (t <= last) {
+                own = token == kr_v_seti((int32_t)t);
+                w = kr_v_select(own, gamma, w);
+                m = kr_v_select(own, one, m);
+            }
             for (int64_t r = 0; r < rank; r++) {
                 const kr_vf z = kr_v_load(dots), k = kr_v_load(scores), f = z * k;
                 kr_v_store(values, z * w);
                 kr_v_store(weights, k * w);
-                diagonal += kr_v_select(own, f, zero);
-                row += f * off; // off is zero on the diagonal
+                kr_v_store(dots, f * off);
+                if (t <= last) diagonal += kr_v_select(own, f, zero);
                 scores += c->scores.pitch, dots += c->dots.pitch, values += c->values.pitch, weights += c->weights.pitch;
             }
-            column += row;
-            float *lanes = c->lanes[0] + t * KR_LANES;
-            kr_v_store(lanes, j ? kr_v_load(lanes) + row * ghat : row * ghat);
         }
-        for (; t < c->tokens; t++) {
-            m = next_decay(c, m, t);
-            const kr_vf w = m * ghat;
-            kr_vf row = zero;
-            for (int64_t r = 0; r < rank; r++) {
-                const kr_vf z = kr_v_load(dots), k = kr_v_load(scores);
-                kr_v_store(values, z * w);
-                kr_v_store(weights, k * w);
-                row += z * k * m;
-                scores += c->scores.pitch, dots += c->dots.pitch, values += c->values.pitch, weights += c->weights.pitch;
-            }
-            column += row;
+        for (int64_t t = c->tokens - 1; t >= first; t--) {
             float *lanes = c->lanes[0] + t * KR_LANES;
-            kr_v_store(lanes, j ? kr_v_load(lanes) + row * ghat : row * ghat);
+            for (int64_t r = 0; r < rank; r++) {
+                dots -= c->dots.pitch;
+                column += kr_v_load(dots);
+            }
+            const kr_vf left = t <= last ? kr_v_select(token < kr_v_seti((int32_t)t), column, zero) : column;
+            kr_v_store(lanes, j ? kr_v_load(lanes) + left * ghat : left * ghat);
         }
         kr_v_store(c->to_end + j, m);
         kr_v_store(c->scale + j, m * ghat);
@@ -274,14 +270,25 @@ static void weigh_back(const chunk *c) {
     else weigh_back_columns(c, c->rank);
 }
 
-/// lanes[token] (+)= sum over the token's rows of a . b, lane by lane.
-static void dot_rows(const chunk *c, matrix a, matrix b, int64_t cols, float *lanes, bool add) {
+/// lanes[t] = sum over the rows of token t of a . b, lane by lane.
+static void dot_rows(const chunk *c, matrix a, matrix b, int64_t cols, float *lanes) {
     for (int64_t t = 0, i = 0; t < c->tokens; t++) {
-        kr_vf sum = add ? kr_v_load(lanes + t * KR_LANES) : kr_v_set(0);
+        kr_vf sum = kr_v_set(0);
         for (int64_t r = 0; r < c->rank; r++, i++)
             for (int64_t j = 0; j < cols; j += KR_LANES)
                 sum += kr_v_load(a.at + i * a.pitch + j) * kr_v_load(b.at + i * b.pitch + j);
         kr_v_store(lanes + t * KR_LANES, sum);
+    }
+}
+
+/// lanes[t] += the same for token t and all later ones.
+static void add_later_dots(const chunk *c, matrix a, matrix b, int64_t cols, float *lanes) {
+    kr_vf sum = kr_v_set(0);
+    for (int64_t t = c->tokens - 1, i = c->rows - 1; t >= 0; t--) {
+        for (int64_t r = 0; r < c->rank; r++, i--)
+            for (int64_t j = 0; j < cols; j += KR_LANES)
+                sum += kr_v_load(a.at + i * a.pitch + j) * kr_v_load(b.at + i * b.pitch + j);
+        kr_v_store(lanes + t * KR_LANES, kr_v_load(lanes + t * KR_LANES) + sum);
     }
 }
 
@@ -304,10 +311,10 @@ static void add_matrix(matrix to, matrix from, int64_t rows, int64_t cols) {
         }
 }
 
-/// The gradients of decays and coefficients from the sums; `leaving` is e_n <G, S>.
-static void chunk_coefficients(const chunk *c, float leaving, bool ending) {
+/// The gradients of decays and coefficients from the sums; `through` is e_n <G, S>.
+static void chunk_coefficients(const chunk *c, float through, bool ending) {
     const int64_t rank = c->rank, n = c->tokens;
-    sum_lanes(c->lanes[0], n, c->row_sum);
+    sum_lanes(c->lanes[0], n, c->flow);
     if (ending) clear(c->rho, n);
     else sum_lanes(c->lanes[1], n, c->rho);
     for (int64_t t = 0; t < n; t++) {
@@ -315,13 +322,8 @@ static void chunk_coefficients(const chunk *c, float leaving, bool ending) {
         for (int64_t r = 0; r < rank; r++) column += c->column[t * rank + r], diagonal += c->diagonal[t * rank + r];
         c->dghat[t] = column + c->to_end[t * rank] * c->rho[t];
         c->dgamma[t] = diagonal;
-        leaving += c->scale[t * rank] * c->rho[t];
-    }
-    float flow = leaving;
-    for (int64_t t = n - 1; t >= 0; t--) {
-        flow += c->row_sum[t] - c->ghat[t * rank] * c->dghat[t];
-        if (c->decay[t] == 0) flow = 0;
-        c->da[t] = flow;
+        c->da[t] = c->flow[t] + through;
+        through += c->scale[t * rank] * c->rho[t];
     }
 }
 
@@ -331,7 +333,7 @@ static void chunk_coefficients(const chunk *c, float leaving, bool ending) {
 /// fresh: the state before is zero and its gradient is not wanted; ending: the state after has no gradient.
 static void chunk_backward(const chunk *c, matrix adjoint, bool fresh, bool ending) {
     static const float one = 1;
-    float leaving = 0;
+    float through = 0;
     chunk_decays(c);
     transpose(c->v.at, c->v.pitch, kr_round_up(c->rows, KR_LANES), c->width, c->vt, true);
     multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->width, c->dy, c->vt, c->dots, false, 0, 0});
@@ -340,7 +342,7 @@ static void chunk_backward(const chunk *c, matrix adjoint, bool fresh, bool endi
         transpose(c->start.at, c->start.pitch, c->states, c->width, c->start_t, true);
         scale_rows(c->scaled_dy, c->dy, c->from_start, c->rows, c->width);
         multiply(&(product){FULL, c->rank, c->rows, c->states, c->width, c->scaled_dy, c->start_t, c->inter_q, false, 0, 0});
-        dot_rows(c, c->inter_q, c->q, c->states, c->lanes[0], true);
+        add_later_dots(c, c->inter_q, c->q, c->states, c->lanes[0]);
         add_matrix(c->dq, c->inter_q, c->rows, c->states);
     }
     if (!ending) {
@@ -348,17 +350,17 @@ static void chunk_backward(const chunk *c, matrix adjoint, bool fresh, bool endi
         scale_rows(c->scaled_v, c->v, c->scale, c->rows, c->width);
         multiply(&(product){FULL, c->rank, c->rows, c->states, c->width, c->scaled_v, adjoint, c->dk, false, &one, 0});
         multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->k, c->end, c->dv, false, 0, 0});
-        dot_rows(c, c->dv, c->v, c->width, c->lanes[1], false);
+        dot_rows(c, c->dv, c->v, c->width, c->lanes[1]);
     }
     multiply(&(product){LOWER_ACROSS, c->rank, c->rows, c->width, c->rows, c->weights, c->dy, c->dv, true,
                         ending ? 0 : c->scale, 1});
     if (!fresh) {
         const float *e = c->from_start + c->rows - 1;
-        if (!ending) leaving = *e * dot_matrices(adjoint, c->start_t, c->width, c->states);
+        if (!ending) through = *e * dot_matrices(adjoint, c->start_t, c->width, c->states);
         multiply(&(product){FULL, c->rank, c->width, c->states, c->rows, c->scaled_dy, c->q, adjoint, true,
                             ending ? 0 : e, 0});
     }
-    chunk_coefficients(c, leaving, ending);
+    chunk_coefficients(c, through, ending);
 }
 
 /// dq += values k, dk += values^T q, where values may be the sum over heads that share q and k.

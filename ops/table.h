@@ -86,6 +86,8 @@
     X(causal_conv1d_grad) \
     X(ssd_scan) \
     X(ssd_scan_grad) \
+    X(trapezoid_scan) \
+    X(trapezoid_scan_grad) \
     X(rotary_mix) \
     X(rotary_mix_grad) \
     X(rope) \

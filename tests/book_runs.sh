@@ -17,7 +17,7 @@ trap 'rm -rf "$work"' EXIT INT TERM
 mkdir "$work/bin" "$work/include"
 ln -s "$krait" "$work/bin/krait"
 ln -s "$source" "$work/include/krait"
-printf '#!/bin/sh\nexec %s "$@"\n' "$cc" >"$work/bin/cc"
+printf '#!/bin/sh\nPATH=%s\nexec %s "$@"\n' "'$PATH'" "$cc" >"$work/bin/cc"
 chmod +x "$work/bin/cc"
 build=$(dirname "$krait")
 PATH=$work/bin:$PATH

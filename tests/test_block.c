@@ -102,6 +102,9 @@ static variant draw(int kind, int number) {
         c->base_decay = (double)ONE_OF(d, 0, 3);
         v.goal = !strcmp(name, "tinymamba") && roll(d, 2);
     }
+    static int levels = 0; // the variants take turns in using them
+    if (!levels) levels = (int)kr_isa_best() + 1;
+    check_ok(kr_isa_limit((kr_isa)(number % levels)), "level");
     v.chunk = c->chunk_size > 0 ? c->chunk_size : ONE_OF(d, 5, 32);
     v.batch = ONE_OF(d, 1, 1, 2, 3);
     return v;

@@ -16,12 +16,14 @@ typedef struct settings {
     kr_sampling sampling;
     uint64_t seed;
     bool no_prompt;
+    kr_text_list blocks;
 } settings;
 
 #define FIELD(name) offsetof(settings, name)
 static const kr_option options[] = {
     {"checkpoint", KR_OPTION_TEXT, FIELD(checkpoint), .value = "DIR",
      .help = "a checkpoint, or a run (then its best checkpoint)", .flags = KR_OPTION_REQUIRED},
+    KR_BLOCK_OPTION(FIELD(blocks)),
     {"graph", KR_OPTION_TEXT, FIELD(graph), .value = "FILE", .help = "the graph that pretrain --graph trained"},
     {"prompt", KR_OPTION_TEXT, FIELD(prompt), .value = "TEXT", .help = "what to go on from (default: a new line)"},
     {"prompt-file", KR_OPTION_TEXT, FIELD(prompt_file), .value = "FILE", .help = "the same from a file"},
@@ -221,6 +223,7 @@ int kr_cmd_generate(int argc, char **argv) {
     writer w = {.count = 0};
     bool help;
     kr_status status = kr_options_parse(&usage, argc, argv, &s, NULL, &help);
+    if (!status && !help) status = kr_block_load_all(&s.blocks);
     if (!status && !help) status = generate(&s, &w);
     const int code = status ? kr_tool_fail("generate", status) : KR_EXIT_OK;
     kr_session_close(w.session);

@@ -11,6 +11,7 @@ typedef struct settings {
     int emit; ///< index into "text|dot|stats"
     int64_t batch_size, seq_len;
     bool json;
+    kr_text_list blocks;
 } settings;
 
 enum { EMIT_TEXT = 0, EMIT_DOT, EMIT_STATS };
@@ -19,6 +20,7 @@ enum { EMIT_TEXT = 0, EMIT_DOT, EMIT_STATS };
 static const kr_option options[] = {
     {"model", KR_OPTION_TEXT, FIELD(model), .value = "NAME", .help = "a model of krait.yaml"},
     {"from", KR_OPTION_TEXT, FIELD(from), .value = "FILE", .help = "a graph in text form instead of a model"},
+    KR_BLOCK_OPTION(FIELD(blocks)),
     {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE", .help = "read FILE instead of ./krait.yaml"},
     {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits",
      .help = "what the graph is for (default train; with --from: forward only unless it is train)"},
@@ -117,6 +119,7 @@ int kr_cmd_graph(int argc, char **argv) {
     kr_status status = kr_options_parse(&usage, argc, argv, &s, NULL, &help);
     if (help) return KR_EXIT_OK;
     if (!status) status = check(&s);
+    if (!status) status = kr_block_load_all(&s.blocks);
     if (!status) status = build(&s, &train, &g);
     if (!status) status = emit(&s, &train, g);
     kr_graph_free(g);

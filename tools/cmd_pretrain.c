@@ -25,6 +25,7 @@ static kr_status run(int argc, char **argv, kr_config **config) {
                               : "--model NAME is missing: a model of krait.yaml (or --graph FILE, a graph in text form)");
     KR_FAIL_IF(settings.graph && (settings.batch_size || settings.seq_len), KR_BAD_ARGUMENT,
                "--batch-size and --seq-len are for --model: the shapes of %s stand in it", settings.graph);
+    KR_TRY(kr_block_load_all(&settings.blocks));
     KR_TRY(kr_config_load(settings.config, config));
     settings = kr_train_defaults();
     KR_TRY(kr_config_section(*config, "pretrain", kr_train_options, &settings));

@@ -103,9 +103,10 @@ static kr_status want_block(const kr_config *c, const kr_yaml *node, const char 
     if (kr_block_find(name)) return KR_OK;
     const char *names[64];
     int count = 0;
-    for (; count < kr_block_kind_count && count < 64; count++) names[count] = kr_block_kinds[count]->name;
+    for (; kr_block_at(count) && count < 64; count++) names[count] = kr_block_at(count)->name;
     const char *nearest = kr_nearest(name, names, count);
-    KR_FAIL(KR_BAD_ARGUMENT, "%s:%d: %s in model %s is '%s', which is no block%s%s%s", c->label,
+    KR_FAIL(KR_BAD_ARGUMENT, "%s:%d: %s in model %s is '%s', which is no block%s%s%s (one of your own: --block FILE.so)",
+            c->label,
             kr_yaml_find(node, key)->line, key, node->key, name, nearest ? "; did you mean '" : "", nearest ? nearest : "",
             nearest ? "'?" : "");
 }

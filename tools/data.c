@@ -62,7 +62,7 @@ static kr_status finish(kr_data *d, kr_data **out) {
 }
 
 kr_status kr_data_from(const void *bytes, size_t count, int64_t length, const char *label, kr_data **out) {
-    kr_data *d;
+    kr_data *d = NULL;
     KR_TRY(new_data(label, length, &d));
     d->bytes = bytes;
     d->count = count;
@@ -125,7 +125,7 @@ static kr_status map_file(kr_data *d) {
 }
 
 kr_status kr_data_open(const char *path, int64_t length, kr_data **out) {
-    kr_data *d;
+    kr_data *d = NULL;
     KR_TRY(new_data(path, length, &d));
     kr_status status = map_file(d);
     const size_t name = strlen(path);

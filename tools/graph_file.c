@@ -113,7 +113,7 @@ static kr_status forget_state(kr_graph *g, bool all) {
     KR_TRY(kr_graph_status(g));
     KR_TRY(kr_graph_sort(g));
     kr_graph_prune(g);
-    return kr_graph_sort(g);
+    return KR_OK;
 }
 
 kr_status kr_graph_file_build(const kr_graph_file *f, bool training, bool carry_state, kr_graph **out) {

@@ -12,6 +12,7 @@ const kr_command kr_commands[] = {
     {"graph", kr_cmd_graph, "show a model's graph at any stage of the compiler, and its memory"},
     {"golden", kr_cmd_golden, "check this build against recorded results of the official code"},
     {"bench", kr_cmd_bench, "time ops and models"},
+    {"new-block", kr_cmd_new_block, "write a block to start from, with a test"},
     {"version", cmd_version, "what this is, and what it can use here"},
     {"help", cmd_help, "this list, or what one command takes: krait help COMMAND"},
 };

@@ -26,6 +26,7 @@ int kr_cmd_generate(int argc, char **argv);
 int kr_cmd_graph(int argc, char **argv);
 int kr_cmd_golden(int argc, char **argv);
 int kr_cmd_bench(int argc, char **argv);
+int kr_cmd_new_block(int argc, char **argv);
 
 /// Exit statuses: 0 done; 1 something failed; 2 the command line or configuration cannot be used.
 enum { KR_EXIT_OK = 0, KR_EXIT_FAILED = 1, KR_EXIT_USAGE = 2 };
@@ -101,6 +102,21 @@ const kr_option *kr_option_find(const kr_option *table, const char *name);
 /// The nearest name in the table (in its spelling with dashes), or null when nothing is near.
 const char *kr_option_nearest(const kr_option *table, const char *name);
 void kr_usage_print(const kr_usage *, FILE *);
+
+// ---------------------------------------------------------------------------------------------------------------
+// Blocks of one's own (tools/block_file.c)
+
+/// Opens a shared object with a block in it (models.h, KR_BLOCK_EXPORT) and makes the block known. The object stays
+/// open to the end of the process; opening it again changes nothing.
+/// fails KR_BAD_FILE: no shared object, no block in it; KR_UNSUPPORTED: built for another version of Krait;
+/// KR_BAD_ARGUMENT: its name is taken
+kr_status kr_block_load(const char *path);
+/// The same for each.
+kr_status kr_block_load_all(const kr_text_list *paths);
+/// The row of an option table that fills such a list.
+#define KR_BLOCK_OPTION(offset) \
+    {"block", KR_OPTION_LIST, offset, .value = "FILE.so", .help = "a block of your own (krait new-block); several: once each", \
+     .flags = KR_OPTION_COMMAND_LINE}
 
 // ---------------------------------------------------------------------------------------------------------------
 // Small helpers

@@ -29,6 +29,7 @@ double kr_schedule_lr(const kr_schedule *, int64_t step);
 /// Everything that `krait pretrain` can be told. kr_train_options fills it from flags and from `pretrain:`.
 typedef struct kr_train_settings {
     const char *model, *graph, *target, *config; ///< command line only; either a model or a graph
+    kr_text_list blocks;                 ///< shared objects to load before
     const char *text_file, *output_dir, *document_separator;
     int64_t steps, batch_size, seq_len;
     double learning_rate, min_learning_rate; ///< minimum below 0: a tenth of the maximum

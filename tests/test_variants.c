@@ -1,0 +1,175 @@
+/// Blocks of one's own: the shared objects of examples/blocks trained from the outside, what cannot be loaded, and
+/// `krait new-block`. test_packing.c has the contracts that they must hold.
+#include "models/models.h"
+#include "tools/tools.h"
+
+#include <criterion/criterion.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { OUTPUT = 1 << 16 };
+static char directory[64], output[OUTPUT];
+
+static void enter(void) {
+    strcpy(directory, "/tmp/krait-test-XXXXXX");
+    cr_assert(mkdtemp(directory));
+    cr_assert_eq(chdir(directory), 0);
+    FILE *file = fopen("text", "w");
+    for (int k = 0; k < 1000; k++) fprintf(file, "line %3d of a text.\n", k % 37);
+    fclose(file);
+    file = fopen("krait.yaml", "w");
+    for (int k = 0; k < 3; k++) {
+        static const char *const names[] = {"mingru", "rglru", "retnet"};
+        fprintf(file, "%s  %s: {layer: %s, d_model: 32, n_layer: 2, headdim: 16, vocab_size: 256}\n", k ? "" : "models:\n", names[k],
+                names[k]);
+    }
+    fclose(file);
+}
+
+static void leave(void) {
+    char command[128];
+    cr_assert_eq(chdir("/"), 0);
+    snprintf(command, sizeof command, "rm -r '%s'", directory);
+    cr_expect_eq(system(command), 0);
+}
+
+/// Runs the program with printf-style arguments; `output` gets both streams. Gives the exit status.
+__attribute__((format(printf, 1, 2))) static int krait(const char *format, ...) {
+    char arguments[2048], command[4096];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(arguments, sizeof arguments, format, args);
+    va_end(args);
+    snprintf(command, sizeof command, "'%s' %s 2>&1 </dev/null", getenv("KRAIT_BINARY"), arguments);
+    FILE *pipe = popen(command, "r");
+    const size_t n = fread(output, 1, OUTPUT - 1, pipe);
+    output[n] = 0;
+    const int status = pclose(pipe);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static void expect_said(const char *part) { cr_expect(strstr(output, part), "want '%s' in: %s", part, output); }
+
+/// Three objects, since the file names all three blocks.
+static const char *blocks(void) {
+    static char text[1024];
+    const char *at = getenv("KRAIT_VARIANTS");
+    snprintf(text, sizeof text, "--block '%s/mingru.so' --block '%s/rglru.so' --block '%s/retnet.so'", at, at, at);
+    return text;
+}
+
+static void check_training(const char *name) {
+    static char first[OUTPUT];
+    cr_assert_eq(krait("pretrain %s --model %s --text-file text --batch-size 2 --seq-len 48 --steps 30 --warmup 3 --eval-batches 2 "
+                       "--log-every 1 --learning-rate 0.01 --output-dir %s", blocks(), name, name), 0, "%s", output);
+    char command[256];
+    snprintf(command, sizeof command, "sed -n 's/.*\"loss\": \\([0-9.]*\\), \"lr.*/\\1/p' %s/metrics.jsonl | sed -n '1p;30p'", name);
+    FILE *pipe = popen(command, "r");
+    double loss[2];
+    cr_assert_eq(fscanf(pipe, "%lf %lf", &loss[0], &loss[1]), 2);
+    pclose(pipe);
+    cr_expect(loss[0] > 5 && loss[1] < 3, "%s: the loss goes from %g to %g", name, loss[0], loss[1]);
+    cr_assert_eq(krait("generate %s --checkpoint %s --prompt 'line ' --max-new-tokens 40 --temperature 0", blocks(), name), 0, "%s",
+                 output);
+    strcpy(first, output);
+    cr_expect_eq(strlen(first), 45);
+    // A longer prompt, the same text: prefill and single steps agree.
+    FILE *file = fopen("prompt", "w");
+    fwrite(first, 1, 30, file);
+    fclose(file);
+    cr_assert_eq(krait("generate %s --checkpoint %s --prompt-file prompt --max-new-tokens 15 --temperature 0", blocks(), name), 0);
+    cr_expect_str_eq(output, first, "%s", name);
+    cr_assert_eq(krait("graph %s --model %s --mode decode --emit stats", blocks(), name), 0, "%s", output);
+}
+
+Test(variants, mingru, .init = enter, .fini = leave) { check_training("mingru"); }
+Test(variants, rglru, .init = enter, .fini = leave) { check_training("rglru"); }
+Test(variants, retnet, .init = enter, .fini = leave) { check_training("retnet"); }
+
+Test(variants, the_sources_are_short) {
+    static const char *const names[] = {"mingru", "rglru", "retnet"};
+    for (int k = 0; k < 3; k++) {
+        char path[512], *text;
+        size_t bytes, lines = 0;
+        snprintf(path, sizeof path, "%s/examples/blocks/%s.c", getenv("KRAIT_SOURCE"), names[k]);
+        cr_assert_eq(kr_file_read(path, &text, &bytes), KR_OK);
+        for (size_t i = 0; i < bytes; i++) lines += text[i] == '\n';
+        cr_expect_lt(lines, 60, "%s", path);
+        cr_expect(strstr(text, "arXiv:"), "%s names no paper", path);
+        free(text);
+    }
+}
+
+Test(variants, what_is_no_block_is_refused, .init = enter, .fini = leave) {
+    const char *bad = getenv("KRAIT_BAD_BLOCKS");
+    cr_expect_eq(krait("graph --block '%s/outdated.so' --model mamba1-tiny", bad), 1);
+    expect_said("another version of Krait");
+    expect_said("build it again");
+    cr_expect_eq(krait("graph --block '%s/empty.so' --model mamba1-tiny", bad), 1);
+    expect_said("KR_BLOCK_EXPORT");
+    cr_expect_eq(krait("graph --block nowhere.so --model mamba1-tiny"), 1);
+    expect_said("./nowhere.so");
+    cr_expect_eq(krait("graph --block ./text --model mamba1-tiny"), 1);
+    expect_said("text");
+    cr_expect_eq(krait("graph --model mingru"), 2);
+    expect_said("--block FILE.so");
+}
+
+static kr_value same(kr_graph *g, const kr_block_config *c, kr_value x) {
+    (void)g, (void)c;
+    return x;
+}
+
+Test(variants, the_table_grows_and_keeps_names_apart) {
+    static const kr_block_kind fine = {.name = "same", .official = "Same", .build = same}, twice = {.name = "same", .build = same},
+        official = {.name = "mine", .official = "Mamba1", .build = same}, unnamed = {.build = same}, empty = {.name = "none"},
+        comma = {.name = "a,b", .build = same};
+    cr_assert_eq(kr_block_register(&fine), KR_OK, "%s", kr_status_message());
+    cr_assert_eq(kr_block_register(&fine), KR_OK, "again is no harm");
+    cr_expect_eq(kr_block_find("Same"), &fine);
+    cr_expect_eq(kr_block_at(kr_block_kind_count), &fine);
+    cr_expect_null(kr_block_at(kr_block_kind_count + 1));
+    cr_expect_null(kr_block_at(-1));
+    const kr_block_kind *const bad[] = {&twice, &official, &unnamed, &empty, &comma, NULL};
+    for (int k = 0; k < 6; k++) cr_expect_eq(kr_block_register(bad[k]), KR_BAD_ARGUMENT);
+    static kr_block_kind many[80];
+    static char names[80][8];
+    kr_status status = KR_OK;
+    for (int k = 0; k < 80 && !status; k++) {
+        sprintf(names[k], "many%d", k);
+        many[k] = (kr_block_kind){.name = names[k], .build = same};
+        status = kr_block_register(&many[k]);
+    }
+    cr_expect_eq(status, KR_UNSUPPORTED);
+}
+
+Test(variants, new_block_writes_what_it_says, .init = enter, .fini = leave) {
+    cr_assert_eq(krait("new-block mine --out work/mine"), 0, "%s", output);
+    expect_said("wrote work/mine/mine.c");
+    expect_said("make test");
+    static const char *const files[] = {"mine.c", "test_mine.c", "Makefile", "krait.yaml"};
+    for (int k = 0; k < 4; k++) {
+        char path[64];
+        snprintf(path, sizeof path, "work/mine/%s", files[k]);
+        cr_expect_eq(access(path, R_OK), 0, "%s", path);
+    }
+    cr_expect_neq(system("grep -q '@[^.$<]*@' work/mine/mine.c work/mine/test_mine.c"), 0);
+    cr_expect_eq(krait("new-block mine --out work/mine"), 2, "nothing is written over");
+    expect_said("is there already");
+    cr_expect_eq(krait("new-block other"), 2);
+    expect_said("--out DIR");
+    cr_expect_eq(krait("new-block mamba1 --out x"), 2);
+    expect_said("already");
+    cr_expect_eq(krait("new-block Mine --out x"), 2);
+    cr_expect_eq(krait("new-block ../mine --out x"), 2);
+    cr_expect_eq(krait("new-block int --out x"), 2);
+    cr_expect_eq(krait("new-block"), 2);
+    // In the sources of Krait.
+    cr_assert_eq(system("mkdir -p models/blocks && touch models/blocks.c"), 0);
+    cr_assert_eq(krait("new-block other"), 0, "%s", output);
+    expect_said("X(other)");
+    cr_expect_eq(system("grep -q 'kr_block_other = ' models/blocks/other.c"), 0);
+}
