@@ -96,8 +96,8 @@ enum { KR_BLOCK_ABI = 1 }; ///< changes when a built block can no longer be used
 kr_value kr_block_linear(kr_graph *, const kr_block_config *, const char *name, kr_value x, int64_t out, double scale);
 /// Depthwise causal convolution with "conv1d.weight" [C, 1, taps] and, if asked for, "conv1d.bias" [C]; x [B, L, C];
 /// state [B, taps - 1, C] holds the inputs before, *next those to be kept.
-kr_value kr_block_conv(kr_graph *, const kr_block_config *, kr_value x, int64_t taps, bool bias, bool silu, kr_value state,
-                       kr_value *next);
+kr_value kr_block_conv(kr_graph *, const kr_block_config *, kr_value x, int64_t taps, bool bias, bool silu,
+                       kr_value state, kr_value *next);
 /// Fails the graph, naming both keys, unless `divisor` divides `whole`.
 bool kr_block_divides(kr_graph *, const char *divisor_name, int64_t divisor, const char *whole_name, int64_t whole);
 /// The `scale` for a block's last linear map: smaller by sqrt(n_layer) (GPT-2's rule as the official language model
@@ -118,7 +118,8 @@ typedef struct kr_model_config {
     bool rms_norm;                     ///< else LayerNorm
     bool tie_embeddings;
     double norm_epsilon;               ///< 1e-5
-    bool reset_input;                  ///< training and evaluation have an input "reset" i32 [B, L]: 1 where a document starts
+    bool reset_input;                  ///< training and evaluation have an input "reset" i32 [B, L]: 1 where a document
+                                       ///< starts
     bool carry_state;                  ///< training goes on from the state of the run before, through which no gradient
                                        ///< flows (truncated back-propagation); attention starts afresh in every row
     kr_block_config block;             ///< d_model and n_layer are filled in by kr_model_build

@@ -16,9 +16,11 @@ enum {
 };
 
 /// The sizes of one scan. A chunk of T tokens has T * rank rows: row t * rank + r is key, query or value r of token t.
-/// Heads of one group share keys and queries; a unit is one batch row and up to `block` heads of one group.
+/// Heads of one group share keys and queries, unless every head has its own; a unit is one batch row and up to `block`
+/// heads of one group.
 typedef struct kr_chunk_size {
     int64_t batch, length, heads, groups, rank;
+    bool shared;
     int64_t width;               ///< of a head: P
     int64_t states;              ///< N
     int64_t chunk, chunks;       ///< tokens in a chunk, and how many chunks there are
@@ -34,19 +36,19 @@ static inline int64_t kr_chunk_pitch(int64_t n) {
     return whole && whole % 64 == 0 ? whole + KR_CHUNK_LANES : whole;
 }
 
-/// chunk 0: the best for the shapes. What a token costs inside a chunk grows with the chunk, what the state costs it
+/// groups 0: every head has its own keys and queries. chunk 0: the best for the shapes. What a token costs inside a chunk grows with the chunk, what the state costs it
 /// shrinks; products of fewer than 32 rows waste the registers.
 static inline kr_chunk_size kr_chunk_measure(int64_t batch, int64_t length, int64_t heads, int64_t groups, int64_t rank,
                                              int64_t width, int64_t states, int64_t chunk) {
-    kr_chunk_size s = {.batch = batch, .length = length, .heads = heads, .groups = groups, .rank = rank, .width = width,
-                       .states = states};
-    const int64_t rows = width * states >= 2048 ? 64 : 32, in_group = groups > 0 ? heads / groups : 0;
+    kr_chunk_size s = {.batch = batch, .length = length, .heads = heads, .groups = groups > 0 ? groups : 1, .rank = rank,
+                       .shared = groups > 0, .width = width, .states = states};
+    const int64_t rows = width * states >= 4096 ? 64 : 32, in_group = heads / s.groups;
     s.chunk = chunk > 0 ? chunk : rows / rank;
     if (s.chunk * rank > KR_CHUNK_ROWS) s.chunk = KR_CHUNK_ROWS / rank;
     if (s.chunk > length) s.chunk = length;
     if (s.chunk < 1) s.chunk = 1;
     s.chunks = (length + s.chunk - 1) / s.chunk;
-    const int64_t rows_of_units = batch * groups > 0 ? batch * groups : 1;
+    const int64_t rows_of_units = batch * s.groups > 0 ? batch * s.groups : 1;
     s.blocks = (KR_CHUNK_UNITS + rows_of_units - 1) / rows_of_units;
     if (s.blocks * KR_CHUNK_BLOCK < in_group) s.blocks = (in_group + KR_CHUNK_BLOCK - 1) / KR_CHUNK_BLOCK;
     if (s.blocks > in_group) s.blocks = in_group;
@@ -122,7 +124,7 @@ static inline kr_chunk_layout kr_chunk_arrange(const kr_chunk_size *s, bool back
 
 // Workspace: the scratch of every slot; then, in the backward pass,
 //   for every batch row and head: one vector for sums over time, and rank + 1 rows [width] of them;
-//   where a group has several units, for each batch row, group and unit: its shares of dB and dC, [length, states] each.
+//   where a group's keys are shared by several units, for each batch row, group and unit: its shares of dB and dC, [length, states] each.
 static inline int64_t kr_chunk_sums(const kr_chunk_size *s) { return KR_CHUNK_LANES + (s->rank + 1) * s->width_pitch; }
 static inline int64_t kr_chunk_sums_at(const kr_chunk_size *s, const kr_chunk_layout *l) {
     return kr_chunk_slots(s) * l->floats;
@@ -134,7 +136,7 @@ static inline int64_t kr_chunk_share(const kr_chunk_size *s) { return s->length 
 static inline int64_t kr_chunk_floats(const kr_chunk_size *s, bool backward) {
     const kr_chunk_layout l = kr_chunk_arrange(s, backward);
     if (!backward) return kr_chunk_sums_at(s, &l);
-    return kr_chunk_shares_at(s, &l) + (s->blocks > 1 ? 2 * kr_chunk_units(s) * kr_chunk_share(s) : 0);
+    return kr_chunk_shares_at(s, &l) + (s->shared && s->blocks > 1 ? 2 * kr_chunk_units(s) * kr_chunk_share(s) : 0);
 }
 
 #endif

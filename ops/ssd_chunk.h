@@ -75,6 +75,7 @@ typedef struct chunk {
     float *column, *diagonal, *flow, *rho;     ///< per row or token: sums over F
     float *dghat, *dgamma, *da;                ///< per token: gradients, da of log a
     float *spare[3];
+    prefetch *ahead;
 } chunk;
 
 static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *base) {
@@ -154,7 +155,7 @@ static void scale_rows(matrix to, matrix from, const float *scale, int64_t rows,
 /// q . k for all pairs that can meet.
 static void chunk_scores(const chunk *c) {
     transpose(c->k.at, c->k.pitch, kr_round_up(c->rows, KR_LANES), c->states, c->kt, true);
-    multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->states, c->q, c->kt, c->scores, false, 0, 0});
+    multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->states, c->q, c->kt, c->scores, false, 0, 0, c->ahead});
 }
 
 static void chunk_decays(const chunk *c) {
@@ -208,13 +209,13 @@ static void chunk_forward(const chunk *c, matrix state, bool fresh, bool wanted)
     chunk_decays(c);
     weigh(c);
     if (!fresh)
-        multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->q, state, c->y, false, 0, 0});
+        multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->q, state, c->y, false, 0, 0, c->ahead});
     multiply(&(product){LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, false,
-                        fresh ? 0 : c->from_start, 1});
+                        fresh ? 0 : c->from_start, 1, c->ahead});
     if (!wanted) return;
     scale_rows(c->scaled_v, c->v, c->scale, c->rows, c->width);
     multiply(&(product){FULL, c->rank, c->states, c->width, c->rows, c->k, c->scaled_v, state, true,
-                        fresh ? 0 : c->from_start + c->rows - 1, 0});
+                        fresh ? 0 : c->from_start + c->rows - 1, 0, c->ahead});
 }
 
 // Backward ----------------------------------------------------------------------------------------------------------
@@ -336,29 +337,29 @@ static void chunk_backward(const chunk *c, matrix adjoint, bool fresh, bool endi
     float through = 0;
     chunk_decays(c);
     transpose(c->v.at, c->v.pitch, kr_round_up(c->rows, KR_LANES), c->width, c->vt, true);
-    multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->width, c->dy, c->vt, c->dots, false, 0, 0});
+    multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->width, c->dy, c->vt, c->dots, false, 0, 0, c->ahead});
     weigh_back(c);
     if (!fresh) {
         transpose(c->start.at, c->start.pitch, c->states, c->width, c->start_t, true);
         scale_rows(c->scaled_dy, c->dy, c->from_start, c->rows, c->width);
-        multiply(&(product){FULL, c->rank, c->rows, c->states, c->width, c->scaled_dy, c->start_t, c->inter_q, false, 0, 0});
+        multiply(&(product){FULL, c->rank, c->rows, c->states, c->width, c->scaled_dy, c->start_t, c->inter_q, false, 0, 0, c->ahead});
         add_later_dots(c, c->inter_q, c->q, c->states, c->lanes[0]);
         add_matrix(c->dq, c->inter_q, c->rows, c->states);
     }
     if (!ending) {
         transpose(adjoint.at, adjoint.pitch, c->width, c->states, c->end, true);
         scale_rows(c->scaled_v, c->v, c->scale, c->rows, c->width);
-        multiply(&(product){FULL, c->rank, c->rows, c->states, c->width, c->scaled_v, adjoint, c->dk, false, &one, 0});
-        multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->k, c->end, c->dv, false, 0, 0});
+        multiply(&(product){FULL, c->rank, c->rows, c->states, c->width, c->scaled_v, adjoint, c->dk, false, &one, 0, c->ahead});
+        multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->k, c->end, c->dv, false, 0, 0, c->ahead});
         dot_rows(c, c->dv, c->v, c->width, c->lanes[1]);
     }
     multiply(&(product){LOWER_ACROSS, c->rank, c->rows, c->width, c->rows, c->weights, c->dy, c->dv, true,
-                        ending ? 0 : c->scale, 1});
+                        ending ? 0 : c->scale, 1, c->ahead});
     if (!fresh) {
         const float *e = c->from_start + c->rows - 1;
         if (!ending) through = *e * dot_matrices(adjoint, c->start_t, c->width, c->states);
         multiply(&(product){FULL, c->rank, c->width, c->states, c->rows, c->scaled_dy, c->q, adjoint, true,
-                            ending ? 0 : e, 0});
+                            ending ? 0 : e, 0, c->ahead});
     }
     chunk_coefficients(c, through, ending);
 }
@@ -366,8 +367,8 @@ static void chunk_backward(const chunk *c, matrix adjoint, bool fresh, bool endi
 /// dq += values k, dk += values^T q, where values may be the sum over heads that share q and k.
 static void chunk_finish(const chunk *c, matrix values) {
     static const float one = 1;
-    multiply(&(product){LOWER_LEFT, c->rank, c->rows, c->states, c->rows, values, c->k, c->dq, false, &one, 0});
-    multiply(&(product){LOWER_ACROSS, c->rank, c->rows, c->states, c->rows, values, c->q, c->dk, true, &one, 0});
+    multiply(&(product){LOWER_LEFT, c->rank, c->rows, c->states, c->rows, values, c->k, c->dq, false, &one, 0, c->ahead});
+    multiply(&(product){LOWER_ACROSS, c->rank, c->rows, c->states, c->rows, values, c->q, c->dk, true, &one, 0, c->ahead});
 }
 
 /// The share of the scratch's matrices that must start as zeros: products read the padding of triangles.

@@ -81,6 +81,35 @@ static tile_kernel *const tile_kernels[2][2][3] = {
 /// transposed and lies lower triangular.
 enum extent { FULL, LOWER_RESULT, LOWER_LEFT, LOWER_ACROSS };
 
+/// Rows of memory that will be wanted soon, `bytes` each. A head takes a few cache lines of each row, so the hardware
+/// sees no stream to follow; while the products of one head run, they ask for the rows of the next.
+typedef struct ahead {
+    const char *row;
+    int64_t pitch, rows, bytes, at; ///< at: how much of the row is asked for
+} ahead;
+enum { AHEAD = 16, LINE = 64, LINES_AT_ONCE = 16 };
+typedef struct prefetch {
+    ahead list[AHEAD];
+    int count;
+} prefetch;
+
+static void want(prefetch *p, const float *at, int64_t pitch, int64_t rows, int64_t floats) {
+    if (!at || rows <= 0 || floats <= 0 || p->count == AHEAD) return;
+    p->list[p->count++] = (ahead){(const char *)at, pitch * (int64_t)sizeof(float), rows, floats * (int64_t)sizeof(float), 0};
+}
+
+KR_INLINE void ask(prefetch *p) {
+    for (int k = 0; k < LINES_AT_ONCE && p->count; k++) {
+        ahead *a = &p->list[p->count - 1];
+        __builtin_prefetch(a->row + a->at, 0, 2);
+        a->at += LINE;
+        if (a->at < a->bytes) continue;
+        a->at = 0;
+        a->row += a->pitch;
+        if (!--a->rows) p->count--;
+    }
+}
+
 typedef struct product {
     enum extent extent;
     int64_t rank;              ///< rows of a token; the diagonal is blocks of rank by rank
@@ -89,6 +118,7 @@ typedef struct product {
     bool across;               ///< a is given as [depth, rows]
     const float *scale;
     int64_t step;
+    prefetch *ahead;           ///< may be null
 } product;
 
 static void multiply(const product *p) {
@@ -108,6 +138,7 @@ static void multiply(const product *p) {
             }
             const float *a = p->a.at + (p->across ? begin * p->a.pitch + i : i * p->a.pitch + begin);
             const matrix b = {p->b.at + begin * p->b.pitch + j, p->b.pitch}, c = {p->c.at + i * p->c.pitch + j, p->c.pitch};
+            if (p->ahead) ask(p->ahead);
             tile_kernels[p->across][wide - j < WIDE * KR_LANES][size](a, p->a.pitch, b, end > begin ? end - begin : 0, c,
                                                                       p->scale ? p->scale + i * p->step : 0, p->step);
         }

@@ -24,7 +24,7 @@ enum { DK, DQ, DX, DADT, DDT, DTRAP, DMIMO_X, DSKIP, DH0, DK0, DV0, GRAD_OUTPUTS
 
 static kr_chunk_size measure(const kr_attrs *t, const kr_shape *in) {
     const int64_t heads = in[ADT].dim[2], rank = t->i[RANK];
-    return kr_chunk_measure(in[K].dim[0], in[K].dim[1], heads, heads, rank, heads ? in[X].dim[2] / heads : 0,
+    return kr_chunk_measure(in[K].dim[0], in[K].dim[1], heads, 0, rank, heads ? in[X].dim[2] / heads : 0,
                             heads ? in[K].dim[2] / heads / rank : 0, t->i[CHUNK]);
 }
 

@@ -1,5 +1,6 @@
-/// Mamba-3's scan on the CPU, on the chunk machinery of ssd_chunk.h: the keys and queries of a head are its own, a unit
-/// is one head of one batch row, and a token has `rank` of each.
+/// Mamba-3's scan on the CPU, on the chunk machinery of ssd_chunk.h: the keys and queries of a head are its own, and a
+/// token has `rank` of each. A unit is a few heads of one batch row, which are taken along together only so that rows of
+/// memory are used while they are near.
 ///
 /// The trapezoid rule gives token s the weight gamma_s when it arrives and omega_{s+1} one token later, with the decay
 /// that the state gets in between; so for everything after token s its coefficient is ghat_s = gamma_s + omega_{s+1},
@@ -22,18 +23,25 @@ static trapezoid trapezoid_of(const kr_attrs *t, const kr_arg *in, const kr_arg 
     trapezoid s = {.k = rows_of(&in[0]), .q = rows_of(&in[1]), .x = rows_of(&in[2]), .adt = rows_of(&in[3]),
                    .dt = rows_of(&in[4]), .trap = rows_of(&in[5]), .mimo = in[6].data, .D = in[7].data, .reset = reset->data};
     if (k0->data && v0->data) s.k0 = k0->data, s.v0 = v0->data;
-    s.size = kr_chunk_measure(in[0].shape.dim[0], in[0].shape.dim[1], heads, heads, rank,
+    s.size = kr_chunk_measure(in[0].shape.dim[0], in[0].shape.dim[1], heads, 0, rank,
                               heads ? in[2].shape.dim[2] / heads : 0, heads ? in[0].shape.dim[2] / heads / rank : 0, t->i[CHUNK]);
     return s;
 }
 
-/// Batch row and head of a unit, and the number of the row's first token.
+/// Batch row, the number of its first token, the first head of a unit and the head at hand.
 typedef struct place {
-    int64_t b, head, row;
+    int64_t b, row, first_head, head;
 } place;
 
-static place place_of(const kr_chunk_size *s, int64_t unit) {
-    return (place){unit / s->heads, unit % s->heads, unit / s->heads * s->length};
+/// The heads of a unit, one after the other: place `at` of each.
+#define EACH_HEAD(s, unit, at)                                                                                       \
+    for (place at = {(unit) / (s)->blocks, (unit) / (s)->blocks * (s)->length, (unit) % (s)->blocks * (s)->block,    \
+                     (unit) % (s)->blocks * (s)->block};                                                             \
+         at.head < at.first_head + (s)->block && at.head < (s)->heads; at.head++)
+
+/// The state of a head: [states, width]; in the backward pass [width, states].
+static matrix state_at(const kr_chunk_size *s, const chunk *c, place at, bool backward) {
+    return state_of(c, s, at.head - at.first_head, backward);
 }
 
 /// Rows (token, rank) of `cols` each, where the ranks of a token lie `step` apart.
@@ -69,6 +77,14 @@ static void load_values(const trapezoid *s, matrix to, const float *x, int64_t p
         }
     for (int64_t i = tokens * rank; i < kr_round_up(tokens * rank, KR_LANES); i++)
         clear(to.at + i * to.pitch, kr_round_up(p, KR_LANES));
+}
+
+/// Asks for what a head reads of one chunk.
+static void want_head(const trapezoid *s, const chunk *c, int64_t row, int64_t head) {
+    const int64_t n = s->size.rank * s->size.states, p = s->size.width;
+    want(c->ahead, s->x.at + row * s->x.pitch + head * p, s->x.pitch, c->tokens, p);
+    want(c->ahead, s->q.at + row * s->q.pitch + head * n, s->q.pitch, c->tokens, n);
+    want(c->ahead, s->k.at + row * s->k.pitch + head * n, s->k.pitch, c->tokens, n);
 }
 
 static void load_group(const trapezoid *s, const chunk *c, int64_t row, int64_t head) {
@@ -167,25 +183,37 @@ static void store_last(const trapezoid *s, place at, const float *k0, const floa
 }
 
 /// in: k, q, x, adt, dt, trap, mimo_x, D, h0, k0, v0, reset; out: o, h_last, k_last, v_last, saved.
-static void forward_unit(const trapezoid *s, const kr_call *call, chunk *c, place at) {
+static void forward_unit(const trapezoid *s, const kr_call *call, chunk *c, int64_t unit) {
     const kr_chunk_size *z = &s->size;
     const int64_t n = z->states, p = z->width, floats = n * p;
     float *last = call->out[1].data, *saved = call->out[4].data;
-    const matrix state = state_of(c, z, 0, false);
-    const bool fresh = !load_state(s, c, at, call->in[8].data, state);
-    store_last(s, at, call->in[9].data, call->in[10].data, call->out[2].data, call->out[3].data);
+    bool fresh = true;
+    EACH_HEAD(z, unit, at) {
+        fresh = !load_state(s, c, at, call->in[8].data, state_at(z, c, at, false));
+        store_last(s, at, call->in[9].data, call->in[10].data, call->out[2].data, call->out[3].data);
+    }
     for (int64_t i = 0; i < z->chunks; i++) {
-        const int64_t first = i * z->chunk, row = at.row + first;
+        const int64_t first = i * z->chunk;
         const bool ends = i + 1 == z->chunks;
         chunk_resize(c, ends ? z->length - first : z->chunk);
-        load_group(s, c, row, at.head);
-        load_steps(s, c, at, first);
-        load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
-        if (saved) store_matrix(saved + ((at.b * z->chunks + i) * z->heads + at.head) * floats, p, state, n, p);
-        chunk_forward(c, state, !i && fresh, !ends || last);
-        store_output(s, c, at, first, sink_of(&call->out[0]));
+        EACH_HEAD(z, unit, at) {
+            const int64_t row = at.row + first;
+            const matrix state = state_at(z, c, at, false);
+            const bool wraps = at.head + 1 == at.first_head + z->block || at.head + 1 == z->heads;
+            c->ahead->count = 0;
+            if (!wraps || !ends) want_head(s, c, row + (wraps ? z->chunk : 0), wraps ? at.first_head : at.head + 1);
+            load_group(s, c, row, at.head);
+            load_steps(s, c, at, first);
+            load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
+            if (saved) store_matrix(saved + ((at.b * z->chunks + i) * z->heads + at.head) * floats, p, state, n, p);
+            chunk_forward(c, state, !i && fresh, !ends || last);
+            store_output(s, c, at, first, sink_of(&call->out[0]));
+        }
     }
-    if (last) transpose(state.at, state.pitch, n, p, (matrix){last + (at.b * z->heads + at.head) * floats, n}, false);
+    EACH_HEAD(z, unit, at) {
+        const matrix state = state_at(z, c, at, false);
+        if (last) transpose(state.at, state.pitch, n, p, (matrix){last + (at.b * z->heads + at.head) * floats, n}, false);
+    }
 }
 
 KR_KERNEL(trapezoid_scan) {
@@ -193,8 +221,10 @@ KR_KERNEL(trapezoid_scan) {
     const kr_chunk_layout layout = kr_chunk_arrange(&s.size, false);
     EACH_UNIT(&s.size, {
         chunk c = chunk_of(&s.size, &layout, (float *)call->work + slot * layout.floats);
+        prefetch ahead = {.count = 0};
+        c.ahead = &ahead;
         chunk_start(&c, &s.size, false);
-        for (int64_t unit = begin; unit < end; unit++) forward_unit(&s, call, &c, place_of(&s.size, unit));
+        for (int64_t unit = begin; unit < end; unit++) forward_unit(&s, call, &c, unit);
     });
 }
 
@@ -258,7 +288,7 @@ static void store_steps(const trapezoid *s, const kr_call *call, const chunk *c,
 static void store_before(const trapezoid *s, const kr_call *call, const chunk *c, place at, const pending *first, float *sums) {
     const kr_chunk_size *z = &s->size;
     const int64_t n = z->states, p = z->width, head = at.b * z->heads + at.head;
-    const matrix adjoint = state_of(c, z, 0, true);
+    const matrix adjoint = state_at(z, c, at, true);
     float *dh0 = call->out[DH0].data, *dk0 = call->out[DK0].data, *dv0 = call->out[DV0].data, domega = 0, omega = 0;
     const float *dk_last = call->in[DK_LAST].data, *dv_last = call->in[DV_LAST].data;
     const bool before = s->k0 && z->length, through = !z->length;
@@ -297,44 +327,78 @@ static void store_before(const trapezoid *s, const kr_call *call, const chunk *c
     }
 }
 
-static void backward_unit(const trapezoid *s, const kr_call *call, chunk *c, place at, float *sums) {
+/// Asks for what this head writes of the chunk, and for what the next head reads.
+static void want_backward(const trapezoid *s, const kr_call *call, const chunk *c, place at, int64_t i) {
     const kr_chunk_size *z = &s->size;
-    const int64_t n = z->states, p = z->width, head = at.b * z->heads + at.head;
+    const bool wraps = at.head + 1 == at.first_head + z->block || at.head + 1 == z->heads;
+    const int64_t head = wraps ? at.first_head : at.head + 1, next = wraps ? i - 1 : i, n = z->rank * z->states, p = z->width;
+    const int64_t row = at.row + i * z->chunk, next_row = at.row + next * z->chunk;
     const rows dout = rows_of(&call->in[DOUT]);
-    const float *dh_last = call->in[DH_LAST].data, *dk_last = call->in[DK_LAST].data, *saved = call->in[SAVED].data;
-    const sink dk = sink_of(&call->out[DK]), dq = sink_of(&call->out[DQ]);
-    const matrix adjoint = state_of(c, z, 0, true);
-    const bool zero_start = call->attrs->i[ZERO_START] && !call->out[DH0].data && !s->k0;
-    pending next = {0};
-    clear(sums, kr_chunk_sums(z));
-    sums += KR_LANES;
-    clear_matrix(adjoint, p, n);
-    if (dh_last) load_matrix(adjoint, dh_last + head * n * p, n, p, n);
-    for (int64_t i = z->chunks - 1; i >= 0; i--) {
-        const int64_t first = i * z->chunk, row = at.row + first, column = at.head * z->rank * n;
-        const bool ends = i + 1 == z->chunks, fresh = !i && zero_start;
-        chunk_resize(c, ends ? z->length - first : z->chunk);
-        load_group(s, c, row, at.head);
-        load_steps(s, c, at, first);
-        load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
-        if (dout.at) load_ranks(c, c->dy, dout.at + row * dout.pitch + at.head * p, dout.pitch, z->heads * p, p);
-        else clear_matrix(c->dy, c->rows, p);
-        if (!fresh) load_matrix(c->start, saved + ((at.b * z->chunks + i) * z->heads + at.head) * n * p, p, n, p);
-        clear_matrix(c->dq, c->rows, n);
-        clear_matrix(c->dk, c->rows, n);
-        chunk_backward(c, adjoint, fresh, ends && !dh_last);
-        chunk_finish(c, c->values);
-        for (int64_t r = 0; r < z->rank && ends && dk_last; r++)
-            for (int64_t j = 0; j < n; j += KR_LANES) {
-                float *to = c->dk.at + (c->rows - z->rank + r) * c->dk.pitch + j;
-                kr_v_store(to, kr_v_load(to) + kr_v_load_n(dk_last + ((at.b * z->rank + r) * z->heads + at.head) * n + j, n - j));
-            }
-        if (dk.at) store_ranks(c, dk.at + row * dk.pitch + column, dk.pitch, n, c->dk, n);
-        if (dq.at) store_ranks(c, dq.at + row * dq.pitch + column, dq.pitch, n, c->dq, n);
-        store_values(s, call, c, at, first, sums);
-        store_steps(s, call, c, at, first, &next);
+    const sink dk = sink_of(&call->out[DK]), dq = sink_of(&call->out[DQ]), dx = sink_of(&call->out[DX]);
+    c->ahead->count = 0;
+    if (next >= 0) {
+        want(c->ahead, (const float *)call->in[SAVED].data + ((at.b * z->chunks + next) * z->heads + head) * z->states * p, 0, 1,
+             z->states * p);
+        if (dout.at)
+            for (int64_t r = 0; r < z->rank; r++)
+                want(c->ahead, dout.at + next_row * dout.pitch + (r * z->heads + head) * p, dout.pitch, c->tokens, p);
+        want_head(s, c, next_row, head);
     }
-    store_before(s, call, c, at, &next, sums);
+    if (dx.at) want(c->ahead, dx.at + row * dx.pitch + at.head * p, dx.pitch, c->tokens, p);
+    if (dq.at) want(c->ahead, dq.at + row * dq.pitch + at.head * n, dq.pitch, c->tokens, n);
+    if (dk.at) want(c->ahead, dk.at + row * dk.pitch + at.head * n, dk.pitch, c->tokens, n);
+}
+
+/// One head over one chunk; `sums` are the head's.
+static void backward_chunk(const trapezoid *s, const kr_call *call, chunk *c, place at, int64_t i, pending *next, float *sums) {
+    const kr_chunk_size *z = &s->size;
+    const int64_t n = z->states, p = z->width, first = i * z->chunk, row = at.row + first, column = at.head * z->rank * n;
+    const rows dout = rows_of(&call->in[DOUT]);
+    const float *dk_last = call->in[DK_LAST].data, *saved = call->in[SAVED].data;
+    const sink dk = sink_of(&call->out[DK]), dq = sink_of(&call->out[DQ]);
+    const bool ends = i + 1 == z->chunks;
+    const bool fresh = !i && call->attrs->i[ZERO_START] && !call->out[DH0].data && !s->k0;
+    want_backward(s, call, c, at, i);
+    load_group(s, c, row, at.head);
+    load_steps(s, c, at, first);
+    load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
+    if (dout.at) load_ranks(c, c->dy, dout.at + row * dout.pitch + at.head * p, dout.pitch, z->heads * p, p);
+    else clear_matrix(c->dy, c->rows, p);
+    if (!fresh) load_matrix(c->start, saved + ((at.b * z->chunks + i) * z->heads + at.head) * n * p, p, n, p);
+    clear_matrix(c->dq, c->rows, n);
+    clear_matrix(c->dk, c->rows, n);
+    chunk_backward(c, state_at(z, c, at, true), fresh, ends && !call->in[DH_LAST].data);
+    chunk_finish(c, c->values);
+    for (int64_t r = 0; r < z->rank && ends && dk_last; r++)
+        for (int64_t j = 0; j < n; j += KR_LANES) {
+            float *to = c->dk.at + (c->rows - z->rank + r) * c->dk.pitch + j;
+            kr_v_store(to, kr_v_load(to) + kr_v_load_n(dk_last + ((at.b * z->rank + r) * z->heads + at.head) * n + j, n - j));
+        }
+    if (dk.at) store_ranks(c, dk.at + row * dk.pitch + column, dk.pitch, n, c->dk, n);
+    if (dq.at) store_ranks(c, dq.at + row * dq.pitch + column, dq.pitch, n, c->dq, n);
+    store_values(s, call, c, at, first, sums + KR_LANES);
+    store_steps(s, call, c, at, first, next);
+}
+
+static void backward_unit(const trapezoid *s, const kr_call *call, chunk *c, int64_t unit, float *sums) {
+    const kr_chunk_size *z = &s->size;
+    const int64_t n = z->states, p = z->width;
+    const float *dh_last = call->in[DH_LAST].data;
+    pending next[KR_CHUNK_BLOCK] = {{0}};
+    EACH_HEAD(z, unit, at) {
+        const int64_t head = at.b * z->heads + at.head;
+        const matrix adjoint = state_at(z, c, at, true);
+        clear(sums + head * kr_chunk_sums(z), kr_chunk_sums(z));
+        clear_matrix(adjoint, p, n);
+        if (dh_last) load_matrix(adjoint, dh_last + head * n * p, n, p, n);
+    }
+    for (int64_t i = z->chunks - 1; i >= 0; i--) {
+        chunk_resize(c, i + 1 == z->chunks ? z->length - i * z->chunk : z->chunk);
+        EACH_HEAD(z, unit, at)
+            backward_chunk(s, call, c, at, i, &next[at.head - at.first_head], sums + (at.b * z->heads + at.head) * kr_chunk_sums(z));
+    }
+    EACH_HEAD(z, unit, at)
+        store_before(s, call, c, at, &next[at.head - at.first_head], sums + (at.b * z->heads + at.head) * kr_chunk_sums(z) + KR_LANES);
 }
 
 KR_KERNEL(trapezoid_scan_grad) {
@@ -343,9 +407,10 @@ KR_KERNEL(trapezoid_scan_grad) {
     float *work = call->work, *sums = work + kr_chunk_sums_at(&s.size, &layout);
     EACH_UNIT(&s.size, {
         chunk c = chunk_of(&s.size, &layout, work + slot * layout.floats);
+        prefetch ahead = {.count = 0};
+        c.ahead = &ahead;
         chunk_start(&c, &s.size, true);
-        for (int64_t unit = begin; unit < end; unit++)
-            backward_unit(&s, call, &c, place_of(&s.size, unit), sums + unit * kr_chunk_sums(&s.size));
+        for (int64_t unit = begin; unit < end; unit++) backward_unit(&s, call, &c, unit, sums);
     });
 }
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The documentation says what is so: its links lead to files, and the block that README shows is the block.
+# The documentation says what is so: its links lead to files, the code that it quotes stands there, and the block that
+# README shows is the block.
 #   docs_hold.sh SOURCE
 set -eu
 cd "$1"

@@ -20,6 +20,8 @@ KERNEL(softplus)
 KERNEL(tanh)
 KERNEL(sqrt)
 KERNEL(abs)
+KERNEL(sin)
+KERNEL(cos)
 
 /// Sums and largest lanes of groups of 16, and loads and stores of fewer than 16: out[g] = {sum, max, copies...}.
 KR_KERNEL(lanes_groups) {

@@ -130,7 +130,8 @@ Test(config, models_have_every_key) {
     cr_expect_eq(m.block.hidden, 100);
     cr_expect_eq(m.block.base_decay, 0.25);
     cr_expect_eq(m.context, 77);
-    cr_expect(m.block.attention.qkv_proj_bias && !m.block.attention.not_causal && !m.block.no_rmsnorm, "official defaults");
+    cr_expect(m.block.attention.qkv_proj_bias && !m.block.attention.not_causal && !m.block.no_rmsnorm,
+              "official defaults");
     cr_assert_eq(kr_config_model(c, "official", &m), KR_OK);
     const kr_block_config *b = &m.block;
     const kr_attention_config *a = &b->attention;
@@ -199,18 +200,22 @@ Test(config, presets_have_the_published_sizes) {
         {"mamba2-780m", v16 * 1536 + 48 * (mamba2_layer(1536, 128, 64) + 1536) + 1536, 0, 0},
         {"mamba2-1.3b", v16 * 2048 + 48 * (mamba2_layer(2048, 128, 64) + 2048) + 2048, 0, 0},
         {"mamba2-2.7b", v16 * 2560 + 64 * (mamba2_layer(2560, 128, 64) + 2560) + 2560, 0, 0},
-        {"mamba2attn-2.7b", v16 * 2560 + 58 * mamba2_layer(2560, 128, 64) + 6 * attention_layer(2560, 30, 128, 4) + 65 * 2560, 0, 0},
-        {"transformerpp-2.7b", v16 * 2560 + 32 * (attention_layer(2560, 20, 128, 0) + 3 * 6912 * 2560) + 65 * 2560, 0, 0},
+        {"mamba2attn-2.7b",
+         v16 * 2560 + 58 * mamba2_layer(2560, 128, 64) + 6 * attention_layer(2560, 30, 128, 4) + 65 * 2560, 0, 0},
+        {"transformerpp-2.7b", v16 * 2560 + 32 * (attention_layer(2560, 20, 128, 0) + 3 * 6912 * 2560) + 65 * 2560, 0,
+         0},
         {"mamba1-1m", 256 * 160 + 5 * (mamba1_layer(160) + 160) + 160, 900000, 1100000},
         {"mamba2-1m", 256 * 160 + 5 * (mamba2_layer(160, 64, 32) + 160) + 160, 900000, 1100000},
         {"mamba3-1m", 256 * 160 + 5 * (mamba3_layer(160, 64, 32, 1, false) + 160) + 160, 900000, 1100000},
         {"mamba3-mimo-1m", 256 * 160 + 4 * (mamba3_layer(160, 64, 32, 4, true) + 160) + 160, 900000, 1100000},
-        {"hybrid-1m", 256 * 160 + 3 * mamba3_layer(160, 64, 32, 1, false) + attention_layer(160, 5, 32, 0) + 3 * 512 * 160 + 6 * 160,
+        {"hybrid-1m",
+         256 * 160 + 3 * mamba3_layer(160, 64, 32, 1, false) + attention_layer(160, 5, 32, 0) + 3 * 512 * 160 + 6 * 160,
          900000, 1100000},
         {"tinymamba-1m", 256 * 128 + 3 * (10 * 128 * 128 + 3 * 256 + 3 * 384 * 128 + 2 * 128) + 128, 900000, 1100000},
     };
     kr_config *c;
-    cr_assert_eq(kr_config_parse(kr_builtin_yaml, strlen(kr_builtin_yaml), "built-in", &c), KR_OK, "%s", kr_status_message());
+    cr_assert_eq(kr_config_parse(kr_builtin_yaml, strlen(kr_builtin_yaml), "built-in", &c), KR_OK, "%s",
+                 kr_status_message());
     for (int k = 0; kr_config_model_name(c, k); k++) {
         const char *name = kr_config_model_name(c, k);
         kr_model_config m;
@@ -218,8 +223,10 @@ Test(config, presets_have_the_published_sizes) {
         const int64_t got = count_parameters(&m);
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
             if (strcmp(cases[i].name, name)) continue;
-            cr_expect_eq(got, cases[i].parameters, "%s has %ld parameters, want %ld", name, (long)got, (long)cases[i].parameters);
-            if (cases[i].high) cr_expect(got >= cases[i].low && got <= cases[i].high, "%s has %ld parameters", name, (long)got);
+            cr_expect_eq(got, cases[i].parameters, "%s has %ld parameters, want %ld", name, (long)got,
+                         (long)cases[i].parameters);
+            if (cases[i].high)
+                cr_expect(got >= cases[i].low && got <= cases[i].high, "%s has %ld parameters", name, (long)got);
         }
     }
     kr_config_free(c);
@@ -265,12 +272,16 @@ Test(config, faults_name_line_and_nearest_key) {
         {"models:\n  m: {layer: mamab1, d_model: 8, n_layer: 1, vocab_size: 9}\n",
          {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
         {"models:\n  m: {}\n", {"k.yaml:2:", "no d_model"}},
-        {"models:\n  m: {layers: mamba1, d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "layers in model m", "want a list"}},
-        {"models:\n  m: {layers: [mamba1, [a]], d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "a list", "no plain word"}},
-        {"models:\n  m: {layers: [mamba1, mamab1], d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
+        {"models:\n  m: {layers: mamba1, d_model: 8, vocab_size: 9}\n",
+         {"k.yaml:2:", "layers in model m", "want a list"}},
+        {"models:\n  m: {layers: [mamba1, [a]], d_model: 8, vocab_size: 9}\n",
+         {"k.yaml:2:", "a list", "no plain word"}},
+        {"models:\n  m: {layers: [mamba1, mamab1], d_model: 8, vocab_size: 9}\n",
+         {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
         {"models:\n  m: {layers: [], d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "layers in model m is empty"}},
         {"models:\n  m: {layers: [mamba1], layer: mamba1, d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "leave layer"}},
-        {"models:\n  m: {layers: [mamba1], n_layer: 2, d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "1 layers", "n_layer 2"}},
+        {"models:\n  m: {layers: [mamba1], n_layer: 2, d_model: 8, vocab_size: 9}\n",
+         {"k.yaml:2:", "1 layers", "n_layer 2"}},
         {"models:\n  m: {layer: mamba1, n_layer: 2, d_model: 8, vocab_size: 9, attn_layer_idx: [2]}\n",
          {"k.yaml:2:", "attn_layer_idx", "want layers 0 to 1"}},
         {"models:\n  m: {layer: mamba1, d_model: 8, dt_limit: [1]}\n", {"k.yaml:2:", "two numbers"}},

@@ -224,7 +224,8 @@ Test(data, documents_start_after_their_separator) {
     kr_data *x;
     cr_assert_eq(kr_data_from(text, 4000, LENGTH, "some.txt", &x), KR_OK);
     cr_assert_eq(kr_data_split(x, "nowhere"), KR_BAD_ARGUMENT);
-    cr_expect(strstr(kr_status_message(), "'nowhere'") && strstr(kr_status_message(), "some.txt"), "%s", kr_status_message());
+    cr_expect(strstr(kr_status_message(), "'nowhere'") && strstr(kr_status_message(), "some.txt"), "%s",
+              kr_status_message());
     cr_assert_eq(kr_data_split(x, ""), KR_BAD_ARGUMENT);
     kr_data_close(x);
 }

@@ -1,5 +1,5 @@
-/// Documents packed into rows, and rows that go on where the ones before ended: a language model must not be able to tell
-/// a packed row from separate ones, nor a text read in pieces from the text in one piece.
+/// Documents packed into rows, and rows that go on where the ones before ended: a language model must not be able to
+/// tell a packed row from separate ones, nor a text read in pieces from the text in one piece.
 #include "check.h"
 #include "compiler/compiler.h"
 #include "models/models.h"
@@ -59,10 +59,12 @@ static result run(const kr_model_config *m, int64_t length, const int32_t *token
     check_ok(kr_session_init(session, 7), "init");
     const size_t bytes = (size_t)length * 4;
     result r = {0};
-    kr_binding bindings[256] = {{"tokens", (void *)(uintptr_t)tokens, bytes}, {"targets", (void *)(uintptr_t)targets, bytes},
+    kr_binding bindings[256] = {{"tokens", (void *)(uintptr_t)tokens, bytes},
+                                {"targets", (void *)(uintptr_t)targets, bytes},
                                 {"loss", &r.loss, 4}};
     int count = 3;
-    if (reset && kr_plan_find(plan, "reset") >= 0) bindings[count++] = (kr_binding){"reset", (void *)(uintptr_t)reset, bytes};
+    if (reset && kr_plan_find(plan, "reset") >= 0)
+        bindings[count++] = (kr_binding){"reset", (void *)(uintptr_t)reset, bytes};
     for (int pass = 0; pass < 2; pass++) {
         int64_t at = 0;
         for (int k = 0; k < kr_plan_slots(plan); k++) {
@@ -104,7 +106,8 @@ Test(packing, a_row_of_two_documents_is_two_rows) {
             result packed = run(&m, L, tokens, targets, reset);
             double loss = 0, worst = 0, most = 0;
             for (int d = 0; d < 2; d++) loss += alone[d].loss * (double)counted[d] / (double)(L - 1);
-            cr_expect(fabs(packed.loss - loss) < 1e-6 * (1 + fabs(loss)), "%s: loss %g, want %g", kind->name, packed.loss, loss);
+            cr_expect(fabs(packed.loss - loss) < 1e-6 * (1 + fabs(loss)), "%s: loss %g, want %g", kind->name,
+                      packed.loss, loss);
             cr_assert_eq(packed.count, alone[0].count);
             for (int64_t k = 0; k < packed.count; k++) {
                 double want = 0;
@@ -112,7 +115,8 @@ Test(packing, a_row_of_two_documents_is_two_rows) {
                 worst = fmax(worst, fabs(packed.grads[k] - want));
                 most = fmax(most, fabs(want));
             }
-            cr_expect(worst < 5e-5 * most, "%s, %ld + %ld: gradients differ by %g of %g", kind->name, (long)a, (long)b, worst, most);
+            cr_expect(worst < 5e-5 * most, "%s, %ld + %ld: gradients differ by %g of %g", kind->name, (long)a, (long)b,
+                      worst, most);
             free(packed.grads);
             for (int d = 0; d < 2; d++) free(alone[d].grads);
         }
@@ -144,15 +148,18 @@ static void check_stream(const kr_model_config *model, int64_t L, int pieces) {
     double sum = 0;
     const size_t bytes = (size_t)L * 4;
     for (int k = 0; k < pieces; k++) {
-        kr_binding bindings[5] = {{"tokens", tokens + k * L, bytes}, {"targets", targets + k * L, bytes}, {"loss", &loss, 4},
-                                  {"optimizer", hyper, sizeof hyper}, {"reset", reset, bytes}};
+        kr_binding bindings[5] = {{"tokens", tokens + k * L, bytes},
+                                  {"targets", targets + k * L, bytes},
+                                  {"loss", &loss, 4},
+                                  {"optimizer", hyper, sizeof hyper},
+                                  {"reset", reset, bytes}};
         check_ok(kr_plan_run(session, plan[0], bindings, kr_plan_find(plan[0], "reset") >= 0 ? 5 : 4, 0), "step");
         sum += loss / pieces;
     }
     check_ok(kr_plan_run(session, plan[1], (kr_binding[]){{"tokens", tokens, bytes * (size_t)pieces},
         {"targets", targets, bytes * (size_t)pieces}, {"loss", &whole, 4}}, 3, 0), "whole");
-    cr_expect(fabs(sum - whole) < 2e-6 * (1 + fabs(whole)), "%s in %d pieces of %ld: %.8g, in one %.8g", m.layer, pieces, (long)L,
-              sum, whole);
+    cr_expect(fabs(sum - whole) < 2e-6 * (1 + fabs(whole)), "%s in %d pieces of %ld: %.8g, in one %.8g", m.layer,
+              pieces, (long)L, sum, whole);
     // A reset at the start of a row makes it the first one again.
     float first, again;
     kr_binding bindings[5] = {{"tokens", tokens, bytes}, {"targets", targets, bytes}, {"loss", &first, 4},
@@ -163,7 +170,8 @@ static void check_stream(const kr_model_config *model, int64_t L, int pieces) {
     bindings[2].data = &again;
     reset[0] = 1;
     check_ok(kr_plan_run(session, plan[0], bindings, count, 0), "step");
-    cr_expect(fabsf(first - again) < 1e-6f * (1 + first), "%s: %.8g after a reset, %.8g at first", m.layer, again, first);
+    cr_expect(fabsf(first - again) < 1e-6f * (1 + first), "%s: %.8g after a reset, %.8g at first", m.layer, again,
+              first);
     kr_session_close(session);
     kr_device_close(device);
     for (int k = 0; k < 2; k++) kr_plan_free(plan[k]);

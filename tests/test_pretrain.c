@@ -389,27 +389,30 @@ Test(pretrain, a_graph_written_by_hand, .init = enter, .fini = leave) {
     expect_said("graph    g.kg: 8192 parameters");
     expect_said("run      runs/g-1");
     double loss[2];
-    FILE *pipe = popen("sed -n 's/.*\"loss\": \\([0-9.]*\\), \"lr.*/\\1/p' runs/g-1/metrics.jsonl | sed -n '1p;60p'", "r");
+    FILE *pipe = popen("sed -n 's/.*\"loss\": \\([0-9.]*\\), \"lr.*/\\1/p' runs/g-1/metrics.jsonl | sed -n '1p;60p'",
+                       "r");
     cr_assert_eq(fscanf(pipe, "%lf %lf", &loss[0], &loss[1]), 2);
     pclose(pipe);
     cr_expect(loss[0] > 5 && loss[1] < 3, "the loss goes from %g to %g", loss[0], loss[1]);
     // Stopped and resumed, with carried state; documents too.
-    cr_assert_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir whole"), 0, "%s", output);
-    cr_assert_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --stop-after 4"), 0);
-    cr_assert_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --resume"), 0, "%s",
+    cr_assert_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir whole"), 0, "%s",
                  output);
+    cr_assert_eq(
+        krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --stop-after 4"), 0);
+    cr_assert_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --resume"), 0,
+                 "%s", output);
     expect_same("whole/latest", "parts/latest");
     // It writes by reading its row again and again.
-    cr_assert_eq(krait("generate --checkpoint runs/g-1 --graph g.kg --prompt 'line ' --max-new-tokens 60 --seed 3"), 0, "%s",
-                 output);
+    cr_assert_eq(krait("generate --checkpoint runs/g-1 --graph g.kg --prompt 'line ' --max-new-tokens 60 --seed 3"), 0,
+                 "%s", output);
     strcpy(first, output);
     cr_expect_eq(strlen(first), 65);
     cr_assert_eq(krait("generate --checkpoint runs/g-1 --graph g.kg --prompt 'line ' --max-new-tokens 60 --seed 3"), 0);
     cr_expect_str_eq(first, output);
     // Another graph is another run; a comment is not another graph.
     cr_expect_eq(system("sed -i 's/^end/# the end\\nend/' g.kg"), 0);
-    cr_expect_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --resume"), 0, "%s",
-                 output);
+    cr_expect_eq(krait(GRAPH "--steps 9 --carry-state --document-separator 'text.\n' --output-dir parts --resume"), 0,
+                 "%s", output);
     cr_expect_eq(system("sed 's/const 0.5/const 0.25/' g.kg > h.kg"), 0);
     cr_expect_eq(krait("pretrain --graph h.kg --text-file text --steps 9 --output-dir runs/g-1 --resume"), 2);
     expect_said("not one of this graph");
@@ -427,15 +430,30 @@ Test(pretrain, a_graph_that_cannot_be_trained_says_why, .init = enter, .fini = l
     } cases[] = {
         {"", "", "", "", 2, {"g.kg has no output \"loss\""}},
         {"", "output \"loss\" = %each\n", "", "", 2, {"f32 [2, 32]", "one element"}},
-        {"%extra = input \"noise\" : f32[3]\n", "output \"loss\" = %loss\n", "", "", 2, {"\"noise\"", "nobody would feed"}},
+        {"%extra = input \"noise\" : f32[3]\n",
+         "output \"loss\" = %loss\n",
+         "",
+         "",
+         2,
+         {"\"noise\"", "nobody would feed"}},
         {"", "output \"loss\" = %loss\n", "s/\"targets\"/\"wanted\"/", "", 2, {"no input \"targets\""}},
         {"", "output \"loss\" = %loss\n", "s/\"tokens\" : i32/\"tokens\" : f32/", "", 1, {"g.kg:"}},
         {"", "output \"loss\" = %loss\n", "s/linear_scan/linear_scam/", "", 1, {"g.kg:10:", "linear_scan"}},
         {"", "output \"loss\" = %loss\n", "/^end/d", "", 1, {"g.kg:"}},
         {"", "output \"loss\" = %loss\n", "", "--batch-size 4", 2, {"--batch-size", "g.kg"}},
         {"", "output \"loss\" = %loss\n", "", "--model mamba1-tiny", 2, {"exclude each other"}},
-        {"", "output \"loss\" = %loss\n", "/reset\" :/d; s/%reset/_/", "--document-separator a", 2, {"no input \"reset\""}},
-        {"", "output \"loss\" = %loss\n", "/reset\" :/d; s/%reset/_/", "--carry-state", 2, {"--carry-state", "\"reset\""}},
+        {"",
+         "output \"loss\" = %loss\n",
+         "/reset\" :/d; s/%reset/_/",
+         "--document-separator a",
+         2,
+         {"no input \"reset\""}},
+        {"",
+         "output \"loss\" = %loss\n",
+         "/reset\" :/d; s/%reset/_/",
+         "--carry-state",
+         2,
+         {"--carry-state", "\"reset\""}},
         {"", "output \"loss\" = %loss\n", "/assign/d; /%state =/d; s/%state/_/", "--carry-state", 2, {"no carry"}},
     };
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {

@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { K_IN, Q_IN, K_BIAS, Q_BIAS, ANG, DT, THETA0, RESET, INPUTS };
@@ -23,12 +24,22 @@ static int64_t ang_at(const mix *m, int64_t b, int64_t t, int64_t h, int64_t s) 
 }
 static bool cut(const mix *m, int64_t b, int64_t t) { return m->in[RESET] && m->in[RESET][b * m->L + t] > 0; }
 
-/// The angle after token t; t = -1: theta0.
-static double angle(const mix *m, int64_t b, int64_t t, int64_t h, int64_t s) {
-    double theta = m->in[THETA0] ? m->in[THETA0][(b * m->H + h) * m->S + s] : 0;
-    for (int64_t k = 0; k <= t; k++)
-        theta = (cut(m, b, k) ? 0 : theta) + M_PI * tanh(m->in[ANG][ang_at(m, b, k, h, s)]) * m->in[DT][(b * m->L + k) * m->H + h];
-    return theta;
+/// Angles [B, H, L + 1, S]; entry 0 is theta0, entry t + 1 the angle after token t. To be freed.
+static double *angles_of(const mix *m) {
+    double *all = malloc((size_t)(m->B * m->H * (m->L + 1) * m->S + 1) * sizeof *all);
+    for (int64_t b = 0; b < m->B; b++)
+        for (int64_t h = 0; h < m->H; h++)
+            for (int64_t s = 0; s < m->S; s++) {
+                double *theta = all + (b * m->H + h) * (m->L + 1) * m->S + s;
+                *theta = m->in[THETA0] ? m->in[THETA0][(b * m->H + h) * m->S + s] : 0;
+                for (int64_t t = 0; t < m->L; t++, theta += m->S)
+                    theta[m->S] = (cut(m, b, t) ? 0 : *theta) +
+                                  M_PI * tanh(m->in[ANG][ang_at(m, b, t, h, s)]) * m->in[DT][(b * m->L + t) * m->H + h];
+            }
+    return all;
+}
+static double angle(const mix *m, const double *all, int64_t b, int64_t t, int64_t h, int64_t s) {
+    return all[((b * m->H + h) * (m->L + 1) + t + 1) * m->S + s];
 }
 
 /// The pair and place of coordinate n; -1 where it does not turn.
@@ -50,6 +61,7 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
                     double *const *out) {
     (void)out_shape;
     const mix m = mix_of(a, shape, in);
+    double *all = angles_of(&m);
     for (int64_t b = 0; b < m.B; b++)
         for (int64_t h = 0; h < m.H; h++) {
             for (int64_t t = 0; t < m.L; t++)
@@ -57,7 +69,7 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
                     for (int64_t n = 0; n < m.N; n++) {
                         bool second;
                         const int64_t j = pair_of(&m, n, &second), other = partner(&m, n, second);
-                        const double theta = j < 0 ? 0 : angle(&m, b, t, h, j);
+                        const double theta = j < 0 ? 0 : angle(&m, all, b, t, h, j);
                         for (int w = 0; w < 2; w++) {
                             const double *bias = in[K_BIAS + w] + (h * m.R + r) * m.N;
                             const double x = in[w][in_at(&m, b, t, h, r, n)] + bias[n];
@@ -66,10 +78,11 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
                         }
                     }
             for (int64_t s = 0; s < m.S; s++) {
-                const double turns = angle(&m, b, m.L - 1, h, s) / (2 * M_PI);
+                const double turns = angle(&m, all, b, m.L - 1, h, s) / (2 * M_PI);
                 out[2][(b * m.H + h) * m.S + s] = (turns - floor(turns)) * 2 * M_PI;
             }
         }
+    free(all);
 }
 
 /// in: dk, dq, dtheta, then the forward inputs.
@@ -77,6 +90,7 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
                      double *const *out) {
     (void)out_shape;
     const mix m = mix_of(a, shape + 3, in + 3);
+    double *all = angles_of(&m);
     for (int64_t b = 0; b < m.B; b++)
         for (int64_t h = 0; h < m.H; h++) {
             double felt[m.S + 1];
@@ -86,7 +100,7 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
                     for (int64_t n = 0; n < m.N; n++) {
                         bool second;
                         const int64_t j = pair_of(&m, n, &second), other = partner(&m, n, second);
-                        const double theta = j < 0 ? 0 : angle(&m, b, t, h, j);
+                        const double theta = j < 0 ? 0 : angle(&m, all, b, t, h, j);
                         for (int w = 0; w < 2; w++) {
                             if (!in[w]) continue;
                             const double x = in[w][out_at(&m, b, t, h, r, n)], y = j < 0 ? 0 : in[w][out_at(&m, b, t, h, r, other)];
@@ -109,6 +123,7 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
             }
             for (int64_t s = 0; s < m.S; s++) out[THETA0][(b * m.H + h) * m.S + s] = felt[s];
         }
+    free(all);
 }
 
 enum { HALF = 1, SEPARATE = 2, START = 4, CUTS = 8 };

@@ -19,7 +19,7 @@ static sizes sizes_of(const kr_attrs *a, const kr_shape *in) {
     const int64_t heads = in[ADT].dim[2], rank = a->i[RANK];
     sizes s = {in[X].dim[0], in[X].dim[1], heads, rank, heads ? in[X].dim[2] / heads : 0,
                heads ? in[K].dim[2] / heads / rank : 0};
-    const kr_chunk_size m = kr_chunk_measure(s.batch, s.length, heads, heads, rank, s.width, s.states, a->i[CHUNK]);
+    const kr_chunk_size m = kr_chunk_measure(s.batch, s.length, heads, 0, rank, s.width, s.states, a->i[CHUNK]);
     s.chunk = m.chunk;
     s.chunks = m.chunks;
     return s;

@@ -23,8 +23,8 @@ static void enter(void) {
     file = fopen("krait.yaml", "w");
     for (int k = 0; k < 3; k++) {
         static const char *const names[] = {"mingru", "rglru", "retnet"};
-        fprintf(file, "%s  %s: {layer: %s, d_model: 32, n_layer: 2, headdim: 16, vocab_size: 256}\n", k ? "" : "models:\n", names[k],
-                names[k]);
+        fprintf(file, "%s  %s: {layer: %s, d_model: 32, n_layer: 2, headdim: 16, vocab_size: 256}\n",
+                k ? "" : "models:\n", names[k], names[k]);
     }
     fclose(file);
 }
@@ -63,24 +63,31 @@ static const char *blocks(void) {
 
 static void check_training(const char *name) {
     static char first[OUTPUT];
-    cr_assert_eq(krait("pretrain %s --model %s --text-file text --batch-size 2 --seq-len 48 --steps 30 --warmup 3 --eval-batches 2 "
-                       "--log-every 1 --learning-rate 0.01 --output-dir %s", blocks(), name, name), 0, "%s", output);
+    cr_assert_eq(krait("pretrain %s --model %s --text-file text --batch-size 2 --seq-len 48 --steps 30 --warmup 3 "
+                       "--eval-batches 2 "
+                       "--log-every 1 --learning-rate 0.01 --output-dir %s",
+                       blocks(), name, name),
+                 0, "%s", output);
     char command[256];
-    snprintf(command, sizeof command, "sed -n 's/.*\"loss\": \\([0-9.]*\\), \"lr.*/\\1/p' %s/metrics.jsonl | sed -n '1p;30p'", name);
+    snprintf(command, sizeof command,
+             "sed -n 's/.*\"loss\": \\([0-9.]*\\), \"lr.*/\\1/p' %s/metrics.jsonl | sed -n '1p;30p'", name);
     FILE *pipe = popen(command, "r");
     double loss[2];
     cr_assert_eq(fscanf(pipe, "%lf %lf", &loss[0], &loss[1]), 2);
     pclose(pipe);
     cr_expect(loss[0] > 5 && loss[1] < 3, "%s: the loss goes from %g to %g", name, loss[0], loss[1]);
-    cr_assert_eq(krait("generate %s --checkpoint %s --prompt 'line ' --max-new-tokens 40 --temperature 0", blocks(), name), 0, "%s",
-                 output);
+    cr_assert_eq(
+        krait("generate %s --checkpoint %s --prompt 'line ' --max-new-tokens 40 --temperature 0", blocks(), name), 0,
+        "%s", output);
     strcpy(first, output);
     cr_expect_eq(strlen(first), 45);
     // A longer prompt, the same text: prefill and single steps agree.
     FILE *file = fopen("prompt", "w");
     fwrite(first, 1, 30, file);
     fclose(file);
-    cr_assert_eq(krait("generate %s --checkpoint %s --prompt-file prompt --max-new-tokens 15 --temperature 0", blocks(), name), 0);
+    cr_assert_eq(
+        krait("generate %s --checkpoint %s --prompt-file prompt --max-new-tokens 15 --temperature 0", blocks(), name),
+        0);
     cr_expect_str_eq(output, first, "%s", name);
     cr_assert_eq(krait("graph %s --model %s --mode decode --emit stats", blocks(), name), 0, "%s", output);
 }
@@ -124,9 +131,11 @@ static kr_value same(kr_graph *g, const kr_block_config *c, kr_value x) {
 }
 
 Test(variants, the_table_grows_and_keeps_names_apart) {
-    static const kr_block_kind fine = {.name = "same", .official = "Same", .build = same}, twice = {.name = "same", .build = same},
-        official = {.name = "mine", .official = "Mamba1", .build = same}, unnamed = {.build = same}, empty = {.name = "none"},
-        comma = {.name = "a,b", .build = same};
+    static const kr_block_kind fine = {.name = "same", .official = "Same", .build = same},
+                               twice = {.name = "same", .build = same},
+                               official = {.name = "mine", .official = "Mamba1", .build = same},
+                               unnamed = {.build = same}, empty = {.name = "none"},
+                               comma = {.name = "a,b", .build = same};
     cr_assert_eq(kr_block_register(&fine), KR_OK, "%s", kr_status_message());
     cr_assert_eq(kr_block_register(&fine), KR_OK, "again is no harm");
     cr_expect_eq(kr_block_find("Same"), &fine);

@@ -12,6 +12,7 @@ typedef struct kr_bench_settings {
     int mode;                                ///< kr_mode
     int64_t batch_size, seq_len, repeat;
     bool json;
+    kr_text_list blocks;                     ///< shared objects to load before
 } kr_bench_settings;
 
 /// Percentiles of repeated measurements, seconds. Medians are what is reported; p10 and p90 show the noise.

@@ -15,6 +15,7 @@ static const kr_option options[] = {
     {"attributes", KR_OPTION_TEXT, FIELD(attributes), .value = "LIST",
      .help = "op: its attributes, as \"eps=1e-5, group_size=8\""},
     {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE", .help = "model: read FILE instead of ./krait.yaml"},
+    KR_BLOCK_OPTION(FIELD(blocks)),
     {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits",
      .help = "model: what to run (default train)"},
     {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B",
@@ -52,6 +53,7 @@ kr_bench_time kr_bench_percentiles(double *seconds, int count) {
 static kr_status run(kr_bench_settings *s, const kr_text_list *words) {
     static const char *const kinds[] = {"machine", "op", "model"};
     const char *kind = words->at[0];
+    KR_TRY(kr_block_load_all(&s->blocks));
     if (s->isa) KR_TRY(kr_isa_limit((kr_isa)(s->isa - 1)));
     if (!strcmp(kind, "machine")) {
         KR_FAIL_IF(words->count > 1, KR_BAD_ARGUMENT, "unexpected '%s': bench machine takes no words", words->at[1]);

@@ -123,7 +123,8 @@ static kr_status read_prompt(writer *w, const char *text, size_t bytes) {
 
 static kr_status add_graph(writer *w, const char *path) {
     kr_graph *g;
-    KR_FAIL_IF(!w->graph.vocabulary, KR_UNSUPPORTED, "%s has no output \"logits\" f32 [B, L, V], so it cannot write", path);
+    KR_FAIL_IF(!w->graph.vocabulary, KR_UNSUPPORTED, "%s has no output \"logits\" f32 [B, L, V], so it cannot write",
+               path);
     KR_FAIL_IF(w->graph.vocabulary < 256, KR_UNSUPPORTED, "%s: logits of %lld ids cannot be read as bytes", path,
                (long long)w->graph.vocabulary);
     KR_TRY(kr_graph_file_build(&w->graph, false, false, &g));
@@ -161,8 +162,8 @@ static kr_status load(writer *w, const char *path, const char *graph, int thread
     w->model = state.model;
     KR_FAIL_IF(state.graph_fingerprint && !graph, KR_BAD_ARGUMENT,
                "%s was trained from a graph written by hand: give it with --graph FILE", checkpoint);
-    KR_FAIL_IF(graph && !state.graph_fingerprint, KR_BAD_ARGUMENT, "--graph: %s was trained from a model, not from a graph",
-               checkpoint);
+    KR_FAIL_IF(graph && !state.graph_fingerprint, KR_BAD_ARGUMENT,
+               "--graph: %s was trained from a model, not from a graph", checkpoint);
     if (graph) KR_TRY(kr_graph_file_open(graph, &w->graph));
     KR_FAIL_IF(graph && w->graph.fingerprint != state.graph_fingerprint, KR_BAD_ARGUMENT,
                "--graph: %s is not the graph that %s was trained from", graph, checkpoint);

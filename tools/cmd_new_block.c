@@ -19,12 +19,16 @@ static const kr_option options[] = {
 static const kr_usage usage = {
     .command = "new-block",
     .synopsis = "NAME [--out DIR]",
-    .text = "Writes a block that works: a gated memory, linear in its state, in some 30 lines to be changed. With --out it is\n"
-            "a shared object of your own: `make` builds it, `make test` trains it for a moment and checks that steps equal\n"
-            "the whole sequence, and --block FILE.so lets pretrain, generate and graph know it. Without --out it goes into\n"
-            "models/blocks of the current directory, the sources of Krait, whose tests then check it with the others.",
+    .text =
+        "Writes a block that works: a gated memory, linear in its state, in some 30 lines to be changed. With --out\n"
+        "it is a shared object of your own: `make` builds it, `make test` trains it for a moment and checks that\n"
+        "steps equal the whole sequence, and --block FILE.so lets pretrain, generate and graph know it. Without\n"
+        "--out it goes into models/blocks of the current directory, the sources of Krait, whose tests then check\n"
+        "it with the others.",
     .options = options,
-    .positional = "NAME", .positional_min = 1, .positional_max = 1,
+    .positional = "NAME",
+    .positional_min = 1,
+    .positional_max = 1,
 };
 
 // @ stands for the name.
@@ -47,13 +51,15 @@ static const char block_text[] =
     "    const kr_value h = kr_linear_scan(g, keep, add, h0, c->reset, &last);\n"
     "    kr_carry_set(g, h0, last);\n"
     "\n"
-    "    return kr_block_linear(g, c, \"out_proj\", kr_mul(g, h, kr_silu(g, part[2])), c->d_model, kr_block_output_scale(c));\n"
+    "    const kr_value y = kr_mul(g, h, kr_silu(g, part[2]));\n"
+    "    return kr_block_linear(g, c, \"out_proj\", y, c->d_model, kr_block_output_scale(c));\n"
     "}\n"
     "\n";
 static const char tree_head[] = "#include \"models/internal.h\"\n\n";
 static const char tree_foot[] = "const kr_block_kind kr_block_@ = {.name = \"@\", .build = @};\n";
 static const char own_head[] = "#include <krait/krait.h>\n\n";
-static const char own_foot[] = "static const kr_block_kind kind = {.name = \"@\", .build = @};\nKR_BLOCK_EXPORT(kind);\n";
+static const char own_foot[] = "static const kr_block_kind kind = {.name = \"@\", .build = @};\n"
+                               "KR_BLOCK_EXPORT(kind);\n";
 
 static const char make_text[] =
     "# make: @.so, for `krait pretrain --block ./@.so`. make test: trains it for a moment.\n"
@@ -96,7 +102,8 @@ static const char test_text[] =
     "extern const kr_block_shared kr_block_export;\n"
     "enum { BATCH = 4, LENGTH = 24, VOCABULARY = 8, STEPS = 60 };\n"
     "\n"
-    "static kr_status plan_of(const kr_model_config *m, kr_mode mode, int64_t batch, int64_t length, kr_session *s, kr_plan **plan) {\n"
+    "static kr_status plan_of(const kr_model_config *m, kr_mode mode, int batch, int length, kr_session *s,\n"
+    "                         kr_plan **plan) {\n"
     "    const kr_compile_options options = {.goal = mode == KR_MODE_TRAIN ? KR_GOAL_TRAIN : KR_GOAL_FORWARD,\n"
     "                                        .optimizer = {0.9, 0.95, 1e-8, 0.01, 1}};\n"
     "    kr_graph *g;\n"
@@ -172,7 +179,8 @@ static const char test_text[] =
     "        fprintf(stderr, \"%s: %s (%s)\\n\", kr_status_name(status), kr_status_message(), kr_status_place());\n"
     "        return 1;\n"
     "    }\n"
-    "    printf(\"@: loss %.3f at the first step, %.3f at the last; steps differ from the whole by %g\\n\", first, last, difference);\n"
+    "    printf(\"@: loss %.3f at the first step, %.3f at the last; \", first, last);\n"
+    "    printf(\"steps differ from the whole by %g\\n\", difference);\n"
     "    return last < first / 2 && difference < 1e-4f ? 0 : 1;\n"
     "}\n";
 
@@ -180,13 +188,16 @@ static kr_status check_name(const char *name) {
     const size_t length = strlen(name);
     bool plain = name[0] >= 'a' && name[0] <= 'z' && length <= 31;
     for (const char *c = name; *c; c++) plain &= (*c >= 'a' && *c <= 'z') || (*c >= '0' && *c <= '9') || *c == '_';
-    KR_FAIL_IF(!plain, KR_BAD_ARGUMENT, "'%s' cannot name a block: want a letter, then letters, digits and _ (lower case, 31 at "
-               "most), since a C function and a key of krait.yaml have that name too", name);
+    KR_FAIL_IF(!plain, KR_BAD_ARGUMENT,
+               "'%s' cannot name a block: want a letter, then letters, digits and _ (lower case, 31 at "
+               "most), since a C function and a key of krait.yaml have that name too",
+               name);
     KR_FAIL_IF(kr_block_find(name), KR_BAD_ARGUMENT, "there is a block %s already; choose another name", name);
-    static const char *const words[] = {"auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
-        "enum", "extern", "float", "for", "goto", "if", "inline", "int", "kind", "long", "main", "register", "restrict",
-        "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile",
-        "while", "asm", "typeof"};
+    static const char *const words[] = {
+        "auto",    "break",    "case",     "char",   "const",    "continue", "default", "do",     "double", "else",
+        "enum",    "extern",   "float",    "for",    "goto",     "if",       "inline",  "int",    "kind",   "long",
+        "main",    "register", "restrict", "return", "short",    "signed",   "sizeof",  "static", "struct", "switch",
+        "typedef", "union",    "unsigned", "void",   "volatile", "while",    "asm",     "typeof"};
     for (size_t k = 0; k < sizeof words / sizeof *words; k++)
         KR_FAIL_IF(!strcmp(words[k], name), KR_BAD_ARGUMENT, "'%s' is a word of C; choose another name", name);
     return KR_OK;
@@ -217,8 +228,9 @@ static kr_status write_file(const char *directory, const char *format, const cha
 }
 
 static kr_status write_in_tree(const char *name) {
-    KR_FAIL_IF(access("models/blocks.c", F_OK), KR_BAD_ARGUMENT,
-               "this is not the top of Krait's sources (there is no models/blocks.c): give --out DIR for a block of your own");
+    KR_FAIL_IF(
+        access("models/blocks.c", F_OK), KR_BAD_ARGUMENT,
+        "this is not the top of Krait's sources (there is no models/blocks.c): give --out DIR for a block of your own");
     KR_TRY(write_file("models/blocks", "%s.c", name, (const char *const[]){tree_head, block_text, tree_foot, NULL}));
     printf("two lines make it known: in models/blocks.c    #define BLOCKS(X) ... X(%s)\n"
            "                         in meson.build        models_sources = files(..., 'models/blocks/%s.c')\n"

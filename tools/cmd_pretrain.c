@@ -21,8 +21,9 @@ static kr_status run(int argc, char **argv, kr_config **config) {
     KR_TRY(kr_options_parse(&usage, argc, argv, &settings, NULL, &help)); // for --config, and to fail early
     if (help) return KR_OK;
     KR_FAIL_IF(!settings.model == !settings.graph, KR_BAD_ARGUMENT,
-               settings.model ? "--model and --graph exclude each other"
-                              : "--model NAME is missing: a model of krait.yaml (or --graph FILE, a graph in text form)");
+               settings.model
+                   ? "--model and --graph exclude each other"
+                   : "--model NAME is missing: a model of krait.yaml (or --graph FILE, a graph in text form)");
     KR_FAIL_IF(settings.graph && (settings.batch_size || settings.seq_len), KR_BAD_ARGUMENT,
                "--batch-size and --seq-len are for --model: the shapes of %s stand in it", settings.graph);
     KR_TRY(kr_block_load_all(&settings.blocks));

@@ -29,13 +29,16 @@ typedef struct entry {
 #define ATTENTION(name) offsetof(entry, model.block.attention.name)
 static const kr_option attention_options[] = {
     {"num-heads", KR_OPTION_INTEGER, ATTENTION(num_heads), 1, 1 << 16, .help = "query heads; left out: d_model / 64"},
-    {"num-heads-kv", KR_OPTION_INTEGER, ATTENTION(num_heads_kv), 1, 1 << 16, .help = "heads of keys and values; left out: num_heads"},
+    {"num-heads-kv", KR_OPTION_INTEGER, ATTENTION(num_heads_kv), 1, 1 << 16,
+     .help = "heads of keys and values; left out: num_heads"},
     {"head-dim", KR_OPTION_INTEGER, ATTENTION(head_dim), 1, 1 << 16, .help = "left out: d_model / num_heads"},
     {"mlp-dim", KR_OPTION_INTEGER, ATTENTION(mlp_dim), 0, 1 << 24, .help = "gated MLP beside the heads; 0: none"},
     {"d-conv", KR_OPTION_INTEGER, ATTENTION(d_conv), 0, 256, .help = "taps of a convolution over q, k and v; 0: none"},
-    {"rotary-emb-dim", KR_OPTION_INTEGER, ATTENTION(rotary_emb_dim), 0, 1 << 16, .help = "coordinates of a head that turn; 0: none"},
+    {"rotary-emb-dim", KR_OPTION_INTEGER, ATTENTION(rotary_emb_dim), 0, 1 << 16,
+     .help = "coordinates of a head that turn; 0: none"},
     {"rotary-emb-base", KR_OPTION_REAL, ATTENTION(rotary_emb_base), 1, 1e12, .help = "10000 unless given"},
-    {"rotary-emb-interleaved", KR_OPTION_FLAG, ATTENTION(rotary_emb_interleaved), .help = "pairs (2i, 2i+1) instead of halves"},
+    {"rotary-emb-interleaved", KR_OPTION_FLAG, ATTENTION(rotary_emb_interleaved),
+     .help = "pairs (2i, 2i+1) instead of halves"},
     {"qkv-proj-bias", KR_OPTION_FLAG, ATTENTION(qkv_proj_bias), .help = "yes unless given, as in the official module"},
     {"out-proj-bias", KR_OPTION_FLAG, ATTENTION(out_proj_bias), .help = "yes unless given, as in the official module"},
     {"causal", KR_OPTION_FLAG, offsetof(entry, causal), .help = "yes unless given"},
@@ -46,13 +49,16 @@ static const kr_option attention_options[] = {
 
 static const kr_option model_options[] = {
     {"layer", KR_OPTION_NAME, MODEL(layer), .hi = sizeof((kr_model_config *)0)->layer, .help = "block of every layer"},
-    {"layers", KR_OPTION_WORDS, MODEL(layers), .hi = sizeof((kr_model_config *)0)->layers, .help = "a block for each layer"},
+    {"layers", KR_OPTION_WORDS, MODEL(layers), .hi = sizeof((kr_model_config *)0)->layers,
+     .help = "a block for each layer"},
     {"attn-layer-idx", KR_OPTION_WORDS, offsetof(entry, attn_layer_idx), .hi = sizeof((entry *)0)->attn_layer_idx,
      .help = "layers (from 0) that are attention"},
     {"d-model", KR_OPTION_INTEGER, MODEL(d_model), 1, 1 << 20, .help = "width"},
     {"n-layer", KR_OPTION_INT, MODEL(n_layer), 1, 4096, .help = "layers"},
-    {"d-intermediate", KR_OPTION_INTEGER, MODEL(d_intermediate), 0, 1 << 24, .help = "gated MLP after every layer; 0: none"},
-    {"context", KR_OPTION_INTEGER, MODEL(context), 1, 1 << 28, .help = "tokens that attention remembers when generating"},
+    {"d-intermediate", KR_OPTION_INTEGER, MODEL(d_intermediate), 0, 1 << 24,
+     .help = "gated MLP after every layer; 0: none"},
+    {"context", KR_OPTION_INTEGER, MODEL(context), 1, 1 << 28,
+     .help = "tokens that attention remembers when generating"},
     {"vocab-size", KR_OPTION_INTEGER, MODEL(vocab_size), 1, 1 << 24, .help = "256 for bytes"},
     {"pad-vocab-size-multiple", KR_OPTION_INTEGER, MODEL(pad_vocab_size_multiple), 1, 1 << 16,
      .help = "rows of the embedding are rounded up to it"},
@@ -65,14 +71,16 @@ static const kr_option model_options[] = {
     {"dt-rank", KR_OPTION_INTEGER, BLOCK(dt_rank), 0, 1 << 20, .help = "0: d_model / 16, rounded up"},
     {"headdim", KR_OPTION_INTEGER, BLOCK(headdim), 1, 1 << 16, .help = "channels of a head (Mamba-2 and -3)"},
     {"ngroups", KR_OPTION_INTEGER, BLOCK(ngroups), 1, 1 << 16, .help = "groups of B and C (Mamba-2 and -3)"},
-    {"d-ssm", KR_OPTION_INTEGER, BLOCK(d_ssm), 0, 1 << 24, .help = "width that goes through the scan; 0: all (Mamba-2)"},
+    {"d-ssm", KR_OPTION_INTEGER, BLOCK(d_ssm), 0, 1 << 24,
+     .help = "width that goes through the scan; 0: all (Mamba-2)"},
     {"chunk-size", KR_OPTION_INTEGER, BLOCK(chunk_size), 0, 1 << 16, .help = "tokens of a chunk; 0: chosen by the op"},
     {"is-mimo", KR_OPTION_FLAG, BLOCK(is_mimo), .help = "several inputs and outputs a head (Mamba-3)"},
     {"mimo-rank", KR_OPTION_INTEGER, BLOCK(mimo_rank), 1, 64, .help = "how many (Mamba-3)"},
     {"is-outproj-norm", KR_OPTION_FLAG, BLOCK(is_outproj_norm), .help = "norm before the gate (Mamba-3)"},
     {"rope-fraction", KR_OPTION_REAL, BLOCK(rope_fraction), 0, 1, .help = "share of the state that turns (Mamba-3)"},
     {"A-floor", KR_OPTION_REAL, BLOCK(A_floor), 1e-12, 1e6, .help = "least rate of decay (Mamba-3)"},
-    {"a-activation", KR_OPTION_CHOICE, BLOCK(a_activation), .choices = "heavy_tail|softplus", .help = "form of A (Mamba-3)"},
+    {"a-activation", KR_OPTION_CHOICE, BLOCK(a_activation), .choices = "heavy_tail|softplus",
+     .help = "form of A (Mamba-3)"},
     {"rmsnorm", KR_OPTION_FLAG, offsetof(entry, rmsnorm), .help = "gated norm after the scan (Mamba-2)"},
     {"norm-before-gate", KR_OPTION_FLAG, BLOCK(norm_before_gate), .help = "order of the two (Mamba-2)"},
     {"D-has-hdim", KR_OPTION_FLAG, BLOCK(D_has_hdim), .help = "D per channel instead of per head (Mamba-2)"},
@@ -105,10 +113,10 @@ static kr_status want_block(const kr_config *c, const kr_yaml *node, const char 
     int count = 0;
     for (; kr_block_at(count) && count < 64; count++) names[count] = kr_block_at(count)->name;
     const char *nearest = kr_nearest(name, names, count);
-    KR_FAIL(KR_BAD_ARGUMENT, "%s:%d: %s in model %s is '%s', which is no block%s%s%s (one of your own: --block FILE.so)",
-            c->label,
-            kr_yaml_find(node, key)->line, key, node->key, name, nearest ? "; did you mean '" : "", nearest ? nearest : "",
-            nearest ? "'?" : "");
+    KR_FAIL(KR_BAD_ARGUMENT,
+            "%s:%d: %s in model %s is '%s', which is no block%s%s%s (one of your own: --block FILE.so)", c->label,
+            kr_yaml_find(node, key)->line, key, node->key, name, nearest ? "; did you mean '" : "",
+            nearest ? nearest : "", nearest ? "'?" : "");
 }
 
 /// `layers: [a, b]`: its words are blocks, and there are n_layer of them.
@@ -117,17 +125,19 @@ static kr_status read_layers(const kr_config *c, const kr_yaml *node, kr_model_c
     int count = 0;
     KR_FAIL_IF(kr_yaml_find(node, "layer") || kr_yaml_find(node, "attn_layer_idx"), KR_BAD_ARGUMENT,
                "%s:%d: model %s has layers; leave layer and attn_layer_idx out", c->label, list->line, node->key);
-    for (const kr_yaml *word = list->first; word; word = word->next, count++) KR_TRY(want_block(c, node, "layers", word->text));
+    for (const kr_yaml *word = list->first; word; word = word->next, count++)
+        KR_TRY(want_block(c, node, "layers", word->text));
     KR_FAIL_IF(kr_yaml_find(node, "n_layer") && m->n_layer != count, KR_BAD_ARGUMENT,
-               "%s:%d: model %s has %d layers in its list, and n_layer %d; leave n_layer out", c->label, list->line, node->key,
-               count, m->n_layer);
+               "%s:%d: model %s has %d layers in its list, and n_layer %d; leave n_layer out", c->label, list->line,
+               node->key, count, m->n_layer);
     m->n_layer = count;
     snprintf(m->layer, sizeof m->layer, "%s", kr_block_find(list->first->text)->name);
     return KR_OK;
 }
 
 /// attn_layer_idx of official configurations: those layers are attention, the others `layer`.
-static kr_status read_attention_layers(const kr_config *c, const kr_yaml *node, const char *indices, kr_model_config *m) {
+static kr_status read_attention_layers(const kr_config *c, const kr_yaml *node, const char *indices,
+                                       kr_model_config *m) {
     const kr_yaml *list = kr_yaml_find(node, "attn_layer_idx");
     bool attends[4096] = {false};
     for (const char *at = indices; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
@@ -141,9 +151,10 @@ static kr_status read_attention_layers(const kr_config *c, const kr_yaml *node, 
     KR_TRY(want_block(c, node, "attn_layer_idx", "attention"));
     size_t n = 0;
     for (int k = 0; k < m->n_layer; k++) {
-        n += (size_t)snprintf(m->layers + n, sizeof m->layers - n, "%s%s", k ? "," : "", attends[k] ? "attention" : m->layer);
-        KR_FAIL_IF(n >= sizeof m->layers, KR_BAD_ARGUMENT, "%s:%d: model %s has too many layers for attn_layer_idx", c->label,
-                   list->line, node->key);
+        n += (size_t)snprintf(m->layers + n, sizeof m->layers - n, "%s%s", k ? "," : "",
+                              attends[k] ? "attention" : m->layer);
+        KR_FAIL_IF(n >= sizeof m->layers, KR_BAD_ARGUMENT, "%s:%d: model %s has too many layers for attn_layer_idx",
+                   c->label, list->line, node->key);
     }
     return KR_OK;
 }
@@ -153,8 +164,9 @@ static kr_status read_model(const kr_config *c, const kr_yaml *node, kr_model_co
     entry e = {.model = kr_model_defaults(), .rmsnorm = true, .causal = true};
     kr_model_config *m = &e.model;
     m->block.attention.qkv_proj_bias = m->block.attention.out_proj_bias = true; // as in official configurations
-    KR_FAIL_IF(strlen(node->key) >= sizeof m->name, KR_BAD_ARGUMENT, "%s:%d: the name '%s' is longer than %zu characters",
-               c->label, node->key_line, node->key, sizeof m->name - 1);
+    KR_FAIL_IF(strlen(node->key) >= sizeof m->name, KR_BAD_ARGUMENT,
+               "%s:%d: the name '%s' is longer than %zu characters", c->label, node->key_line, node->key,
+               sizeof m->name - 1);
     snprintf(what, sizeof what, "model %s", node->key);
     KR_TRY(kr_yaml_apply(node, c->label, what, model_options, &e));
     strcpy(m->name, node->key);

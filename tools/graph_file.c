@@ -12,20 +12,24 @@ static kr_value find_input(const kr_graph *g, const char *name) {
     return KR_NONE;
 }
 
-static bool is_state(const kr_node *n) { return kr_node_source(n) == KR_SOURCE_CARRY && n->attrs.i[1] == KR_CARRY_STATE; }
+static bool is_state(const kr_node *n) {
+    return kr_node_source(n) == KR_SOURCE_CARRY && n->attrs.i[1] == KR_CARRY_STATE;
+}
 
 /// Input `name` as i32 of the shape of "tokens".
 static kr_status want_input(const kr_graph *g, const char *label, const char *name) {
     const kr_value tokens = find_input(g, "tokens"), v = find_input(g, name);
     char text[160], other[160];
-    KR_FAIL_IF(!v.id, KR_BAD_ARGUMENT, "%s has no input \"%s\": to be trained a graph takes \"tokens\" and \"targets\", both "
-               "i32 [B, L], and gives \"loss\"", label, name);
+    KR_FAIL_IF(!v.id, KR_BAD_ARGUMENT,
+               "%s has no input \"%s\": to be trained a graph takes \"tokens\" and \"targets\", both "
+               "i32 [B, L], and gives \"loss\"",
+               label, name);
     const kr_shape shape = kr_value_shape(g, v), want = kr_value_shape(g, tokens);
-    KR_FAIL_IF(kr_value_dtype(g, v) != KR_I32 || shape.rank != 2 || shape.dim[0] < 1 || shape.dim[1] < 1, KR_BAD_ARGUMENT,
-               "%s: input \"%s\" is %s %s, want i32 [B, L]", label, name, kr_dtype_name(kr_value_dtype(g, v)),
-               kr_shape_text(&shape, text));
-    KR_FAIL_IF(!kr_shape_equal(&shape, &want), KR_BAD_ARGUMENT, "%s: input \"%s\" is %s, want %s as \"tokens\" is", label, name,
-               kr_shape_text(&shape, text), kr_shape_text(&want, other));
+    KR_FAIL_IF(kr_value_dtype(g, v) != KR_I32 || shape.rank != 2 || shape.dim[0] < 1 || shape.dim[1] < 1,
+               KR_BAD_ARGUMENT, "%s: input \"%s\" is %s %s, want i32 [B, L]", label, name,
+               kr_dtype_name(kr_value_dtype(g, v)), kr_shape_text(&shape, text));
+    KR_FAIL_IF(!kr_shape_equal(&shape, &want), KR_BAD_ARGUMENT, "%s: input \"%s\" is %s, want %s as \"tokens\" is",
+               label, name, kr_shape_text(&shape, text), kr_shape_text(&want, other));
     return KR_OK;
 }
 
@@ -41,15 +45,17 @@ static kr_status check(const kr_graph *g, kr_graph_file *f) {
         f->state |= is_state(n);
         bool known = kr_node_source(n) != KR_SOURCE_INPUT;
         for (int i = 0; i < 3 && !known; i++) known = !strcmp(n->name, fed[i]);
-        KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "%s has an input \"%s\", which nobody would feed: only \"tokens\", \"targets\" and "
-                   "\"reset\" are", f->label, n->name);
+        KR_FAIL_IF(!known, KR_BAD_ARGUMENT,
+                   "%s has an input \"%s\", which nobody would feed: only \"tokens\", \"targets\" and "
+                   "\"reset\" are",
+                   f->label, n->name);
     }
     const kr_value loss = kr_graph_output_find(g, "loss"), logits = kr_graph_output_find(g, "logits");
     KR_FAIL_IF(!loss.id, KR_BAD_ARGUMENT, "%s has no output \"loss\" (f32, one element) to be made smaller", f->label);
     kr_shape shape = kr_value_shape(g, loss);
     KR_FAIL_IF(kr_value_dtype(g, loss) != KR_F32 || kr_shape_count(&shape) != 1, KR_BAD_ARGUMENT,
-               "%s: output \"loss\" is %s %s, want f32 and one element", f->label, kr_dtype_name(kr_value_dtype(g, loss)),
-               kr_shape_text(&shape, text));
+               "%s: output \"loss\" is %s %s, want f32 and one element", f->label,
+               kr_dtype_name(kr_value_dtype(g, loss)), kr_shape_text(&shape, text));
     const kr_shape tokens = kr_value_shape(g, find_input(g, "tokens"));
     f->batch = tokens.dim[0];
     f->length = tokens.dim[1];
@@ -68,7 +74,8 @@ static kr_status fingerprint(const kr_graph *g, uint64_t *out) {
     FILE *to = open_memstream(&text, &bytes);
     KR_FAIL_IF(!to, KR_NO_MEMORY, "no memory to print a graph");
     kr_status status = kr_graph_print(g, to);
-    if (fclose(to) && !status) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory to print a graph");
+    if (fclose(to) && !status)
+        status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory to print a graph");
     if (!status) *out = kr_hash(text, bytes);
     free(text);
     return status;

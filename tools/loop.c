@@ -80,7 +80,8 @@ kr_status kr_trainer_evaluate(kr_trainer *t, double *loss) {
         int64_t targets = 0;
         for (int64_t b = 0; b < s->batch_size; b++) {
             const int64_t at = b * s->seq_len;
-            kr_data_window(t->data, k * s->batch_size + b, t->tokens + at, t->targets + at, t->reset ? t->reset + at : NULL);
+            kr_data_window(t->data, k * s->batch_size + b, t->tokens + at, t->targets + at,
+                           t->reset ? t->reset + at : NULL);
             for (int64_t i = at; i < at + s->seq_len; i++) targets += t->targets[i] >= 0;
         }
         float mean = 0;
@@ -156,7 +157,8 @@ kr_status kr_trainer_explain(kr_trainer *t, const char *what, double value) {
     // adamw has left the parameters alone, so the same rows give the same numbers again, node by node.
     double loss, grad_norm;
     // Sums of micro-batches are carries too, and the only ones where no state is carried.
-    kr_status status = t->settings->carry_state ? keep_carries(t, true) : each_slot(t->session, 1u << KR_SLOT_CARRY, clear);
+    kr_status status = t->settings->carry_state ? keep_carries(t, true)
+                                                : each_slot(t->session, 1u << KR_SLOT_CARRY, clear);
     if (!status) status = run_step(t, &loss, &grad_norm, KR_RUN_CHECK);
     const char *shown = isnan(value) ? "nan" : value > 0 ? "inf" : "-inf"; // "-nan" would only puzzle
     if (status == KR_NOT_FINITE) return kr_status_prefix(status, "the %s is %s", what, shown);

@@ -99,7 +99,8 @@ const char *kr_layers_text(const kr_model_config *m, char text[160]) {
             count += kr_model_layer(m, i) == kind;
             earlier |= i < k && kr_model_layer(m, i) == kind;
         }
-        if (!earlier) n += (size_t)snprintf(text + n, 160 - n, "%s %d %s", k ? "," : "", count, kind ? kind->name : "?");
+        if (!earlier)
+            n += (size_t)snprintf(text + n, 160 - n, "%s %d %s", k ? "," : "", count, kind ? kind->name : "?");
     }
     return text;
 }

@@ -2,7 +2,7 @@
 # Installs what Krait is built with, and only what is missing.
 #
 #   tools/setup.sh           to build the library and the krait command
-#   tools/setup.sh --tests   also for the test suites: gcc, Criterion and the sanitizers' libraries
+#   tools/setup.sh --tests   also for the test suites: gcc, make, Criterion and the sanitizers' libraries
 #
 # Each need is tried out (a command runs, a program compiles), so what was installed by other means counts as well, and
 # with everything there no network is touched. On Debian and Ubuntu apt installs the rest, through sudo when the caller
@@ -54,6 +54,7 @@ find_missing() {
   [ $tests = yes ] || return 0
   need gcc compiles 'gcc -fopenmp' '#include <omp.h>'
   need libcriterion-dev pkg-config --exists criterion
+  need make make --version
   # clang's sanitizers are a package of their own from Debian 12 on, named after clang's version.
   if compiles clang '' && ! compiles 'clang -fsanitize=address,undefined' ''; then
     missing+=("libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev")

@@ -173,7 +173,8 @@ static bool first_difference(json_object *a, json_object *b, char *text, size_t 
 
 kr_status kr_state_continues(const kr_train_state *saved, const kr_train_state *now, char *note, size_t note_bytes) {
     KR_FAIL_IF(saved->graph_fingerprint != now->graph_fingerprint, KR_BAD_ARGUMENT,
-               "--resume: the checkpoint is not one of this %s (--graph fingerprint %016" PRIx64 " there, %016" PRIx64 " now)",
+               "--resume: the checkpoint is not one of this %s (--graph fingerprint %016" PRIx64 " there, %016" PRIx64
+               " now)",
                now->graph_fingerprint ? "graph" : "model", saved->graph_fingerprint, now->graph_fingerprint);
     char *then_text = kr_model_config_json(&saved->model), *now_text = kr_model_config_json(&now->model);
     json_object *a = then_text ? json_tokener_parse(then_text) : NULL,
@@ -188,9 +189,11 @@ kr_status kr_state_continues(const kr_train_state *saved, const kr_train_state *
     KR_FAIL_IF(differs, KR_BAD_ARGUMENT, "--resume: the model is not the one of the checkpoint: %s", difference);
     KR_FAIL_IF(saved->data_fingerprint != now->data_fingerprint, KR_BAD_ARGUMENT,
                "--resume: the text is not the one of the checkpoint (fingerprint %016" PRIx64 " there, %016" PRIx64
-               " now); give the same --text-file and --document-separator", saved->data_fingerprint, now->data_fingerprint);
+               " now); give the same --text-file and --document-separator",
+               saved->data_fingerprint, now->data_fingerprint);
     KR_FAIL_IF(saved->settings.carry_state != now->settings.carry_state, KR_BAD_ARGUMENT,
-               "--resume: the checkpoint was trained %s --carry-state", saved->settings.carry_state ? "with" : "without");
+               "--resume: the checkpoint was trained %s --carry-state",
+               saved->settings.carry_state ? "with" : "without");
     KR_FAIL_IF(now->settings.carry_state && saved->settings.batch_size != now->settings.batch_size, KR_BAD_ARGUMENT,
                "--resume: --carry-state has a stream for each of %lld rows; --batch-size cannot become %lld",
                (long long)saved->settings.batch_size, (long long)now->settings.batch_size);

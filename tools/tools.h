@@ -114,9 +114,12 @@ kr_status kr_block_load(const char *path);
 /// The same for each.
 kr_status kr_block_load_all(const kr_text_list *paths);
 /// The row of an option table that fills such a list.
-#define KR_BLOCK_OPTION(offset) \
-    {"block", KR_OPTION_LIST, offset, .value = "FILE.so", .help = "a block of your own (krait new-block); several: once each", \
-     .flags = KR_OPTION_COMMAND_LINE}
+#define KR_BLOCK_OPTION(offset)                                                                               \
+    {                                                                                                         \
+        "block", KR_OPTION_LIST, offset, .value = "FILE.so",                                                  \
+                                         .help = "a block of your own (krait new-block); several: once each", \
+                                         .flags = KR_OPTION_COMMAND_LINE                                      \
+    }
 
 // ---------------------------------------------------------------------------------------------------------------
 // Small helpers

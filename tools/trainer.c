@@ -61,7 +61,8 @@ static void describe(const kr_trainer *t, const char *config_label) {
         printf("graph    %s: %lld parameters\n", s->graph, (long long)t->stats.param_elements);
     else
         printf("model    %s (%s): %s, d_model %lld, vocabulary %lld: %lld parameters\n", m->name, config_label,
-               kr_layers_text(m, layers), (long long)m->d_model, (long long)m->vocab_size, (long long)t->stats.param_elements);
+               kr_layers_text(m, layers), (long long)m->d_model, (long long)m->vocab_size,
+               (long long)t->stats.param_elements);
     if (m->vocab_size > 256)
         printf("         text is read as bytes: of the vocabulary only ids 0 to 255 occur\n");
     if (t->data) {
@@ -140,10 +141,11 @@ static kr_status open_session(kr_trainer *t, int threads) {
     t->targets = calloc(elements, sizeof *t->targets);
     if (kr_plan_find(t->update, "reset") >= 0) t->reset = calloc(elements, sizeof *t->reset);
     for (int k = 0; k < kr_session_slots(t->session) && t->settings->carry_state; k++)
-        if (kr_session_slot(t->session, k)->kind == KR_SLOT_CARRY) t->carried_bytes += kr_session_slot(t->session, k)->bytes;
+        if (kr_session_slot(t->session, k)->kind == KR_SLOT_CARRY)
+            t->carried_bytes += kr_session_slot(t->session, k)->bytes;
     t->carried = malloc(t->carried_bytes + 1);
-    KR_FAIL_IF(!t->tokens || !t->targets || !t->carried || (!t->reset && kr_plan_find(t->update, "reset") >= 0), KR_NO_MEMORY,
-               "no memory for a batch");
+    KR_FAIL_IF(!t->tokens || !t->targets || !t->carried || (!t->reset && kr_plan_find(t->update, "reset") >= 0),
+               KR_NO_MEMORY, "no memory for a batch");
     return KR_OK;
 }
 
@@ -208,9 +210,11 @@ static kr_status open_graph(kr_trainer *t, kr_train_settings *s, kr_model_config
     KR_TRY(kr_graph_file_open(s->graph, &t->graph));
     KR_FAIL_IF(s->document_separator && !t->graph.reset, KR_BAD_ARGUMENT,
                "--document-separator: %s has no input \"reset\" (i32 [B, L], 1 where a document starts)", s->graph);
-    KR_FAIL_IF(s->carry_state && !t->graph.state, KR_BAD_ARGUMENT, "--carry-state: %s has no carry to keep state in", s->graph);
+    KR_FAIL_IF(s->carry_state && !t->graph.state, KR_BAD_ARGUMENT, "--carry-state: %s has no carry to keep state in",
+               s->graph);
     KR_FAIL_IF(s->carry_state && !t->graph.reset, KR_BAD_ARGUMENT,
-               "--carry-state: %s has no input \"reset\" (i32 [B, L]), which says where a stream starts over", s->graph);
+               "--carry-state: %s has no input \"reset\" (i32 [B, L]), which says where a stream starts over",
+               s->graph);
     s->batch_size = t->graph.batch;
     s->seq_len = t->graph.length;
     t->state.graph_fingerprint = t->graph.fingerprint;
@@ -226,7 +230,8 @@ kr_status kr_train(const kr_train_settings *settings, const kr_model_config *mod
     kr_model_config own = model ? *model : kr_model_defaults();
     own.carry_state = s.carry_state;
     own.reset_input = s.carry_state || s.document_separator; // streams start over somewhere
-    kr_trainer t = {.settings = &s, .model = &own, .start = kr_seconds(), .eval_loss = NAN, .state = {.best_loss = NAN}};
+    kr_trainer t = {
+        .settings = &s, .model = &own, .start = kr_seconds(), .eval_loss = NAN, .state = {.best_loss = NAN}};
     kr_status status = s.graph ? open_graph(&t, &s, &own) : KR_OK;
     t.schedule = kr_train_schedule(&s);
     t.state.model = own;

@@ -196,7 +196,8 @@ static kr_status join(const kr_yaml *list, const char *spelling, char *text, siz
         KR_FAIL_IF(m->kind != KR_YAML_SCALAR || !*m->text || strchr(m->text, ','), KR_BAD_ARGUMENT,
                    "%s: member %s is no plain word", spelling, m->kind == KR_YAML_SCALAR ? m->text : kind_name(m));
         n += (size_t)snprintf(text + n, room - n, "%s%s", n ? "," : "", m->text);
-        KR_FAIL_IF(n >= room, KR_BAD_ARGUMENT, "%s is too long: its words have more than %zu characters", spelling, room - 1);
+        KR_FAIL_IF(n >= room, KR_BAD_ARGUMENT, "%s is too long: its words have more than %zu characters", spelling,
+                   room - 1);
     }
     KR_FAIL_IF(!n, KR_BAD_ARGUMENT, "%s is empty", spelling);
     return KR_OK;

@@ -7,11 +7,13 @@
 ///   S_t = gamma S_{t-1} + v_t (outer) k_t;  o_t = S_t q_t / sqrt(head size)
 ///   y = W_o (norm_per_head(o) silu(W_g x))
 /// That is the scan of Mamba-2 with a step of 1 and one group for each head, and so it runs in chunks.
-/// x [B, L, d_model] to [B, L, d_model]. State: S [B, H, P, N] and the number of tokens so far. Heads of c->headdim, else 32.
+/// x [B, L, d_model] to [B, L, d_model]. State: S [B, H, P, P] and the number of tokens so far. Heads have c->headdim
+/// channels, else 32.
 ///   source Sun et al. 2023, "Retentive network", arXiv:2307.08621, section 2
 static kr_value retnet(kr_graph *g, const kr_block_config *c, kr_value x) {
     const kr_shape shape = kr_value_shape(g, x);
-    const int64_t B = shape.dim[0], L = shape.dim[1], E = c->expand * c->d_model, P = c->headdim > 0 ? c->headdim : 32, H = E / P;
+    const int64_t B = shape.dim[0], L = shape.dim[1], E = c->expand * c->d_model, P = c->headdim > 0 ? c->headdim : 32,
+                  H = E / P;
     kr_value part[4], last;
     if (!kr_block_divides(g, "headdim", P, "expand * d_model", E)) return KR_NONE;
     kr_split(g, kr_block_linear(g, c, "in_proj", x, 4 * E, 1), -1, (int64_t[]){E, E, E, E}, 4, part);

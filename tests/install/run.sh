@@ -31,3 +31,12 @@ libdir=$(pkg-config --variable=libdir krait)
 "$work/program"
 "$work/moved/bin/krait" --help >"$work/help"
 grep -q pretrain "$work/help"
+
+# A block of one's own: what `krait new-block` writes is built, tested and trained against the installed library.
+"$work/moved/bin/krait" new-block mine --out "$work/mine" >"$work/said"
+make -s -C "$work/mine" CC="$cc" CFLAGS="-O1 -Wall -Wextra -Wpedantic -Werror" mine.so test
+i=0
+while [ $i -lt 3000 ]; do echo "a line of text, number $i"; i=$((i + 7)); done >"$work/text"
+"$work/moved/bin/krait" pretrain --block "$work/mine/mine.so" --config "$work/mine/krait.yaml" --model mine-1m \
+  --text-file "$work/text" --output-dir "$work/run" --steps 2 --warmup 1 --batch-size 2 --seq-len 32 2>"$work/said"
+"$work/moved/bin/krait" generate --block "$work/mine/mine.so" --checkpoint "$work/run" --max-new-tokens 5 >/dev/null
