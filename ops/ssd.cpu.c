@@ -98,6 +98,17 @@ static void store_output(const ssd *s, const chunk *c, int64_t row, int64_t head
     }
 }
 
+/// Asks for what a head reads of one chunk, and for what the group reads of it where the chunk is new.
+static void want_inputs(const ssd *s, const chunk *c, int64_t row, place at, int64_t head, bool group) {
+    const int64_t n = s->size.states, p = s->size.width;
+    want(c->ahead, s->z.at ? s->z.at + row * s->z.pitch + head * p : 0, s->z.pitch, c->tokens, p);
+    want(c->ahead, s->x.at + row * s->x.pitch + head * p, s->x.pitch, c->tokens, p);
+    if (!group) return;
+    want(c->ahead, s->dt.at + row * s->dt.pitch + at.head, s->dt.pitch, c->tokens, at.head_end - at.head);
+    want(c->ahead, s->C.at + row * s->C.pitch + at.group * n, s->C.pitch, c->tokens, n);
+    want(c->ahead, s->B.at + row * s->B.pitch + at.group * n, s->B.pitch, c->tokens, n);
+}
+
 static void forward_unit(const ssd *s, chunk *c, place at, const float *h0, sink out, float *last, float *saved) {
     const kr_chunk_size *size = &s->size;
     const int64_t n = size->states, p = size->width, floats = n * p;
@@ -113,6 +124,12 @@ static void forward_unit(const ssd *s, chunk *c, place at, const float *h0, sink
         load_group(s, c, row, at.group);
         for (int64_t h = at.head; h < at.head_end; h++) {
             const matrix state = state_of(c, size, h - at.head, false);
+            const bool wraps = h + 1 == at.head_end;
+            c->ahead->count = 0;
+            if (!wraps || !ends) want_inputs(s, c, row + (wraps ? size->chunk : 0), at, wraps ? at.head : h + 1, wraps);
+            want(c->ahead, out.at + row * out.pitch + h * p, out.pitch, c->tokens, p);
+            if (saved && (!wraps || !ends))
+                want(c->ahead, saved + ((at.b * size->chunks + i + wraps) * size->heads + (wraps ? at.head : h + 1)) * floats, 0, 1, floats);
             load_steps(s, c, row, h, 0);
             load_matrix(c->v, s->x.at + row * s->x.pitch + h * p, s->x.pitch, c->tokens, p);
             if (saved) store_matrix(saved + ((at.b * size->chunks + i) * size->heads + h) * floats, p, state, n, p);
@@ -131,6 +148,8 @@ KR_KERNEL(ssd_scan) {
     const kr_chunk_layout layout = kr_chunk_arrange(&s.size, false);
     EACH_UNIT(&s.size, {
         chunk c = chunk_of(&s.size, &layout, (float *)call->work + slot * layout.floats);
+        prefetch ahead = {.count = 0};
+        c.ahead = &ahead;
         chunk_start(&c, &s.size, false);
         for (int64_t unit = begin; unit < end; unit++)
             forward_unit(&s, &c, place_of(&s.size, unit), call->in[8].data, sink_of(&call->out[0]), call->out[1].data,
@@ -177,9 +196,9 @@ static void load_dy(const ssd_grad *d, chunk *c, int64_t row, int64_t head) {
 
 /// y of the chunk without the part of D, from what the backward pass has at hand.
 static void recompute_output(const chunk *c, bool fresh) {
-    if (!fresh) multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->q, c->start, c->y, false, 0, 0});
+    if (!fresh) multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->q, c->start, c->y, false, 0, 0, c->ahead});
     multiply(&(product){LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, false,
-                        fresh ? 0 : c->from_start, 1});
+                        fresh ? 0 : c->from_start, 1, c->ahead});
 }
 
 /// dx and dz, and the sums dD [width].
@@ -238,6 +257,22 @@ static group_sinks group_sinks_of(const ssd_grad *d, const kr_call *call, float 
     return g;
 }
 
+/// Asks for what this head writes of the chunk, and for what the next head reads.
+static void want_backward(const ssd_grad *d, const chunk *c, place at, int64_t i, int64_t head) {
+    const kr_chunk_size *s = &d->s.size;
+    const bool wraps = head + 1 == at.head_end;
+    const int64_t next_head = wraps ? at.head : head + 1, next = wraps ? i - 1 : i, p = s->width;
+    const int64_t row = at.b * s->length + i * s->chunk, next_row = at.b * s->length + next * s->chunk;
+    c->ahead->count = 0;
+    if (next >= 0) {
+        want(c->ahead, d->saved + ((at.b * s->chunks + next) * s->heads + next_head) * s->states * p, 0, 1, s->states * p);
+        want(c->ahead, d->dout.at ? d->dout.at + next_row * d->dout.pitch + next_head * p : 0, d->dout.pitch, c->tokens, p);
+        want_inputs(&d->s, c, next_row, at, next_head, wraps);
+    }
+    want(c->ahead, d->dz.at ? d->dz.at + row * d->dz.pitch + head * p : 0, d->dz.pitch, c->tokens, p);
+    want(c->ahead, d->dx.at ? d->dx.at + row * d->dx.pitch + head * p : 0, d->dx.pitch, c->tokens, p);
+}
+
 /// sum_weights (+)= values, for heads that share q and k. The padding of the triangle stays zero.
 static void collect(const chunk *c, bool first) {
     for (int64_t i = 0; i < c->rows; i++)
@@ -268,6 +303,7 @@ static void backward_unit(const ssd_grad *d, chunk *c, place at, group_sinks to,
         clear_matrix(c->dk, c->rows, n);
         for (int64_t h = at.head; h < at.head_end; h++) {
             float *sum = sums + (at.b * size->heads + h) * kr_chunk_sums(size), *slope = c->spare[0];
+            want_backward(d, c, at, i, h);
             load_steps(s, c, row, h, slope);
             load_matrix(c->v, s->x.at + row * s->x.pitch + h * p, s->x.pitch, c->tokens, p);
             load_dy(d, c, row, h);
@@ -293,6 +329,8 @@ KR_KERNEL(ssd_scan_grad) {
     float *work = call->work, *sums = work + kr_chunk_sums_at(size, &layout), *shares = work + kr_chunk_shares_at(size, &layout);
     EACH_UNIT(size, {
         chunk c = chunk_of(size, &layout, work + slot * layout.floats);
+        prefetch ahead = {.count = 0};
+        c.ahead = &ahead;
         chunk_start(&c, size, true);
         for (int64_t unit = begin; unit < end; unit++) {
             const place at = place_of(size, unit);

@@ -93,7 +93,7 @@ typedef struct prefetch {
     int count;
 } prefetch;
 
-static void want(prefetch *p, const float *at, int64_t pitch, int64_t rows, int64_t floats) {
+KR_INLINE void want(prefetch *p, const float *at, int64_t pitch, int64_t rows, int64_t floats) {
     if (!at || rows <= 0 || floats <= 0 || p->count == AHEAD) return;
     p->list[p->count++] = (ahead){(const char *)at, pitch * (int64_t)sizeof(float), rows, floats * (int64_t)sizeof(float), 0};
 }

@@ -187,6 +187,7 @@ static void forward_unit(const trapezoid *s, const kr_call *call, chunk *c, int6
     const kr_chunk_size *z = &s->size;
     const int64_t n = z->states, p = z->width, floats = n * p;
     float *last = call->out[1].data, *saved = call->out[4].data;
+    const sink out = sink_of(&call->out[0]);
     bool fresh = true;
     EACH_HEAD(z, unit, at) {
         fresh = !load_state(s, c, at, call->in[8].data, state_at(z, c, at, false));
@@ -202,12 +203,14 @@ static void forward_unit(const trapezoid *s, const kr_call *call, chunk *c, int6
             const bool wraps = at.head + 1 == at.first_head + z->block || at.head + 1 == z->heads;
             c->ahead->count = 0;
             if (!wraps || !ends) want_head(s, c, row + (wraps ? z->chunk : 0), wraps ? at.first_head : at.head + 1);
+            for (int64_t r = 0; r < z->rank; r++)
+                want(c->ahead, out.at + row * out.pitch + (r * z->heads + at.head) * p, out.pitch, c->tokens, p);
             load_group(s, c, row, at.head);
             load_steps(s, c, at, first);
             load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
             if (saved) store_matrix(saved + ((at.b * z->chunks + i) * z->heads + at.head) * floats, p, state, n, p);
             chunk_forward(c, state, !i && fresh, !ends || last);
-            store_output(s, c, at, first, sink_of(&call->out[0]));
+            store_output(s, c, at, first, out);
         }
     }
     EACH_HEAD(z, unit, at) {

@@ -131,15 +131,24 @@ kr_status kr_golden_case(kr_golden *c) {
         const char *op;
         kr_status (*run)(kr_golden *);
     } kinds[] = {
-        {"causal_conv1d", kr_golden_causal_conv1d},   {"selective_scan", kr_golden_selective_scan},
-        {"ssd_chunk_scan", kr_golden_ssd},            {"mamba3_siso_scan", kr_golden_mamba3_siso},
-        {"mamba3_mimo_scan", kr_golden_mamba3_mimo},  {"attention", kr_golden_attention},
-        {"rmsnorm_gated", kr_golden_rmsnorm_gated},   {"add_rmsnorm", kr_golden_add_rmsnorm},
-        {"add_layernorm", kr_golden_add_layernorm},   {"linear", kr_golden_linear},
-        {"embedding", kr_golden_embedding},           {"elementwise", kr_golden_elementwise},
-        {"gated_mlp", kr_golden_gated_mlp},           {"cross_entropy", kr_golden_cross_entropy},
-        {"adamw", kr_golden_adamw},                   {"clip_grad_norm", kr_golden_clip_grad_norm},
-        {"lr_schedule", kr_golden_lr_schedule},       {"language_model", kr_golden_language_model},
+        {"causal_conv1d", kr_golden_causal_conv1d},
+        {"selective_scan", kr_golden_selective_scan},
+        {"ssd_chunk_scan", kr_golden_ssd},
+        {"mamba3_siso_scan", kr_golden_mamba3_siso},
+        {"mamba3_mimo_scan", kr_golden_mamba3_mimo},
+        {"attention", kr_golden_attention},
+        {"rmsnorm_gated", kr_golden_rmsnorm_gated},
+        {"add_rmsnorm", kr_golden_add_rmsnorm},
+        {"add_layernorm", kr_golden_add_layernorm},
+        {"linear", kr_golden_linear},
+        {"embedding", kr_golden_embedding},
+        {"elementwise", kr_golden_elementwise},
+        {"gated_mlp", kr_golden_gated_mlp},
+        {"cross_entropy", kr_golden_cross_entropy},
+        {"adamw", kr_golden_adamw},
+        {"clip_grad_norm", kr_golden_clip_grad_norm},
+        {"lr_schedule", kr_golden_lr_schedule},
+        {"language_model", kr_golden_language_model},
     };
     const char *op;
     KR_TRY(kr_golden_text(c, "op", &op));

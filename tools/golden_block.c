@@ -110,9 +110,14 @@ static const struct state {
     const char *name, *carry;
     enum { WHOLE, WINDOW, ANGLE, KEYS, VALUES } kind;
 } states[] = {
-    {"conv_state", "conv_state", WINDOW},  {"ssm_state", "ssm_state", WHOLE}, {"angle", "angle_state", ANGLE},
-    {"ssm", "ssm_state", WHOLE},           {"k", "k_state", WHOLE},           {"v", "v_state", WHOLE},
-    {"kv_cache", "key_cache", KEYS},       {"kv_cache", "value_cache", VALUES},
+    {"conv_state", "conv_state", WINDOW},
+    {"ssm_state", "ssm_state", WHOLE},
+    {"angle", "angle_state", ANGLE},
+    {"ssm", "ssm_state", WHOLE},
+    {"k", "k_state", WHOLE},
+    {"v", "v_state", WHOLE},
+    {"kv_cache", "key_cache", KEYS},
+    {"kv_cache", "value_cache", VALUES},
 };
 
 static kr_status compare_state(kr_golden *c, kr_session *s, const struct state *state, const char *tensor) {

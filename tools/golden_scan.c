@@ -61,12 +61,24 @@ kr_status kr_golden_ssd(kr_golden *c) {
 static kr_value mamba3_core(kr_golden_graph *b, int64_t rank, int64_t groups, bool half) {
     const bool mimo = kr_golden_has(b->c, "in.MIMO_V");
     const kr_value bias[2] = {IN("K_bias"), IN("Q_bias")}, k0 = IN("k_state");
-    kr_rotary_mix_args mix = {.K = IN_MERGED("K", 2), .Q = IN_MERGED("Q", 2), .ang = IN("Angles"),
-                              .dt = IN_TIME("DT"), .theta0 = IN("angle_state"), .groups = groups, .rank = rank,
+    kr_rotary_mix_args mix = {.K = IN_MERGED("K", 2),
+                              .Q = IN_MERGED("Q", 2),
+                              .ang = IN("Angles"),
+                              .dt = IN_TIME("DT"),
+                              .theta0 = IN("angle_state"),
+                              .groups = groups,
+                              .rank = rank,
                               .half = half};
-    kr_trapezoid_scan_args scan = {.x = IN_MERGED("V", 2), .adt = IN_TIME("ADT"), .dt = mix.dt, .trap = IN_TIME("Trap"),
-                                   .mimo_x = IN("MIMO_V"), .D = IN("D"), .h0 = IN("ssm_state"), .k0 = k0,
-                                   .v0 = IN("v_state"), .rank = rank};
+    kr_trapezoid_scan_args scan = {.x = IN_MERGED("V", 2),
+                                   .adt = IN_TIME("ADT"),
+                                   .dt = mix.dt,
+                                   .trap = IN_TIME("Trap"),
+                                   .mimo_x = IN("MIMO_V"),
+                                   .D = IN("D"),
+                                   .h0 = IN("ssm_state"),
+                                   .k0 = k0,
+                                   .v0 = IN("v_state"),
+                                   .rank = rank};
     mix.k_bias = bias[0], mix.q_bias = bias[1];
     if (!mimo) { // no axis of ranks in the file
         const kr_shape heads = kr_value_shape(b->g, bias[0]), state = kr_value_shape(b->g, k0);
