@@ -100,6 +100,7 @@ static segments segments_of(const attention *a, const kr_call *call) {
     const int64_t least = a->window && a->count > a->window ? a->count - a->window : 0, all = kr_attention_pieces(&a->s);
     segments g = {.first = least / KR_ATTENTION_SEGMENT, .last = (a->count + KR_ATTENTION_SEGMENT - 1) / KR_ATTENTION_SEGMENT,
                   .all = all, .top = call->work};
+    if (!g.top) return g; // long query blocks need no pieces
     g.sum = g.top + a->s.batch * all * a->s.heads;
     g.o = g.sum + a->s.batch * all * a->s.heads;
     return g;

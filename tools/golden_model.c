@@ -106,7 +106,7 @@ static kr_status check_gradients(subject *m) {
         const char *tensor = kr_pool_format(c->pool, "grad.param.%s", bindings[k].name + 5);
         kr_golden_tensor want;
         KR_TRY(kr_golden_read(c, tensor, KR_GOLDEN_PLAIN, &want));
-        KR_TRY(kr_golden_compare(c, tensor, bindings[k].data, &want, 1e-6, 1e-5));
+        KR_TRY(kr_golden_compare(c, tensor, bindings[k].data, &want, 1e-5, 1e-5));
     }
     return KR_OK;
 }
@@ -183,7 +183,7 @@ static kr_status check_training(subject *m) {
     for (int k = 0; k < kr_tensors_count(c->file); k++) {
         const char *tensor = kr_tensors_at(c->file, k)->name;
         if (!strncmp(tensor, "after.param.", 12))
-            KR_TRY(kr_golden_compare_slot(c, m->session, tensor + 12, tensor, 1e-5, 0));
+            KR_TRY(kr_golden_compare_slot(c, m->session, tensor + 12, tensor, 1e-5, 1e-5));
     }
     return KR_OK;
 }

@@ -37,7 +37,7 @@ static kr_status size_of(kr_golden *c, const char *tensor, int rank, const kr_sh
 kr_status kr_golden_ssd(kr_golden *c) {
     kr_ssd_scan_args a = {0};
     kr_golden_graph graph, *b = &graph;
-    const kr_shape *B;
+    const kr_shape *B = NULL;
     kr_value last;
     int64_t softplus;
     KR_TRY(kr_golden_integer(c, "chunk_size", &a.chunk));
@@ -108,7 +108,7 @@ static kr_status mamba3_begin(kr_golden *c, kr_golden_graph *b, bool *half) {
 
 kr_status kr_golden_mamba3_siso(kr_golden *c) {
     kr_golden_graph graph, *b = &graph;
-    const kr_shape *K;
+    const kr_shape *K = NULL;
     bool half;
     KR_TRY(size_of(c, "in.K", 4, &K));
     KR_TRY(mamba3_begin(c, b, &half));
@@ -124,7 +124,7 @@ static kr_value by_rank(kr_golden_graph *b, kr_value weight) {
 
 kr_status kr_golden_mamba3_mimo(kr_golden *c) {
     kr_golden_graph graph, *b = &graph;
-    const kr_shape *K, *V;
+    const kr_shape *K = NULL, *V = NULL;
     double eps;
     bool half;
     KR_TRY(size_of(c, "in.K", 5, &K));
@@ -146,7 +146,7 @@ kr_status kr_golden_mamba3_mimo(kr_golden *c) {
 
 kr_status kr_golden_attention(kr_golden *c) {
     kr_golden_graph graph, *b = &graph;
-    const kr_shape *q, *k;
+    const kr_shape *q = NULL, *k = NULL;
     kr_attention_args a = {0};
     int64_t causal, rotary, interleaved;
     double base;
