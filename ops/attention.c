@@ -11,8 +11,8 @@
 ///
 /// A query that sees no key gets zeros, and lse = -infinity.
 ///
-/// sources Vaswani et al. 2017, arXiv:1706.03762; online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867; blocks and
-/// gradient: Dao et al. 2022, arXiv:2205.14135; grouped queries: Ainslie et al. 2023, arXiv:2305.13245
+/// sources Vaswani et al. 2017, arXiv:1706.03762; online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867; blocks
+/// and gradient: Dao et al. 2022, arXiv:2205.14135; grouped queries: Ainslie et al. 2023, arXiv:2305.13245
 #include "ops/attention.h"
 #include "ops/internal.h"
 #include "ops/kernels.h"
@@ -31,7 +31,8 @@ enum { Q, K, V, KEY_COUNT, RESET, INPUTS };
 enum { O, LSE, OUTPUTS };
 enum { DO, DLSE, FORWARD, GRAD_O = FORWARD + INPUTS, GRAD_LSE, GRAD_INPUTS }; // do, dlse, forward inputs, o, lse
 
-static kr_status expect(const char *op, const char *name, const kr_shape *got, kr_dtype dtype, kr_shape want, kr_dtype want_dtype) {
+static kr_status expect(const char *op, const char *name, const kr_shape *got, kr_dtype dtype, kr_shape want,
+                        kr_dtype want_dtype) {
     char seen[160], wanted[160];
     KR_FAIL_IF(got->rank >= 0 && (dtype != want_dtype || !kr_shape_equal(got, &want)), KR_BAD_SHAPE,
                "%s: %s is %s %s, want %s %s", op, name, kr_dtype_name(dtype), kr_shape_text(got, seen),
@@ -40,17 +41,20 @@ static kr_status expect(const char *op, const char *name, const kr_shape *got, k
 }
 
 /// in: q, k, v, key_count, reset.
-static kr_status check_inputs(const char *op, const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, kr_attention_size *size) {
+static kr_status check_inputs(const char *op, const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype,
+                              kr_attention_size *size) {
     char text[160];
     const kr_shape *q = &in[Q], *k = &in[K];
     const int64_t H = t->i[HEADS], Hkv = t->i[KV_HEADS];
     KR_FAIL_IF(q->rank != 3 || k->rank != 3, KR_BAD_SHAPE, "%s: %s is %s, want [batch, length, heads*coordinates]", op,
                q->rank != 3 ? "q" : "k", kr_shape_text(q->rank != 3 ? q : k, text));
-    KR_FAIL_IF(H < 1 || Hkv < 1 || H % Hkv, KR_BAD_ARGUMENT, "%s: %lld heads and %lld key heads, want a multiple of the key heads",
-               op, (long long)H, (long long)Hkv);
-    KR_FAIL_IF(q->dim[2] % H, KR_BAD_SHAPE, "%s: q is %s, want columns for %lld heads", op, kr_shape_text(q, text), (long long)H);
-    KR_FAIL_IF(t->i[WINDOW] < 0 || (t->i[WINDOW] > 0 && t->i[NOT_CAUSAL]), KR_BAD_ARGUMENT, "%s: a window of %lld keys%s, want 0 "
-               "(none) or more, and causal order with a window", op, (long long)t->i[WINDOW], t->i[NOT_CAUSAL] ? " without causal order" : "");
+    KR_FAIL_IF(H < 1 || Hkv < 1 || H % Hkv, KR_BAD_ARGUMENT,
+               "%s: %lld heads and %lld key heads, want a multiple of the key heads", op, (long long)H, (long long)Hkv);
+    KR_FAIL_IF(q->dim[2] % H, KR_BAD_SHAPE, "%s: q is %s, want columns for %lld heads", op, kr_shape_text(q, text),
+               (long long)H);
+    KR_FAIL_IF(t->i[WINDOW] < 0 || (t->i[WINDOW] > 0 && t->i[NOT_CAUSAL]), KR_BAD_ARGUMENT,
+               "%s: a window of %lld keys%s, want 0 (none) or more, and causal order with a window", op,
+               (long long)t->i[WINDOW], t->i[NOT_CAUSAL] ? " without causal order" : "");
     *size = kr_attention_measure(q, k, H, Hkv);
     const kr_shape keys = KR_SHAPE(size->batch, size->keys, Hkv * size->dim);
     KR_TRY(expect(op, "q", q, dtype[Q], *q, KR_F32));
@@ -60,8 +64,8 @@ static kr_status check_inputs(const char *op, const kr_attrs *t, const kr_shape 
     return expect(op, "reset", &in[RESET], dtype[RESET], KR_SHAPE(size->batch, size->keys), KR_I32);
 }
 
-static kr_status attention_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
-                                 kr_dtype *out_dtype) {
+static kr_status attention_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
+                                 kr_shape *out, kr_dtype *out_dtype) {
     (void)inputs;
     kr_attention_size s;
     KR_TRY(check_inputs("attention", t, in, dtype, &s));
@@ -71,8 +75,8 @@ static kr_status attention_shape(const kr_attrs *t, const kr_shape *in, const kr
     return KR_OK;
 }
 
-static kr_status attention_grad_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
-                                      kr_dtype *out_dtype) {
+static kr_status attention_grad_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
+                                      kr_shape *out, kr_dtype *out_dtype) {
     (void)inputs;
     const char *op = "attention_grad";
     kr_attention_size s;
@@ -101,7 +105,8 @@ static double visible_pairs(const kr_attrs *t, const kr_attention_size *s) {
 }
 
 /// Two products of Dh multiply-adds for each pair, and an exponential counted as 8.
-static void attention_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes) {
+static void attention_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
+                           double *bytes) {
     (void)inputs, (void)out;
     const kr_attention_size s = kr_attention_measure(&in[Q], &in[K], t->i[HEADS], t->i[KV_HEADS]);
     *flops = (double)(s.batch * s.heads) * visible_pairs(t, &s) * (4 * (double)s.dim + 8);
@@ -109,12 +114,14 @@ static void attention_cost(const kr_attrs *t, const kr_shape *in, const kr_shape
 }
 
 /// Five products.
-static void attention_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes) {
+static void attention_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
+                                double *bytes) {
     (void)inputs, (void)out;
     const kr_shape *x = in + FORWARD;
     const kr_attention_size s = kr_attention_measure(&x[Q], &x[K], t->i[HEADS], t->i[KV_HEADS]);
     *flops = (double)(s.batch * s.heads) * visible_pairs(t, &s) * (10 * (double)s.dim + 12);
-    *bytes = 16 * ((double)kr_shape_count(&x[Q]) + (double)kr_shape_count(&x[K])) + 8 * (double)kr_shape_count(&in[GRAD_LSE]);
+    *bytes = 16 * ((double)kr_shape_count(&x[Q]) + (double)kr_shape_count(&x[K])) +
+             8 * (double)kr_shape_count(&in[GRAD_LSE]);
 }
 
 static size_t attention_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
@@ -140,21 +147,24 @@ static void attention_derivative(kr_graph *g, const kr_node *n, const kr_value *
 }
 
 static const kr_stage forward_stages[] = {KR_STAGE(attention), KR_STAGE(attention_merge)};
-static const kr_stage backward_stages[] = {KR_STAGE(attention_grad_rows), KR_STAGE(attention_grad), KR_STAGE(attention_grad_sum)};
+static const kr_stage backward_stages[] = {KR_STAGE(attention_grad_rows), KR_STAGE(attention_grad),
+                                           KR_STAGE(attention_grad_sum)};
 
 /// lse [B, H, Lq] is the second output.
 const kr_op kr_op_attention = {
-    .name = "attention", .inputs = INPUTS, .outputs = OUTPUTS, .optional = BIT(KEY_COUNT) | BIT(RESET), .zero_absent = BIT(RESET),
-    .rows_in = BIT(Q) | BIT(K) | BIT(V), .rows_out = BIT(O), .skip_out = BIT(LSE), .keeps_in = BIT(INPUTS) - 1,
-    .keeps_out = BIT(O) | BIT(LSE), .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}},
-    .shape = attention_shape, .grad = attention_derivative, .cost = attention_cost, .work = attention_work,
-    .stages = forward_stages, .stage_count = 2,
+    .name = "attention", .inputs = INPUTS, .outputs = OUTPUTS, .optional = BIT(KEY_COUNT) | BIT(RESET),
+    .zero_absent = BIT(RESET), .rows_in = BIT(Q) | BIT(K) | BIT(V), .rows_out = BIT(O), .skip_out = BIT(LSE),
+    .keeps_in = BIT(INPUTS) - 1, .keeps_out = BIT(O) | BIT(LSE),
+    .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}}, .shape = attention_shape,
+    .grad = attention_derivative, .cost = attention_cost, .work = attention_work, .stages = forward_stages,
+    .stage_count = 2,
 };
 
 /// Reads do [B, Lq, H*Dh], dlse [B, H, Lq]?, the forward inputs, o and lse; gives dq, dk and dv.
 const kr_op kr_op_attention_grad = {
     .name = "attention_grad", .inputs = GRAD_INPUTS, .outputs = V + 1, .flags = KR_OP_NO_GRADIENT,
-    .optional = BIT(DLSE) | BIT(FORWARD + KEY_COUNT) | BIT(FORWARD + RESET), .zero_absent = BIT(DLSE) | BIT(FORWARD + RESET),
+    .optional = BIT(DLSE) | BIT(FORWARD + KEY_COUNT) | BIT(FORWARD + RESET),
+    .zero_absent = BIT(DLSE) | BIT(FORWARD + RESET),
     .rows_in = BIT(DO) | BIT(FORWARD + Q) | BIT(FORWARD + K) | BIT(FORWARD + V) | BIT(GRAD_O),
     .rows_out = BIT(Q) | BIT(K) | BIT(V), .skip_out = BIT(Q) | BIT(K) | BIT(V),
     .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}}, .shape = attention_grad_shape,
@@ -162,16 +172,17 @@ const kr_op kr_op_attention_grad = {
 };
 
 kr_value (kr_attention)(kr_graph *g, const kr_attention_args *a) {
-    const kr_attrs t = {.i = {[HEADS] = a->heads, [KV_HEADS] = a->kv_heads, [WINDOW] = a->window, [NOT_CAUSAL] = a->not_causal},
-                        .r = {[SCALE] = a->scale}};
+    const kr_attrs t = {
+        .i = {[HEADS] = a->heads, [KV_HEADS] = a->kv_heads, [WINDOW] = a->window, [NOT_CAUSAL] = a->not_causal},
+        .r = {[SCALE] = a->scale}};
     const kr_value in[INPUTS] = {a->q, a->k, a->v, a->key_count, a->reset};
     return kr_append(g, &kr_op_attention, &t, in, INPUTS);
 }
 
 // cache_write -----------------------------------------------------------------------------------------------------
 
-static kr_status cache_write_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
-                                   kr_dtype *out_dtype) {
+static kr_status cache_write_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
+                                   kr_shape *out, kr_dtype *out_dtype) {
     (void)t, (void)inputs;
     char text[160];
     for (int k = 0; k < 2; k++)
@@ -186,7 +197,8 @@ static kr_status cache_write_shape(const kr_attrs *t, const kr_shape *in, const 
 }
 
 /// In place only the new rows move.
-static void cache_write_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes) {
+static void cache_write_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
+                             double *bytes) {
     (void)t, (void)out, (void)inputs;
     *flops = 0;
     *bytes = 8 * (double)kr_shape_count(&in[1]);

@@ -1,9 +1,10 @@
 /// Attention forward on the CPU: a block of queries stays while blocks of keys and values go by. Per row it keeps the
-/// largest score so far and the sum of the powers above it, and shrinks both sum and result when a larger one comes. Powers
-/// are of 2, with log2(e) in the scale.
+/// largest score so far and the sum of the powers above it, and shrinks both sum and result when a larger one comes.
+/// Powers are of 2, with log2(e) in the scale.
 ///
-/// A single query (decoding) takes its heads as rows, and all of them take the same segment of the cache before the next:
-/// memory is read once and in order, and threads have a share of the keys each. A second stage merges the segments.
+/// A single query (decoding) takes its heads as rows, and all of them take the same segment of the cache before the
+/// next: memory is read once and in order, and threads have a share of the keys each. A second stage merges the
+/// segments.
 #include "ops/attention_block.h"
 
 /// The rows of a unit and their running sums.
@@ -26,7 +27,8 @@ static void soften_rows(unit *u, const visible *v, float scale, int64_t g, float
         const int64_t from = v->from[g + i], to = v->to[g + i];
         for (int64_t key = from / KR_LANES * KR_LANES; key < to; key += KR_LANES) {
             const kr_vf x = kr_v_load(scores + (g + i) * ROWS + key) * factor;
-            most[i] = kr_v_max(most[i], key >= from && key + KR_LANES <= to ? x : kr_v_select(seen(key, from, to), x, none));
+            most[i] = kr_v_max(most[i],
+                               key >= from && key + KR_LANES <= to ? x : kr_v_select(seen(key, from, to), x, none));
         }
     }
     const kr_vf before = kr_v_load(u->top + g);
@@ -55,7 +57,8 @@ static void scale_rows(float *x, int64_t pitch, int64_t rows, int64_t dim, const
     for (int64_t r = 0; r < rows; r++) {
         const kr_vf f = kr_v_set(factor[r]);
         if (factor[r] == 1) continue;
-        for (int64_t n = 0; n < dim; n += KR_LANES) kr_v_store_n(x + r * pitch + n, kr_v_load_n(x + r * pitch + n, dim - n) * f, dim - n);
+        for (int64_t n = 0; n < dim; n += KR_LANES)
+            kr_v_store_n(x + r * pitch + n, kr_v_load_n(x + r * pitch + n, dim - n) * f, dim - n);
     }
 }
 
@@ -85,7 +88,8 @@ static void attend_tokens(const attention *a, unit *u) {
     for (int64_t r = 0; r < u->rows; r++) factor[r] = u->sum[r] != 0 ? 1 / u->sum[r] : 0;
     scale_rows(u->o, u->o_pitch, u->rows, a->s.dim, factor);
     for (int64_t g = 0; g < u->rows && u->lse; g += KR_LANES)
-        kr_v_store_n(u->lse + g, kr_v_load(u->top + g) * kr_v_set(1 / LOG2E) + kr_v_log(kr_v_load(u->sum + g)), u->rows - g);
+        kr_v_store_n(u->lse + g, kr_v_load(u->top + g) * kr_v_set(1 / LOG2E) + kr_v_log(kr_v_load(u->sum + g)),
+                     u->rows - g);
 }
 
 // A single query --------------------------------------------------------------------------------------------------
@@ -97,9 +101,10 @@ typedef struct segments {
 } segments;
 
 static segments segments_of(const attention *a, const kr_call *call) {
-    const int64_t least = a->window && a->count > a->window ? a->count - a->window : 0, all = kr_attention_pieces(&a->s);
-    segments g = {.first = least / KR_ATTENTION_SEGMENT, .last = (a->count + KR_ATTENTION_SEGMENT - 1) / KR_ATTENTION_SEGMENT,
-                  .all = all, .top = call->work};
+    const int64_t least = a->window && a->count > a->window ? a->count - a->window : 0,
+                  all = kr_attention_pieces(&a->s);
+    segments g = {.first = least / KR_ATTENTION_SEGMENT,
+                  .last = (a->count + KR_ATTENTION_SEGMENT - 1) / KR_ATTENTION_SEGMENT, .all = all, .top = call->work};
     if (!g.top) return g; // long query blocks need no pieces
     g.sum = g.top + a->s.batch * all * a->s.heads;
     g.o = g.sum + a->s.batch * all * a->s.heads;
@@ -113,8 +118,8 @@ static void fetch(const float *x, int64_t pitch, int64_t rows, int64_t columns) 
 }
 
 /// All heads of one query against the keys from .. to - 1.
-static void attend_segment(const attention *a, const kr_call *call, int64_t b, int64_t from, int64_t to, float *top, float *sum,
-                           float *o) {
+static void attend_segment(const attention *a, const kr_call *call, int64_t b, int64_t from, int64_t to, float *top,
+                           float *sum, float *o) {
     enum { KEYS = 32 };
     const kr_attention_size *s = &a->s;
     for (int64_t h = 0; h < s->heads; h++) top[h] = -__builtin_inff(), sum[h] = 0;
@@ -126,9 +131,10 @@ static void attend_segment(const attention *a, const kr_call *call, int64_t b, i
         for (int64_t h = 0, rows; h < s->heads; h += rows) {
             const int64_t kv = h / s->group, left = (kv + 1) * s->group - h;
             rows = left < ROWS ? left : ROWS;
-            unit u = {.q = a->q + b * kr_arg_pitch(&call->in[0]) + h * s->dim, .k = a->k + b * s->keys * a->k_pitch + kv * s->dim,
-                      .v = a->v + b * s->keys * a->v_pitch + kv * s->dim, .o = o + h * s->dim, .rows = rows, .q_pitch = s->dim,
-                      .o_pitch = s->dim};
+            unit u = {.q = a->q + b * kr_arg_pitch(&call->in[0]) + h * s->dim,
+                      .k = a->k + b * s->keys * a->k_pitch + kv * s->dim,
+                      .v = a->v + b * s->keys * a->v_pitch + kv * s->dim, .o = o + h * s->dim, .rows = rows,
+                      .q_pitch = s->dim, .o_pitch = s->dim};
             start(&u);
             for (int64_t r = 0; r < rows; r++)
                 u.lo[r] = (int32_t)from, u.hi[r] = (int32_t)to, u.top[r] = top[h + r], u.sum[r] = sum[h + r];
@@ -148,7 +154,8 @@ static void attend_one(const attention *a, const kr_call *call, int part, int pa
         const int64_t first = segment * KR_ATTENTION_SEGMENT, last = first + KR_ATTENTION_SEGMENT;
         int32_t lo, hi;
         ranges(a, b, 0, 1, &lo, &hi);
-        attend_segment(a, call, b, lo > first ? lo : first, hi < last ? hi : last, g.top + at, g.sum + at, g.o + at * a->s.dim);
+        attend_segment(a, call, b, lo > first ? lo : first, hi < last ? hi : last, g.top + at, g.sum + at,
+                       g.o + at * a->s.dim);
     }
 }
 
@@ -196,7 +203,8 @@ KR_KERNEL(attention) {
         unit u = {.q = a.q + token * a.q_pitch + h * s->dim, .k = a.k + b * s->keys * a.k_pitch + kv * s->dim,
                   .v = a.v + b * s->keys * a.v_pitch + kv * s->dim, .o = o + token * o_pitch + h * s->dim,
                   .lse = lse ? lse + (b * s->heads + h) * s->queries + first : 0,
-                  .rows = s->queries - first < ROWS ? s->queries - first : ROWS, .q_pitch = a.q_pitch, .o_pitch = o_pitch};
+                  .rows = s->queries - first < ROWS ? s->queries - first : ROWS, .q_pitch = a.q_pitch,
+                  .o_pitch = o_pitch};
         ranges(&a, b, first, u.rows, u.lo, u.hi);
         attend_tokens(&a, &u);
     }

@@ -1,9 +1,9 @@
 /// A block of scores on the CPU: which of them are visible, and the products around them. For kernel files.
 ///
-/// rows (queries) by keys, at most KR_ATTENTION_ROWS each, at that pitch. Row r sees the keys from[r] .. to[r] - 1, and both
-/// bounds never fall from row to row; so what the rows of a tile see together is from[first] .. to[last], and the products
-/// skip what no row of a tile sees: on the diagonal of causal attention that is almost half. Scores that are not visible
-/// are zeros once soften or its like went over the block.
+/// rows (queries) by keys, at most KR_ATTENTION_ROWS each, at that pitch. Row r sees the keys from[r] .. to[r] - 1, and
+/// both bounds never fall from row to row; so what the rows of a tile see together is from[first] .. to[last], and the
+/// products skip what no row of a tile sees: on the diagonal of causal attention that is almost half. Scores that are
+/// not visible are zeros once soften or its like went over the block.
 #ifndef KRAIT_OPS_ATTENTION_BLOCK_H
 #define KRAIT_OPS_ATTENTION_BLOCK_H
 
@@ -27,8 +27,8 @@ typedef struct attention {
 /// in: q, k, v, key_count, reset.
 static attention attention_of(const kr_call *call, const kr_arg *in) {
     const kr_attrs *t = call->attrs;
-    attention a = {.s = kr_attention_measure(&in[0].shape, &in[1].shape, t->i[0], t->i[1]), .q = in[0].data, .k = in[1].data,
-                   .v = in[2].data, .q_pitch = kr_arg_pitch(&in[0]), .k_pitch = kr_arg_pitch(&in[1]),
+    attention a = {.s = kr_attention_measure(&in[0].shape, &in[1].shape, t->i[0], t->i[1]), .q = in[0].data,
+                   .k = in[1].data, .v = in[2].data, .q_pitch = kr_arg_pitch(&in[0]), .k_pitch = kr_arg_pitch(&in[1]),
                    .v_pitch = kr_arg_pitch(&in[2]), .window = t->i[2], .causal = !t->i[3], .reset = in[4].data};
     const int32_t *count = in[3].data;
     a.count = !count || *count > a.s.keys ? a.s.keys : *count < 0 ? 0 : *count;
@@ -36,8 +36,8 @@ static attention attention_of(const kr_call *call, const kr_arg *in) {
     return a;
 }
 
-/// lo[i] .. hi[i] - 1 are the keys that query first + i of batch row b sees. Its own place among the keys is p: the last
-/// query's is the last key that exists. Without causal order a query sees its whole document.
+/// lo[i] .. hi[i] - 1 are the keys that query first + i of batch row b sees. Its own place among the keys is p: the
+/// last query's is the last key that exists. Without causal order a query sees its whole document.
 static void ranges(const attention *a, int64_t b, int64_t first, int64_t n, int32_t *lo, int32_t *hi) {
     const int32_t *reset = a->reset ? a->reset + b * a->s.keys : 0;
     int64_t start = -1, stop = a->count; // the document; start -1: look for it
@@ -101,7 +101,8 @@ KR_INLINE kr_vf largest_of(kr_vf v[16]) {
 }
 
 /// c = a b^T for a few rows: keys are read once, as they lie, 16 at a time.
-static void few_scores(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t dim, const visible *v, float *c) {
+static void few_scores(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t dim, const visible *v,
+                       float *c) {
     for (int64_t key = 0; key < v->keys; key += KR_LANES)
         for (int64_t r = 0; r < v->rows; r++) {
             kr_vf sum[KR_LANES];
@@ -118,7 +119,8 @@ static void few_scores(const float *a, int64_t lda, const float *b, int64_t ldb,
 }
 
 /// c [rows, keys] = a [rows, dim] b [keys, dim]^T, where visible.
-static void multiply_scores(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t dim, const visible *v, float *c) {
+static void multiply_scores(const float *a, int64_t lda, const float *b, int64_t ldb, int64_t dim, const visible *v,
+                            float *c) {
     _Alignas(64) float panel[DEPTH * PANEL];
     if (v->rows < FEW) {
         few_scores(a, lda, b, ldb, dim, v, c);
@@ -140,7 +142,8 @@ static void multiply_scores(const float *a, int64_t lda, const float *b, int64_t
 }
 
 /// c [rows, dim] += a [rows, keys] b [keys, dim].
-static void add_to_rows(const float *a, const float *b, int64_t ldb, int64_t dim, const visible *v, float *c, int64_t ldc) {
+static void add_to_rows(const float *a, const float *b, int64_t ldb, int64_t dim, const visible *v, float *c,
+                        int64_t ldc) {
     _Alignas(64) float panel[ROWS * PANEL];
     for (int64_t j = 0; j < dim; j += PANEL) {
         const int64_t cols = dim - j < PANEL ? dim - j : PANEL;
@@ -150,14 +153,15 @@ static void add_to_rows(const float *a, const float *b, int64_t ldb, int64_t dim
             const int64_t from = v->from[r], to = v->to[r + rows - 1];
             float *at = c + r * ldc + j;
             if (from < to)
-                tile_rows(a + r * ROWS + from, 0, ROWS, panel + from * PANEL, to - from, at, ldc, at, ldc, 0, rows, cols);
+                tile_rows(a + r * ROWS + from, 0, ROWS, panel + from * PANEL, to - from, at, ldc, at, ldc, 0, rows,
+                          cols);
         }
     }
 }
 
 /// c [keys, dim] += a [rows, keys]^T b [rows, dim].
-__attribute__((unused)) static void add_to_keys(const float *a, const float *b, int64_t ldb, int64_t dim, const visible *v,
-                                                float *c, int64_t ldc) {
+__attribute__((unused)) static void add_to_keys(const float *a, const float *b, int64_t ldb, int64_t dim,
+                                                const visible *v, float *c, int64_t ldc) {
     _Alignas(64) float panel[ROWS * PANEL], strip[ROWS * ROWS];
     tile_pack_strip(a, ROWS, v->rows, v->keys, strip);
     for (int64_t j = 0; j < dim; j += PANEL) {
@@ -169,7 +173,8 @@ __attribute__((unused)) static void add_to_keys(const float *a, const float *b, 
             int64_t r, end;
             rows_that_see(v, key, key + keys, &r, &end);
             if (r < end)
-                tile_rows(strip + key * v->rows + r * TILE_ROWS, 1, 0, panel + r * PANEL, end - r, at, ldc, at, ldc, 0, keys, cols);
+                tile_rows(strip + key * v->rows + r * TILE_ROWS, 1, 0, panel + r * PANEL, end - r, at, ldc, at, ldc, 0,
+                          keys, cols);
         }
     }
 }

@@ -35,9 +35,11 @@ KR_INLINE void kr_pairs_store(float *y, int64_t apart, int64_t j, int64_t left, 
         kr_v_store_n(y + apart + j, b, left);
         return;
     }
-    kr_v_store_n(y + 2 * j, __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), 2 * left);
+    kr_v_store_n(y + 2 * j, __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                 2 * left);
     if (left > 8)
-        kr_v_store_n(y + 2 * j + 16, __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31),
+        kr_v_store_n(y + 2 * j + 16,
+                     __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31),
                      2 * left - 16);
 }
 

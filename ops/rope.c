@@ -1,5 +1,5 @@
-/// Rotary position embedding: pair i of every head turns by position * base^(-2i/rotary_dim), so that the product of a query
-/// and a key depends on how far apart they are (MATH 8). The gradient turns back by the same angles.
+/// Rotary position embedding: pair i of every head turns by position * base^(-2i/rotary_dim), so that the product of a
+/// query and a key depends on how far apart they are (MATH 8). The gradient turns back by the same angles.
 ///
 /// source Su et al. 2021, arXiv:2104.09864
 #include "ops/internal.h"
@@ -17,8 +17,9 @@ static kr_status rope_shape(const kr_attrs *t, const kr_shape *in, const kr_dtyp
     (void)inputs;
     char text[160];
     const int64_t heads = t->i[HEADS], turning = t->i[ROTARY_DIM], width = in[0].rank == 3 ? in[0].dim[2] : 0;
-    KR_FAIL_IF(in[0].rank != 3 || dtype[0] != KR_F32, KR_BAD_SHAPE, "rope: x is %s %s, want f32 [batch, length, heads*coordinates]",
-               kr_dtype_name(dtype[0]), kr_shape_text(&in[0], text));
+    KR_FAIL_IF(in[0].rank != 3 || dtype[0] != KR_F32, KR_BAD_SHAPE,
+               "rope: x is %s %s, want f32 [batch, length, heads*coordinates]", kr_dtype_name(dtype[0]),
+               kr_shape_text(&in[0], text));
     KR_FAIL_IF(heads < 1 || width % heads, KR_BAD_ARGUMENT, "rope: %lld heads, want a divisor of the %lld columns of x",
                (long long)heads, (long long)width);
     KR_FAIL_IF(turning < 0 || turning % 2 || turning > width / heads, KR_BAD_ARGUMENT,
@@ -39,7 +40,8 @@ static void rope_derivative(kr_graph *g, const kr_node *n, const kr_value *dout,
     din[0] = kr_append(g, n->op, &t, (kr_value[]){dout[0], n->in[1]}, 2);
 }
 
-static void rope_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes) {
+static void rope_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
+                      double *bytes) {
     (void)out, (void)inputs;
     const double tokens = (double)(in[0].dim[0] * in[0].dim[1]);
     *flops = tokens * 3 * (double)(t->i[HEADS] * t->i[ROTARY_DIM]) + 25 * (double)(in[0].dim[1] * t->i[ROTARY_DIM]);
@@ -49,12 +51,14 @@ static void rope_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out
 static const kr_stage rope_stages[] = {KR_STAGE(rope)};
 /// x, position?; `back` turns by the negative angles: the gradient.
 const kr_op kr_op_rope = {
-    .name = "rope", .inputs = 2, .outputs = 1, .optional = BIT(1), .zero_absent = BIT(1), .rows_in = BIT(0), .rows_out = BIT(0),
-    .inplace = BIT(0), .keeps_in = BIT(1), .attr = {.i = {"heads", "rotary_dim", "interleaved", "back"}, .r = {"base"}},
-    .shape = rope_shape, .grad = rope_derivative, .cost = rope_cost, .stages = rope_stages, .stage_count = 1,
+    .name = "rope", .inputs = 2, .outputs = 1, .optional = BIT(1), .zero_absent = BIT(1), .rows_in = BIT(0),
+    .rows_out = BIT(0), .inplace = BIT(0), .keeps_in = BIT(1),
+    .attr = {.i = {"heads", "rotary_dim", "interleaved", "back"}, .r = {"base"}}, .shape = rope_shape,
+    .grad = rope_derivative, .cost = rope_cost, .stages = rope_stages, .stage_count = 1,
 };
 
-kr_value (kr_rope)(kr_graph *g, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base, bool interleaved) {
+kr_value(kr_rope)(kr_graph *g, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base,
+                  bool interleaved) {
     const kr_attrs t = {.i = {heads, rotary_dim, interleaved}, .r = {base}};
     return kr_append(g, &kr_op_rope, &t, (kr_value[]){x, position}, 2);
 }

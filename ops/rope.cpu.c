@@ -1,5 +1,5 @@
-/// Rotary position embedding on the CPU. Frequencies and angles are in double: position 10^6 keeps its phase. Every angle
-/// gets its own sine and cosine, without recurrences, so any token comes out the same whatever run it is part of.
+/// Rotary position embedding on the CPU. Frequencies and angles are in double: position 10^6 keeps its phase. Every
+/// angle gets its own sine and cosine, without recurrences, so any token comes out the same whatever run it is part of.
 #include "ops/pairs.h"
 
 enum { SPAN = 16 }; ///< tokens of a unit of work
@@ -50,7 +50,8 @@ static void turn_heads(const rope *v, int64_t first, int64_t last, int64_t j) {
                 const float *x = v->x + row * v->x_pitch + h * v->dim;
                 kr_vf p, q;
                 kr_pairs_load(x, v->apart, j, left, &p, &q);
-                kr_pairs_store(v->y + row * v->y_pitch + h * v->dim, v->apart, j, left, p * cosine - q * sine, p * sine + q * cosine);
+                kr_pairs_store(v->y + row * v->y_pitch + h * v->dim, v->apart, j, left, p * cosine - q * sine,
+                               p * sine + q * cosine);
             }
     }
 }
@@ -59,10 +60,10 @@ KR_KERNEL(rope) {
     const kr_arg *x = &call->in[0], *y = &call->out[0];
     const kr_attrs *a = call->attrs;
     const int32_t *position = call->in[1].data;
-    const rope v = {.batch = x->shape.dim[0], .length = x->shape.dim[1], .heads = a->i[0], .dim = x->shape.dim[2] / a->i[0],
-                    .pairs = a->i[1] / 2, .x_pitch = kr_arg_pitch(x), .y_pitch = kr_arg_pitch(y),
-                    .apart = a->i[2] ? 0 : a->i[1] / 2, .x = x->data, .y = y->data, .position = position ? *position : 0,
-                    .log_base = log_of(a->r[0]), .back = a->i[3] != 0};
+    const rope v = {.batch = x->shape.dim[0], .length = x->shape.dim[1], .heads = a->i[0],
+                    .dim = x->shape.dim[2] / a->i[0], .pairs = a->i[1] / 2, .x_pitch = kr_arg_pitch(x),
+                    .y_pitch = kr_arg_pitch(y), .apart = a->i[2] ? 0 : a->i[1] / 2, .x = x->data, .y = y->data,
+                    .position = position ? *position : 0, .log_base = log_of(a->r[0]), .back = a->i[3] != 0};
     int64_t begin, end;
     kr_share((v.length + SPAN - 1) / SPAN, part, parts, &begin, &end);
     for (int64_t unit = begin; unit < end; unit++) {

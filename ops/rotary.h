@@ -16,7 +16,8 @@ typedef struct kr_rotary_size {
 } kr_rotary_size;
 
 /// From K [B, L, R*G*N], k_bias [H, R, N] and ang [B, L, S] or [B, L, H, S].
-static inline kr_rotary_size kr_rotary_measure(const kr_shape *K, const kr_shape *k_bias, const kr_shape *ang, int64_t groups) {
+static inline kr_rotary_size kr_rotary_measure(const kr_shape *K, const kr_shape *k_bias, const kr_shape *ang,
+                                               int64_t groups) {
     kr_rotary_size s;
     s.batch = K->dim[0], s.length = K->dim[1], s.groups = groups;
     s.heads = k_bias->dim[0], s.rank = k_bias->dim[1], s.states = k_bias->dim[2];
@@ -28,8 +29,8 @@ static inline kr_rotary_size kr_rotary_measure(const kr_shape *K, const kr_shape
     return s;
 }
 
-// Workspace, in this order: for each piece its total turn and its running angle, double [H, width] each; a flag "holds a
-// reset", padded to whole vectors; backward, for each piece its total of e, float [H, width]; the partial sums of the
+// Workspace, in this order: for each piece its total turn and its running angle, double [H, width] each; a flag "holds
+// a reset", padded to whole vectors; backward, for each piece its total of e, float [H, width]; the partial sums of the
 // biases' gradients, float [2, H, R, N] each; and e, float [B, L, H, S].
 static inline int64_t kr_rotary_units(const kr_rotary_size *s) { return s->batch * s->chunks; }
 static inline int64_t kr_rotary_angles(const kr_rotary_size *s) { return kr_rotary_units(s) * s->heads * s->width; }

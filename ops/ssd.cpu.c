@@ -11,7 +11,7 @@ enum { DT_MIN, DT_MAX };
 
 typedef struct ssd {
     kr_chunk_size size;
-    rows x, dt, B, C, z;
+    source x, dt, B, C, z;
     const float *A, *D, *dt_bias;
     const int32_t *reset;
     bool softplus, D_per_channel;
@@ -21,7 +21,7 @@ typedef struct ssd {
 /// in: x, dt, A, B, C, D, z, dt_bias.
 static ssd ssd_of(const kr_attrs *t, const kr_arg *in, const kr_arg *reset) {
     const int64_t heads = in[2].shape.dim[0], groups = t->i[GROUPS];
-    ssd s = {.x = rows_of(&in[0]), .dt = rows_of(&in[1]), .B = rows_of(&in[3]), .C = rows_of(&in[4]), .z = rows_of(&in[6]),
+    ssd s = {.x = source_of(&in[0]), .dt = source_of(&in[1]), .B = source_of(&in[3]), .C = source_of(&in[4]), .z = source_of(&in[6]),
              .A = in[2].data, .D = in[5].data, .dt_bias = in[7].data, .reset = reset->data, .softplus = t->i[SOFTPLUS] != 0,
              .dt_min = (float)t->r[DT_MIN], .dt_max = (float)t->r[DT_MAX]};
     s.size = kr_chunk_measure(in[0].shape.dim[0], in[0].shape.dim[1], heads, groups, 1,
@@ -72,12 +72,11 @@ static void load_steps(const ssd *s, chunk *c, int64_t row, int64_t head, float 
     chunk_resize(c, c->tokens);
 }
 
-/// B and C of the group, and their scores.
+/// B and C of the group.
 static void load_group(const ssd *s, chunk *c, int64_t row, int64_t group) {
     const int64_t n = s->size.states;
     load_matrix(c->k, s->B.at + row * s->B.pitch + group * n, s->B.pitch, c->tokens, n);
     load_matrix(c->q, s->C.at + row * s->C.pitch + group * n, s->C.pitch, c->tokens, n);
-    chunk_scores(c);
 }
 
 KR_INLINE kr_vf skip_weight(const ssd *s, int64_t head, int64_t j) {
@@ -122,6 +121,7 @@ static void forward_unit(const ssd *s, chunk *c, place at, const float *h0, sink
         const bool ends = i + 1 == size->chunks;
         chunk_resize(c, ends ? size->length - first : size->chunk);
         load_group(s, c, row, at.group);
+        chunk_scores(c);
         for (int64_t h = at.head; h < at.head_end; h++) {
             const matrix state = state_of(c, size, h - at.head, false);
             const bool wraps = h + 1 == at.head_end;
@@ -143,6 +143,22 @@ static void forward_unit(const ssd *s, chunk *c, place at, const float *h0, sink
     }
 }
 
+/// The same for a single token.
+static void forward_token(const ssd *s, chunk *c, place at, const float *h0, sink out, float *last) {
+    const kr_chunk_size *size = &s->size;
+    const int64_t p = size->width, floats = size->states * p;
+    chunk_resize(c, 1);
+    load_group(s, c, at.b, at.group);
+    for (int64_t h = at.head; h < at.head_end; h++) {
+        const int64_t state = (at.b * size->heads + h) * floats;
+        load_steps(s, c, at.b, h, 0);
+        load_matrix(c->v, s->x.at + at.b * s->x.pitch + h * p, s->x.pitch, 1, p);
+        scale_rows(c->scaled_v, c->v, c->gamma, 1, p);
+        chunk_step(c, h0 ? h0 + state : 0, last ? last + state : 0, c->decay[0], 1);
+        store_output(s, c, at.b, h, out);
+    }
+}
+
 KR_KERNEL(ssd_scan) {
     const ssd s = ssd_of(call->attrs, call->in, &call->in[9]);
     const kr_chunk_layout layout = kr_chunk_arrange(&s.size, false);
@@ -151,9 +167,12 @@ KR_KERNEL(ssd_scan) {
         prefetch ahead = {.count = 0};
         c.ahead = &ahead;
         chunk_start(&c, &s.size, false);
-        for (int64_t unit = begin; unit < end; unit++)
-            forward_unit(&s, &c, place_of(&s.size, unit), call->in[8].data, sink_of(&call->out[0]), call->out[1].data,
-                         call->out[2].data);
+        const sink out = sink_of(&call->out[0]);
+        for (int64_t unit = begin; unit < end; unit++) {
+            const place at = place_of(&s.size, unit);
+            if (s.size.length == 1 && !call->out[2].data) forward_token(&s, &c, at, call->in[8].data, out, call->out[1].data);
+            else forward_unit(&s, &c, at, call->in[8].data, out, call->out[1].data, call->out[2].data);
+        }
     });
 }
 
@@ -161,7 +180,7 @@ KR_KERNEL(ssd_scan) {
 
 typedef struct ssd_grad {
     ssd s;
-    rows dout;
+    source dout;
     const float *dlast, *saved;
     sink dx, ddt, dz;
     float *dh0;
@@ -171,7 +190,7 @@ typedef struct ssd_grad {
 /// in: dout, dlast, x, dt, A, B, C, D, z, dt_bias, reset, saved.
 /// out: dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dh0.
 static ssd_grad ssd_grad_of(const kr_call *call) {
-    ssd_grad d = {.s = ssd_of(call->attrs, call->in + 2, &call->in[10]), .dout = rows_of(&call->in[0]),
+    ssd_grad d = {.s = ssd_of(call->attrs, call->in + 2, &call->in[10]), .dout = source_of(&call->in[0]),
                   .dlast = call->in[1].data, .saved = call->in[11].data, .dx = sink_of(&call->out[0]),
                   .ddt = sink_of(&call->out[1]), .dz = sink_of(&call->out[6]), .dh0 = call->out[8].data,
                   .zero_start = call->attrs->i[ZERO_START] != 0};
@@ -299,6 +318,7 @@ static void backward_unit(const ssd_grad *d, chunk *c, place at, group_sinks to,
         const bool alone = at.head_end == at.head + 1;
         chunk_resize(c, i + 1 == size->chunks ? size->length - first : size->chunk);
         load_group(s, c, row, at.group);
+        chunk_scores(c);
         clear_matrix(c->dq, c->rows, n);
         clear_matrix(c->dk, c->rows, n);
         for (int64_t h = at.head; h < at.head_end; h++) {

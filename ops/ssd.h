@@ -93,12 +93,13 @@ static inline kr_chunk_layout kr_chunk_arrange(const kr_chunk_size *s, bool back
     int64_t at = 0;
     kr_chunk_layout l = {0};
     l.q = kr_chunk_take(&at, rows, s->states_pitch);
-    l.k = kr_chunk_take(&at, rows, s->states_pitch);
+    const int64_t alone = rows + kr_round_up(s->rank, KR_CHUNK_LANES); // a single token takes those before it along
+    l.k = kr_chunk_take(&at, alone, s->states_pitch);
     l.kt = kr_chunk_take(&at, s->states, s->rows_pitch);
     l.scores = kr_chunk_take(&at, rows, s->rows_pitch);
     l.weights = kr_chunk_take(&at, rows, s->rows_pitch);
     l.v = kr_chunk_take(&at, rows, s->width_pitch);
-    l.scaled_v = kr_chunk_take(&at, rows, s->width_pitch);
+    l.scaled_v = kr_chunk_take(&at, alone, s->width_pitch);
     l.y = kr_chunk_take(&at, rows, s->width_pitch);
     l.vectors = kr_chunk_take(&at, KR_CHUNK_VECTORS, s->rows_pitch);
     l.dq = kr_chunk_take(&at, back, s->states_pitch);

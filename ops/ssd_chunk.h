@@ -33,11 +33,11 @@
 #include "ops/ssd_product.h"
 
 /// An argument in `rows` layout that is read, and one that is written. Null data: absent, or nobody reads it.
-typedef struct rows {
+typedef struct source {
     const float *at;
     int64_t pitch;
-} rows;
-static rows rows_of(const kr_arg *a) { return (rows){a->data, a->data ? kr_arg_pitch(a) : 0}; }
+} source;
+static source source_of(const kr_arg *a) { return (source){a->data, a->data ? kr_arg_pitch(a) : 0}; }
 
 typedef struct sink {
     float *at;
@@ -216,6 +216,43 @@ static void chunk_forward(const chunk *c, matrix state, bool fresh, bool wanted)
     scale_rows(c->scaled_v, c->v, c->scale, c->rows, c->width);
     multiply(&(product){FULL, c->rank, c->states, c->width, c->rows, c->k, c->scaled_v, state, true,
                         fresh ? 0 : c->from_start + c->rows - 1, 0, c->ahead});
+}
+
+/// Rows of a state [width, states] after one token, S' = decay S + sum_i v_i (outer) k_i: `rows` of them from the p-th.
+KR_INLINE void step_rows(const chunk *c, const float *from, float *to, float decay, const int64_t count, int64_t p, int64_t rows) {
+    const int64_t n = c->states;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < n; j += KR_LANES) {
+            kr_vf s = from ? kr_v_set(decay) * kr_v_load_n(from + i * n + j, n - j) : kr_v_set(0);
+            for (int64_t k = 0; k < count; k++)
+                s += kr_v_set(c->scaled_v.at[k * c->scaled_v.pitch + p + i]) * kr_v_load(c->k.at + k * c->k.pitch + j);
+            kr_v_store_n(to + i * n + j, s, n - j);
+        }
+}
+
+/// One token alone, as in decoding, where the way through chunks would touch the state five times: S' with `count` keys
+/// k and values scaled_v, and y = S' q. from (null: zero) and to (null: not wanted) are [width, states] in memory and may
+/// be the same.
+static void chunk_step(const chunk *c, const float *from, float *to, float decay, int64_t count) {
+    const int64_t n = c->states;
+    _Alignas(64) float lanes[16 * KR_LANES];
+    for (int64_t p = 0; p < c->width; p += 16) {
+        const int64_t rows = c->width - p < 16 ? c->width - p : 16;
+        const float *before = from ? from + p * n : 0;
+        float *after = to ? to + p * n : c->state;
+        if (count == 1) step_rows(c, before, after, decay, 1, p, rows);
+        else if (count == 2) step_rows(c, before, after, decay, 2, p, rows);
+        else step_rows(c, before, after, decay, count, p, rows);
+        for (int64_t r = 0; r < c->rank; r++) {
+            const float *q = c->q.at + r * c->q.pitch;
+            for (int64_t i = 0; i < 16; i++) {
+                kr_vf sum = kr_v_set(0);
+                for (int64_t j = 0; i < rows && j < n; j += KR_LANES) sum += kr_v_load_n(after + i * n + j, n - j) * kr_v_load(q + j);
+                kr_v_store(lanes + i * KR_LANES, sum);
+            }
+            sum_lanes(lanes, 16, c->y.at + r * c->y.pitch + p);
+        }
+    }
 }
 
 // Backward ----------------------------------------------------------------------------------------------------------

@@ -83,24 +83,24 @@ enum extent { FULL, LOWER_RESULT, LOWER_LEFT, LOWER_ACROSS };
 
 /// Rows of memory that will be wanted soon, `bytes` each. A head takes a few cache lines of each row, so the hardware
 /// sees no stream to follow; while the products of one head run, they ask for the rows of the next.
-typedef struct ahead {
+typedef struct stream {
     const char *row;
     int64_t pitch, rows, bytes, at; ///< at: how much of the row is asked for
-} ahead;
+} stream;
 enum { AHEAD = 16, LINE = 64, LINES_AT_ONCE = 16 };
 typedef struct prefetch {
-    ahead list[AHEAD];
+    stream list[AHEAD];
     int count;
 } prefetch;
 
 KR_INLINE void want(prefetch *p, const float *at, int64_t pitch, int64_t rows, int64_t floats) {
     if (!at || rows <= 0 || floats <= 0 || p->count == AHEAD) return;
-    p->list[p->count++] = (ahead){(const char *)at, pitch * (int64_t)sizeof(float), rows, floats * (int64_t)sizeof(float), 0};
+    p->list[p->count++] = (stream){(const char *)at, pitch * (int64_t)sizeof(float), rows, floats * (int64_t)sizeof(float), 0};
 }
 
 KR_INLINE void ask(prefetch *p) {
     for (int k = 0; k < LINES_AT_ONCE && p->count; k++) {
-        ahead *a = &p->list[p->count - 1];
+        stream *a = &p->list[p->count - 1];
         __builtin_prefetch(a->row + a->at, 0, 2);
         a->at += LINE;
         if (a->at < a->bytes) continue;

@@ -12,7 +12,7 @@ enum { RANK, CHUNK, ZERO_START };
 
 typedef struct trapezoid {
     kr_chunk_size size;
-    rows k, q, x, adt, dt, trap;
+    source k, q, x, adt, dt, trap;
     const float *mimo, *D, *k0, *v0; // k0 and v0: both or neither
     const int32_t *reset;
 } trapezoid;
@@ -20,8 +20,8 @@ typedef struct trapezoid {
 /// in: k, q, x, adt, dt, trap, mimo_x, D.
 static trapezoid trapezoid_of(const kr_attrs *t, const kr_arg *in, const kr_arg *k0, const kr_arg *v0, const kr_arg *reset) {
     const int64_t heads = in[3].shape.dim[2], rank = t->i[RANK];
-    trapezoid s = {.k = rows_of(&in[0]), .q = rows_of(&in[1]), .x = rows_of(&in[2]), .adt = rows_of(&in[3]),
-                   .dt = rows_of(&in[4]), .trap = rows_of(&in[5]), .mimo = in[6].data, .D = in[7].data, .reset = reset->data};
+    trapezoid s = {.k = source_of(&in[0]), .q = source_of(&in[1]), .x = source_of(&in[2]), .adt = source_of(&in[3]),
+                   .dt = source_of(&in[4]), .trap = source_of(&in[5]), .mimo = in[6].data, .D = in[7].data, .reset = reset->data};
     if (k0->data && v0->data) s.k0 = k0->data, s.v0 = v0->data;
     s.size = kr_chunk_measure(in[0].shape.dim[0], in[0].shape.dim[1], heads, 0, rank,
                               heads ? in[2].shape.dim[2] / heads : 0, heads ? in[0].shape.dim[2] / heads / rank : 0, t->i[CHUNK]);
@@ -91,7 +91,6 @@ static void load_group(const trapezoid *s, const chunk *c, int64_t row, int64_t 
     const int64_t n = s->size.states, column = head * s->size.rank * n;
     load_ranks(c, c->k, s->k.at + row * s->k.pitch + column, s->k.pitch, n, n);
     load_ranks(c, c->q, s->q.at + row * s->q.pitch + column, s->q.pitch, n, n);
-    chunk_scores(c);
 }
 
 /// What of token `t` of the batch row waits for it to come: omega, or zero where it starts a document or is not there.
@@ -128,11 +127,11 @@ static void load_steps(const trapezoid *s, chunk *c, place at, int64_t first) {
     chunk_resize(c, n);
 }
 
-/// k and scaled_v (unscaled here) of the token before the first, [rank, states] and [rank, width].
-static void load_before(const trapezoid *s, const chunk *c, place at) {
+/// Keys [rank, states] and values [rank, width] of the token before the first.
+static void load_before(const trapezoid *s, place at, matrix keys, matrix values) {
     const kr_chunk_size *z = &s->size;
-    load_matrix(c->k, s->k0 + (at.b * z->rank * z->heads + at.head) * z->states, z->heads * z->states, z->rank, z->states);
-    load_values(s, c->scaled_v, s->v0 + (at.b * z->heads + at.head) * z->width, 0, 1, at.head);
+    load_matrix(keys, s->k0 + (at.b * z->rank * z->heads + at.head) * z->states, z->heads * z->states, z->rank, z->states);
+    load_values(s, values, s->v0 + (at.b * z->heads + at.head) * z->width, 0, 1, at.head);
 }
 
 /// The state before the first token, with what is pending from the token before it. Gives false where it is zero.
@@ -144,7 +143,7 @@ static bool load_state(const trapezoid *s, const chunk *c, place at, const float
     else clear_matrix(state, z->states, z->width);
     if (!s->k0 || !z->length) return from != 0;
     const float omega = omega_of(s, at, 0);
-    load_before(s, c, at);
+    load_before(s, at, c->k, c->scaled_v);
     for (int64_t r = 0; r < z->rank; r++) c->scale[r] = omega;
     scale_rows(c->scaled_v, c->scaled_v, c->scale, z->rank, z->width);
     multiply(&(product){FULL, 1, z->states, z->width, z->rank, c->k, c->scaled_v, state, true, &one, 0});
@@ -203,9 +202,13 @@ static void forward_unit(const trapezoid *s, const kr_call *call, chunk *c, int6
             const bool wraps = at.head + 1 == at.first_head + z->block || at.head + 1 == z->heads;
             c->ahead->count = 0;
             if (!wraps || !ends) want_head(s, c, row + (wraps ? z->chunk : 0), wraps ? at.first_head : at.head + 1);
+            if (saved && (!wraps || !ends))
+                want(c->ahead, saved + ((at.b * z->chunks + i + wraps) * z->heads + (wraps ? at.first_head : at.head + 1)) * floats,
+                     0, 1, floats);
             for (int64_t r = 0; r < z->rank; r++)
                 want(c->ahead, out.at + row * out.pitch + (r * z->heads + at.head) * p, out.pitch, c->tokens, p);
             load_group(s, c, row, at.head);
+            chunk_scores(c);
             load_steps(s, c, at, first);
             load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
             if (saved) store_matrix(saved + ((at.b * z->chunks + i) * z->heads + at.head) * floats, p, state, n, p);
@@ -219,6 +222,32 @@ static void forward_unit(const trapezoid *s, const kr_call *call, chunk *c, int6
     }
 }
 
+/// The same for a single token.
+static void forward_token(const trapezoid *s, const kr_call *call, chunk *c, int64_t unit) {
+    const kr_chunk_size *z = &s->size;
+    const int64_t p = z->width, floats = z->states * p, rank = z->rank;
+    const float *h0 = call->in[8].data;
+    float *last = call->out[1].data;
+    chunk_resize(c, 1);
+    EACH_HEAD(z, unit, at) {
+        const int64_t state = (at.b * z->heads + at.head) * floats;
+        load_group(s, c, at.row, at.head);
+        load_steps(s, c, at, 0);
+        load_values(s, c->v, s->x.at + at.row * s->x.pitch + at.head * p, s->x.pitch, 1, at.head);
+        scale_rows(c->scaled_v, c->v, c->gamma, rank, p);
+        if (s->k0) {
+            const matrix keys = {c->k.at + rank * c->k.pitch, c->k.pitch};
+            const matrix values = {c->scaled_v.at + rank * c->scaled_v.pitch, c->scaled_v.pitch};
+            load_before(s, at, keys, values);
+            for (int64_t r = 0; r < rank; r++) c->scale[r] = c->decay[0] * omega_of(s, at, 0);
+            scale_rows(values, values, c->scale, rank, p);
+        }
+        store_last(s, at, call->in[9].data, call->in[10].data, call->out[2].data, call->out[3].data);
+        chunk_step(c, h0 ? h0 + state : 0, last ? last + state : 0, c->decay[0], s->k0 ? 2 * rank : rank);
+        store_output(s, c, at, 0, sink_of(&call->out[0]));
+    }
+}
+
 KR_KERNEL(trapezoid_scan) {
     const trapezoid s = trapezoid_of(call->attrs, call->in, &call->in[9], &call->in[10], &call->in[11]);
     const kr_chunk_layout layout = kr_chunk_arrange(&s.size, false);
@@ -227,7 +256,10 @@ KR_KERNEL(trapezoid_scan) {
         prefetch ahead = {.count = 0};
         c.ahead = &ahead;
         chunk_start(&c, &s.size, false);
-        for (int64_t unit = begin; unit < end; unit++) forward_unit(&s, call, &c, unit);
+        for (int64_t unit = begin; unit < end; unit++) {
+            if (s.size.length == 1 && !call->out[4].data) forward_token(&s, call, &c, unit);
+            else forward_unit(&s, call, &c, unit);
+        }
     });
 }
 
@@ -298,7 +330,7 @@ static void store_before(const trapezoid *s, const kr_call *call, const chunk *c
     if (dh0) store_matrix(dh0 + head * n * p, n, adjoint, p, n);
     if (before) { // dk0 = omega G^T v0 and dv = omega G k0, rank by rank
         omega = first->fresh ? 0 : (1 - first->lambda) * first->dt;
-        load_before(s, c, at);
+        load_before(s, at, c->k, c->scaled_v);
         transpose(adjoint.at, adjoint.pitch, p, n, c->end, true);
         multiply(&(product){FULL, 1, z->rank, n, p, c->scaled_v, adjoint, c->dk, false, 0, 0});
         multiply(&(product){FULL, 1, z->rank, p, n, c->k, c->end, c->dv, false, 0, 0});
@@ -336,7 +368,7 @@ static void want_backward(const trapezoid *s, const kr_call *call, const chunk *
     const bool wraps = at.head + 1 == at.first_head + z->block || at.head + 1 == z->heads;
     const int64_t head = wraps ? at.first_head : at.head + 1, next = wraps ? i - 1 : i, n = z->rank * z->states, p = z->width;
     const int64_t row = at.row + i * z->chunk, next_row = at.row + next * z->chunk;
-    const rows dout = rows_of(&call->in[DOUT]);
+    const source dout = source_of(&call->in[DOUT]);
     const sink dk = sink_of(&call->out[DK]), dq = sink_of(&call->out[DQ]), dx = sink_of(&call->out[DX]);
     c->ahead->count = 0;
     if (next >= 0) {
@@ -356,13 +388,14 @@ static void want_backward(const trapezoid *s, const kr_call *call, const chunk *
 static void backward_chunk(const trapezoid *s, const kr_call *call, chunk *c, place at, int64_t i, pending *next, float *sums) {
     const kr_chunk_size *z = &s->size;
     const int64_t n = z->states, p = z->width, first = i * z->chunk, row = at.row + first, column = at.head * z->rank * n;
-    const rows dout = rows_of(&call->in[DOUT]);
+    const source dout = source_of(&call->in[DOUT]);
     const float *dk_last = call->in[DK_LAST].data, *saved = call->in[SAVED].data;
     const sink dk = sink_of(&call->out[DK]), dq = sink_of(&call->out[DQ]);
     const bool ends = i + 1 == z->chunks;
     const bool fresh = !i && call->attrs->i[ZERO_START] && !call->out[DH0].data && !s->k0;
     want_backward(s, call, c, at, i);
     load_group(s, c, row, at.head);
+    chunk_scores(c);
     load_steps(s, c, at, first);
     load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
     if (dout.at) load_ranks(c, c->dy, dout.at + row * dout.pitch + at.head * p, dout.pitch, z->heads * p, p);

@@ -15,8 +15,15 @@ typedef struct heads {
 } heads;
 
 static heads heads_of(const kr_attrs *a, const kr_shape *s, const double *const *in) {
-    heads v = {.B = s[Q].dim[0], .Lq = s[Q].dim[1], .Lk = s[K].dim[1], .H = a->i[0], .Hkv = a->i[1], .D = s[Q].dim[2] / a->i[0],
-               .window = a->i[2], .causal = !a->i[3], .in = in};
+    heads v = {.B = s[Q].dim[0],
+               .Lq = s[Q].dim[1],
+               .Lk = s[K].dim[1],
+               .H = a->i[0],
+               .Hkv = a->i[1],
+               .D = s[Q].dim[2] / a->i[0],
+               .window = a->i[2],
+               .causal = !a->i[3],
+               .in = in};
     v.scale = a->r[0] != 0 ? a->r[0] : v.D ? 1 / sqrt((double)v.D) : 1;
     v.count = in[KEY_COUNT] ? (int64_t)in[KEY_COUNT][0] : v.Lk;
     if (v.count > v.Lk) v.count = v.Lk;
@@ -38,7 +45,9 @@ static bool sees(const heads *v, int64_t b, int64_t t, int64_t s) {
 }
 
 static int64_t q_at(const heads *v, int64_t b, int64_t t, int64_t h) { return ((b * v->Lq + t) * v->H + h) * v->D; }
-static int64_t k_at(const heads *v, int64_t b, int64_t s, int64_t h) { return ((b * v->Lk + s) * v->Hkv + h / (v->H / v->Hkv)) * v->D; }
+static int64_t k_at(const heads *v, int64_t b, int64_t s, int64_t h) {
+    return ((b * v->Lk + s) * v->Hkv + h / (v->H / v->Hkv)) * v->D;
+}
 static double dot(const double *x, const double *y, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += x[i] * y[i];
@@ -95,12 +104,17 @@ typedef struct options {
 } options;
 
 static check_case make(int64_t B, int64_t Lq, int64_t Lk, int64_t H, int64_t Hkv, int64_t D, options o) {
-    const check_case c = {.op = "attention", .attrs = {.i = {H, Hkv, o.window, o.not_causal}, .r = {o.scale}}, .inputs = INPUTS,
-        .shape = {KR_SHAPE(B, Lq, H * D), KR_SHAPE(B, Lk, Hkv * D), KR_SHAPE(B, Lk, Hkv * D),
-                  o.count ? KR_SHAPE(1) : CHECK_ABSENT, o.reset ? KR_SHAPE(B, Lk) : CHECK_ABSENT},
-        .dtype = {[KEY_COUNT] = KR_I32, [RESET] = KR_I32}, .lo = {[Q] = -2, [K] = -2, [KEY_COUNT] = (double)o.count, [RESET] = -4},
-        .hi = {[Q] = 2, [K] = 2, [KEY_COUNT] = (double)o.count, [RESET] = 1}, .tolerance = 2e-6, .grad_tolerance = 3e-6,
-        .seed = (uint64_t)(Lq * 1000 + Lk * 100 + D)};
+    const check_case c = {.op = "attention",
+                          .attrs = {.i = {H, Hkv, o.window, o.not_causal}, .r = {o.scale}},
+                          .inputs = INPUTS,
+                          .shape = {KR_SHAPE(B, Lq, H * D), KR_SHAPE(B, Lk, Hkv * D), KR_SHAPE(B, Lk, Hkv * D),
+                                    o.count ? KR_SHAPE(1) : CHECK_ABSENT, o.reset ? KR_SHAPE(B, Lk) : CHECK_ABSENT},
+                          .dtype = {[KEY_COUNT] = KR_I32, [RESET] = KR_I32},
+                          .lo = {[Q] = -2, [K] = -2, [KEY_COUNT] = (double)o.count, [RESET] = -4},
+                          .hi = {[Q] = 2, [K] = 2, [KEY_COUNT] = (double)o.count, [RESET] = 1},
+                          .tolerance = 2e-6,
+                          .grad_tolerance = 3e-6,
+                          .seed = (uint64_t)(Lq * 1000 + Lk * 100 + D)};
     return c;
 }
 
@@ -251,14 +265,21 @@ Test(cache_write, positions) {
     static const double positions[] = {0, 3, 6, 8, 9, 100, -1, -2, -50};
     for (int k = 0; k < 9; k++)
         for (int64_t length = 0; length <= 4; length += 2) {
-            const check_case c = {.op = "cache_write", .inputs = 3, .shape = {KR_SHAPE(3, 9, 5), KR_SHAPE(3, length, 5), KR_SHAPE(1)},
-                .dtype = {[2] = KR_I32}, .lo = {[2] = positions[k]}, .hi = {[2] = positions[k]}, .tolerance = 1e-30};
+            const check_case c = {.op = "cache_write",
+                                  .inputs = 3,
+                                  .shape = {KR_SHAPE(3, 9, 5), KR_SHAPE(3, length, 5), KR_SHAPE(1)},
+                                  .dtype = {[2] = KR_I32},
+                                  .lo = {[2] = positions[k]},
+                                  .hi = {[2] = positions[k]},
+                                  .tolerance = 1e-30};
             check_forward(&c, write_rows);
         }
 }
 Test(cache_write, bad_shapes) {
-    const check_case c = {.op = "cache_write", .inputs = 3, .shape = {KR_SHAPE(3, 9, 5), KR_SHAPE(3, 2, 5), KR_SHAPE(1)},
-        .dtype = {[2] = KR_I32}};
+    const check_case c = {.op = "cache_write",
+                          .inputs = 3,
+                          .shape = {KR_SHAPE(3, 9, 5), KR_SHAPE(3, 2, 5), KR_SHAPE(1)},
+                          .dtype = {[2] = KR_I32}};
     refuse(c, 0, KR_SHAPE(9, 5), "cache is [9, 5], want [batch, capacity, columns]");
     refuse(c, 1, KR_SHAPE(3, 2, 4), "x is f32 [3, 2, 4], want f32 [3, 2, 5]");
     refuse(c, 2, KR_SHAPE(3), "position is i32 [3], want i32 [1]");

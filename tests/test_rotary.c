@@ -15,8 +15,16 @@ typedef struct mix {
 } mix;
 
 static mix mix_of(const kr_attrs *a, const kr_shape *s, const double *const *in) {
-    return (mix){.B = s[K_IN].dim[0], .L = s[K_IN].dim[1], .H = s[K_BIAS].dim[0], .G = a->i[0], .R = a->i[1],
-                 .N = s[K_BIAS].dim[2], .S = s[ANG].dim[s[ANG].rank - 1], .half = a->i[2], .shared = s[ANG].rank == 3, .in = in};
+    return (mix){.B = s[K_IN].dim[0],
+                 .L = s[K_IN].dim[1],
+                 .H = s[K_BIAS].dim[0],
+                 .G = a->i[0],
+                 .R = a->i[1],
+                 .N = s[K_BIAS].dim[2],
+                 .S = s[ANG].dim[s[ANG].rank - 1],
+                 .half = a->i[2],
+                 .shared = s[ANG].rank == 3,
+                 .in = in};
 }
 
 static int64_t ang_at(const mix *m, int64_t b, int64_t t, int64_t h, int64_t s) {
@@ -49,7 +57,9 @@ static int64_t pair_of(const mix *m, int64_t n, bool *second) {
     const int64_t j = m->half ? n - (*second ? offset : 0) : n / 2;
     return j < m->S ? j : -1;
 }
-static int64_t partner(const mix *m, int64_t n, bool second) { return m->half ? n + (second ? -m->N / 2 : m->N / 2) : n + (second ? -1 : 1); }
+static int64_t partner(const mix *m, int64_t n, bool second) {
+    return m->half ? n + (second ? -m->N / 2 : m->N / 2) : n + (second ? -1 : 1);
+}
 static int64_t in_at(const mix *m, int64_t b, int64_t t, int64_t h, int64_t r, int64_t n) {
     return ((b * m->L + t) * m->R * m->G + r * m->G + h / (m->H / m->G)) * m->N + n;
 }
@@ -74,7 +84,8 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
                             const double *bias = in[K_BIAS + w] + (h * m.R + r) * m.N;
                             const double x = in[w][in_at(&m, b, t, h, r, n)] + bias[n];
                             const double y = j < 0 ? 0 : in[w][in_at(&m, b, t, h, r, other)] + bias[other];
-                            out[w][out_at(&m, b, t, h, r, n)] = second ? y * sin(theta) + x * cos(theta) : x * cos(theta) - y * sin(theta);
+                            out[w][out_at(&m, b, t, h, r, n)] = second ? y * sin(theta) + x * cos(theta)
+                                                                       : x * cos(theta) - y * sin(theta);
                         }
                     }
             for (int64_t s = 0; s < m.S; s++) {
@@ -103,8 +114,10 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
                         const double theta = j < 0 ? 0 : angle(&m, all, b, t, h, j);
                         for (int w = 0; w < 2; w++) {
                             if (!in[w]) continue;
-                            const double x = in[w][out_at(&m, b, t, h, r, n)], y = j < 0 ? 0 : in[w][out_at(&m, b, t, h, r, other)];
-                            const double back = second ? x * cos(theta) - y * sin(theta) : x * cos(theta) + y * sin(theta);
+                            const double x = in[w][out_at(&m, b, t, h, r, n)],
+                                         y = j < 0 ? 0 : in[w][out_at(&m, b, t, h, r, other)];
+                            const double back = second ? x * cos(theta) - y * sin(theta)
+                                                       : x * cos(theta) + y * sin(theta);
                             out[w][in_at(&m, b, t, h, r, n)] += back;
                             out[K_BIAS + w][(h * m.R + r) * m.N + n] += back;
                             if (j < 0) continue;
@@ -130,17 +143,25 @@ enum { HALF = 1, SEPARATE = 2, START = 4, CUTS = 8 };
 
 static check_case make(int64_t B, int64_t L, int64_t H, int64_t G, int64_t R, int64_t N, int64_t S, unsigned has) {
     const kr_shape none = CHECK_ABSENT;
-    const check_case c = {.op = "rotary_mix", .attrs = {.i = {G, R, (has & HALF) != 0}}, .inputs = INPUTS,
-        .shape = {KR_SHAPE(B, L, R * G * N), KR_SHAPE(B, L, R * G * N), KR_SHAPE(H, R, N), KR_SHAPE(H, R, N),
-                  has & SEPARATE ? KR_SHAPE(B, L, H, S) : KR_SHAPE(B, L, S), KR_SHAPE(B, L, H),
-                  has & START ? KR_SHAPE(B, H, S) : none, has & CUTS ? KR_SHAPE(B, L) : none},
-        .dtype = {[RESET] = KR_I32}, .lo = {[DT] = 0.01, [RESET] = -5, [THETA0] = 0.1}, .hi = {[DT] = 1.5, [RESET] = 1, [THETA0] = 6},
-        .tolerance = 2e-6, .grad_tolerance = 3e-6, .seed = (uint64_t)(L * 1000 + H * 100 + N)};
+    const check_case c = {.op = "rotary_mix",
+                          .attrs = {.i = {G, R, (has & HALF) != 0}},
+                          .inputs = INPUTS,
+                          .shape = {KR_SHAPE(B, L, R * G * N), KR_SHAPE(B, L, R * G * N), KR_SHAPE(H, R, N),
+                                    KR_SHAPE(H, R, N), has & SEPARATE ? KR_SHAPE(B, L, H, S) : KR_SHAPE(B, L, S),
+                                    KR_SHAPE(B, L, H), has & START ? KR_SHAPE(B, H, S) : none,
+                                    has & CUTS ? KR_SHAPE(B, L) : none},
+                          .dtype = {[RESET] = KR_I32},
+                          .lo = {[DT] = 0.01, [RESET] = -5, [THETA0] = 0.1},
+                          .hi = {[DT] = 1.5, [RESET] = 1, [THETA0] = 6},
+                          .tolerance = 2e-6,
+                          .grad_tolerance = 3e-6,
+                          .seed = (uint64_t)(L * 1000 + H * 100 + N)};
     return c;
 }
 
 static check_case make_backward(const check_case *f, unsigned given) {
-    check_case c = {.op = "rotary_mix_grad", .attrs = f->attrs, .inputs = INPUTS + 3, .tolerance = 3e-6, .seed = f->seed};
+    check_case c = {
+        .op = "rotary_mix_grad", .attrs = f->attrs, .inputs = INPUTS + 3, .tolerance = 3e-6, .seed = f->seed};
     kr_shape in[CHECK_MAX], out[CHECK_MAX];
     kr_dtype in_type[CHECK_MAX], out_type[CHECK_MAX];
     check_shapes(f, in, in_type, out, out_type);
@@ -239,7 +260,8 @@ Test(rotary_mix, long_turns) {
         check_ok(check_call(op, &c.attrs, in_arg, INPUTS, out_arg, isa, 2, false), "rotary_mix");
         for (int t = 0; t < 2000; t++) {
             // tanh and dt round every step by up to 2e-7 of a turn of at most pi: 1e-5 rad for 2000 random errors
-            cr_assert_float_eq(k[2 * t], cos(values[t]), 2e-5, "token %d: %.8f, want %.8f", t, k[2 * t], cos(values[t]));
+            cr_assert_float_eq(k[2 * t], cos(values[t]), 2e-5, "token %d: %.8f, want %.8f", t, k[2 * t],
+                               cos(values[t]));
             cr_assert_float_eq(k[2 * t + 1], sin(values[t]), 2e-5);
         }
     }
@@ -268,7 +290,8 @@ Test(rotary_mix, bad_shapes) {
 
 // rope --------------------------------------------------------------------------------------------------------------
 
-static void rope(const kr_attrs *a, const kr_shape *shape, const double *const *in, const kr_shape *out_shape, double *const *out) {
+static void rope(const kr_attrs *a, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
+                 double *const *out) {
     (void)out_shape;
     const int64_t B = shape[0].dim[0], L = shape[0].dim[1], H = a->i[0], D = shape[0].dim[2] / H, turning = a->i[1];
     for (int64_t row = 0; row < B * L; row++)
@@ -285,10 +308,18 @@ static void rope(const kr_attrs *a, const kr_shape *shape, const double *const *
         }
 }
 
-static check_case make_rope(int64_t B, int64_t L, int64_t H, int64_t D, int64_t turning, bool interleaved, bool position) {
-    const check_case c = {.op = "rope", .attrs = {.i = {H, turning, interleaved}, .r = {10000}}, .inputs = 2,
-        .shape = {KR_SHAPE(B, L, H * D), position ? KR_SHAPE(1) : CHECK_ABSENT}, .dtype = {[1] = KR_I32}, .lo = {[1] = 100},
-        .hi = {[1] = 100000}, .tolerance = 1e-6, .grad_tolerance = 1e-6, .seed = (uint64_t)(L * 100 + D)};
+static check_case make_rope(int64_t B, int64_t L, int64_t H, int64_t D, int64_t turning, bool interleaved,
+                            bool position) {
+    const check_case c = {.op = "rope",
+                          .attrs = {.i = {H, turning, interleaved}, .r = {10000}},
+                          .inputs = 2,
+                          .shape = {KR_SHAPE(B, L, H * D), position ? KR_SHAPE(1) : CHECK_ABSENT},
+                          .dtype = {[1] = KR_I32},
+                          .lo = {[1] = 100},
+                          .hi = {[1] = 100000},
+                          .tolerance = 1e-6,
+                          .grad_tolerance = 1e-6,
+                          .seed = (uint64_t)(L * 100 + D)};
     return c;
 }
 

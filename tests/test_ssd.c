@@ -235,6 +235,11 @@ Test(ssd_scan, published_sizes) {
     c = make(1, 200, 1, 40, 256, 1, 300, HAS_SOFTPLUS);
     check_forward(&c, forward);
 }
+Test(ssd_scan, one_token) {
+    check_both(make(1, 1, 4, 20, 18, 2, 0, EVERYTHING));
+    check_both(make(3, 1, 2, 33, 40, 1, 0, HAS_SOFTPLUS | HAS_H0));
+    check_both(make(1, 1, 2, 3, 5, 1, 0, 0));
+}
 Test(ssd_scan, nothing) {
     check_both(make(2, 0, 3, 4, 5, 1, 0, EVERYTHING));
     check_both(make(0, 3, 3, 4, 5, 1, 0, EVERYTHING));

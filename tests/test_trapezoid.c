@@ -278,6 +278,12 @@ Test(trapezoid_scan, published_sizes) {
     c.tolerance = 1e-5;
     check_forward(&c, forward);
 }
+Test(trapezoid_scan, one_token) {
+    check_both(make(1, 1, 2, 1, 20, 18, 0, EVERYTHING));
+    check_both(make(2, 1, 2, 3, 17, 5, 0, EVERYTHING & ~HAS_RESET));
+    check_both(make(1, 1, 2, 18, 3, 5, 0, HAS_K0 | HAS_V0));
+    check_both(make(1, 1, 2, 2, 3, 5, 0, 0));
+}
 Test(trapezoid_scan, nothing) {
     check_both(make(2, 0, 3, 2, 4, 5, 0, EVERYTHING));
     check_both(make(2, 0, 3, 1, 4, 5, 0, 0));
