@@ -61,12 +61,12 @@ kr_value kr_block_linear(kr_graph *g, const kr_block_config *c, const char *name
     return kr_linear(g, x, w, c->bias ? kr_param(g, bias, KR_SHAPE(out), start, 0) : KR_NONE);
 }
 
-bool kr_block_divides(kr_graph *g, const char *divisor_name, int64_t divisor, const char *whole_name, int64_t whole) {
-    if (divisor > 0 && whole >= divisor && whole % divisor == 0) return true;
-    kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "block: %s is %ld, which does not divide %s, %ld", divisor_name,
-                     (long)divisor, whole_name, (long)whole);
+int64_t kr_block_count(kr_graph *g, const char *whole_name, int64_t whole, const char *size_name, int64_t size) {
+    if (size > 0 && whole >= size && whole % size == 0) return whole / size;
+    kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "block: %s is %lld, which does not divide %s, %lld", size_name,
+                     (long long)size, whole_name, (long long)whole);
     kr_graph_fail(g, KR_BAD_ARGUMENT);
-    return false;
+    return 1;
 }
 
 kr_value kr_block_conv(kr_graph *g, const kr_block_config *c, kr_value x, int64_t taps, bool bias, bool silu, kr_value state,

@@ -98,8 +98,9 @@ kr_value kr_block_linear(kr_graph *, const kr_block_config *, const char *name, 
 /// state [B, taps - 1, C] holds the inputs before, *next those to be kept.
 kr_value kr_block_conv(kr_graph *, const kr_block_config *, kr_value x, int64_t taps, bool bias, bool silu,
                        kr_value state, kr_value *next);
-/// Fails the graph, naming both keys, unless `divisor` divides `whole`.
-bool kr_block_divides(kr_graph *, const char *divisor_name, int64_t divisor, const char *whole_name, int64_t whole);
+/// How many pieces of `size` make up `whole`: heads from a width. Where they do not, the graph fails, and the message
+/// names both keys; the result is then 1.
+int64_t kr_block_count(kr_graph *, const char *whole_name, int64_t whole, const char *size_name, int64_t size);
 /// The `scale` for a block's last linear map: smaller by sqrt(n_layer) (GPT-2's rule as the official language model
 /// applies it).
 double kr_block_output_scale(const kr_block_config *);

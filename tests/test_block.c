@@ -207,3 +207,28 @@ Test(block, nothing_in_nothing_out) {
         }
     }
 }
+
+Test(block, widths_that_do_not_divide_are_named) {
+    static const struct { const char *block, *says; kr_block_config config; } cases[] = {
+        {"mamba2", "headdim is 7, which does not divide d_ssm, 32", {.d_model = 16, .headdim = 7}},
+        {"mamba3", "headdim is 7, which does not divide expand * d_model, 32", {.d_model = 16, .headdim = 7}},
+        {"mamba3", "headdim is 64, which does not divide expand * d_model, 32", {.d_model = 16}},
+        {"mamba2", "3 groups, want a divisor of 4 heads", {.d_model = 16, .headdim = 8, .ngroups = 3}},
+        {"mamba3", "3 groups and rank 1 for 4 heads", {.d_model = 16, .headdim = 8, .ngroups = 3}},
+        {"attention", "3 heads and 2 key heads", {.d_model = 12, .attention = {.num_heads = 3, .num_heads_kv = 2}}},
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        kr_block_config c = cases[k].config;
+        c.expand = 2, c.d_conv = 4, c.n_layer = 1;
+        kr_graph *g = NULL;
+        check_ok(kr_graph_new(&g), "graph");
+        const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(1, 5, c.d_model));
+        const kr_block_kind *kind = kr_block_find(cases[k].block);
+        cr_assert_not_null(kind);
+        kind->build(g, &c, x);
+        cr_assert_neq(kr_graph_status(g), KR_OK, "%s was built", cases[k].block);
+        cr_assert_not_null(strstr(kr_status_message(), cases[k].says), "%s: '%s' does not say '%s'", cases[k].block,
+                           kr_status_message(), cases[k].says);
+        kr_graph_free(g);
+    }
+}

@@ -27,7 +27,7 @@ static const kr_command *find(const char *name) {
 static void list(FILE *to) {
     fprintf(to, "usage: krait COMMAND [options]\n\n");
     for (int k = 0; k < kr_command_count; k++) fprintf(to, "  %-10s %s\n", kr_commands[k].name, kr_commands[k].summary);
-    fprintf(to, "\nStart with: krait pretrain --model mamba1-1m --target local -- --text-file FILE\n");
+    fprintf(to, "\nStart with: krait pretrain --model mamba3-1m --target local -- --text-file FILE\n");
 }
 
 static int unknown(const char *name) {

@@ -3,7 +3,7 @@
 #
 #   tools/quickstart.sh [--steps N]
 #
-# Installs what is missing (tools/setup.sh), builds Krait into build/, trains the preset mamba1-1m on the bundled text
+# Installs what is missing (tools/setup.sh), builds Krait into build/, trains the preset mamba3-1m on the bundled text
 # for about two minutes, and shows what it writes. To run it again is fine: the build is brought up to date, and the
 # training starts afresh in a folder of its own under runs/.
 set -euo pipefail
@@ -30,9 +30,9 @@ say "Build"
 if [ -t 1 ]; then ninja -C build krait; else ninja -C build --quiet krait; fi
 echo "build/krait is up to date"
 
-say "Train mamba1-1m on tiny Shakespeare"
+say "Train mamba3-1m on tiny Shakespeare"
 run=runs/quickstart-$(date +%Y%m%d-%H%M%S)
-build/krait pretrain --model mamba1-1m --target local -- \
+build/krait pretrain --model mamba3-1m --target local -- \
   --text-file data/tinyshakespeare.txt.zst --output-dir "$run" \
   --steps "$steps" --batch-size 8 --seq-len 256 \
   --learning-rate 3e-3 --warmup 50 --schedule cosine --min-learning-rate 1e-4 \

@@ -12,10 +12,9 @@
 ///   source Sun et al. 2023, "Retentive network", arXiv:2307.08621, section 2
 static kr_value retnet(kr_graph *g, const kr_block_config *c, kr_value x) {
     const kr_shape shape = kr_value_shape(g, x);
-    const int64_t B = shape.dim[0], L = shape.dim[1], E = c->expand * c->d_model, P = c->headdim > 0 ? c->headdim : 32,
-                  H = E / P;
+    const int64_t B = shape.dim[0], L = shape.dim[1], E = c->expand * c->d_model, P = c->headdim > 0 ? c->headdim : 32;
+    const int64_t H = kr_block_count(g, "expand * d_model", E, "headdim", P);
     kr_value part[4], last;
-    if (!kr_block_divides(g, "headdim", P, "expand * d_model", E)) return KR_NONE;
     kr_split(g, kr_block_linear(g, c, "in_proj", x, 4 * E, 1), -1, (int64_t[]){E, E, E, E}, 4, part);
 
     const kr_value seen = kr_carry(g, "tokens_seen", KR_F32, KR_SHAPE(1)), position = kr_cast(g, seen, KR_I32);

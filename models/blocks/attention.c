@@ -1,9 +1,9 @@
 #include "models/internal.h"
 
-/// Causal attention with grouped queries, rotary positions, an optional convolution over q, k and v, and an optional gated
-/// MLP beside the heads. x [B, L, d_model] to [B, L, d_model]; parameters as in `mamba_ssm.modules.mha.MHA`.
-/// State: the cache of rotated keys and of values [B, capacity, Hkv*Dh], the number of tokens in it, and the convolution's
-/// last raw inputs.
+/// Causal attention with grouped queries, rotary positions, an optional convolution over q, k and v, and an optional
+/// gated MLP beside the heads. x [B, L, d_model] to [B, L, d_model]; parameters as in `mamba_ssm.modules.mha.MHA`.
+/// State: the cache of rotated keys and of values [B, capacity, Hkv*Dh], the number of tokens in it, and the
+/// convolution's last raw inputs.
 ///   source Vaswani et al. 2017, arXiv:1706.03762; grouped queries: Ainslie et al. 2023, arXiv:2305.13245
 static kr_value attention(kr_graph *g, const kr_block_config *c, kr_value x) {
     const kr_attention_config *a = &c->attention;
@@ -15,9 +15,9 @@ static kr_value attention(kr_graph *g, const kr_block_config *c, kr_value x) {
     in_config.bias = a->qkv_proj_bias;
     out_config.bias = a->out_proj_bias;
     kr_value in[2], qkv[3], up[2], conv_next;
-    if (!kr_block_divides(g, "num_heads_kv", Hkv, "num_heads", H)) return KR_NONE;
 
-    kr_split(g, kr_block_linear(g, &in_config, "in_proj", x, Q + 2 * KV + mlp, 1), -1, (int64_t[]){Q + 2 * KV, mlp}, mlp ? 2 : 1, in);
+    const kr_value projected = kr_block_linear(g, &in_config, "in_proj", x, Q + 2 * KV + mlp, 1);
+    kr_split(g, projected, -1, (int64_t[]){Q + 2 * KV, mlp}, mlp ? 2 : 1, in);
     if (W > 0) {
         const kr_value raw = kr_carry(g, "conv_state", KR_F32, KR_SHAPE(B, W - 1, Q + 2 * KV));
         in[0] = kr_block_conv(g, c, in[0], W, true, false, raw, &conv_next);
@@ -29,10 +29,9 @@ static kr_value attention(kr_graph *g, const kr_block_config *c, kr_value x) {
     const bool cached = a->capacity > 0;
     const kr_value seen = cached ? kr_carry(g, "tokens_seen", KR_F32, KR_SHAPE(1)) : KR_NONE;
     const kr_value position = cached ? kr_cast(g, seen, KR_I32) : KR_NONE;
-    if (a->rotary_emb_dim > 0)
-        for (int i = 0; i < 2; i++)
-            qkv[i] = kr_rope(g, qkv[i], position, i ? Hkv : H, a->rotary_emb_dim, a->rotary_emb_base > 0 ? a->rotary_emb_base : 10000,
-                             a->rotary_emb_interleaved);
+    const double base = a->rotary_emb_base > 0 ? a->rotary_emb_base : 10000;
+    for (int i = 0; i < 2 && a->rotary_emb_dim > 0; i++)
+        qkv[i] = kr_rope(g, qkv[i], position, i ? Hkv : H, a->rotary_emb_dim, base, a->rotary_emb_interleaved);
     kr_value key_count = KR_NONE;
     for (int i = 1; i < 3 && cached; i++) {
         const kr_value cache = kr_carry(g, i == 1 ? "key_cache" : "value_cache", KR_F32, KR_SHAPE(B, a->capacity, KV));
@@ -45,8 +44,8 @@ static kr_value attention(kr_graph *g, const kr_block_config *c, kr_value x) {
         key_count = kr_cast(g, after, KR_I32);
     }
     kr_value o = kr_attention(g, &(kr_attention_args){.q = qkv[0], .k = qkv[1], .v = qkv[2], .key_count = key_count,
-        .reset = cached ? KR_NONE : c->reset, .heads = H, .kv_heads = Hkv, .window = a->window, .scale = a->softmax_scale,
-        .not_causal = a->not_causal});
+        .reset = cached ? KR_NONE : c->reset, .heads = H, .kv_heads = Hkv, .window = a->window,
+        .scale = a->softmax_scale, .not_causal = a->not_causal});
     if (mlp) {
         kr_split(g, in[1], -1, (int64_t[]){mlp / 2, mlp / 2}, 2, up);
         o = kr_concat(g, (kr_value[]){o, kr_mul(g, up[0], kr_silu(g, up[1]))}, 2, -1);

@@ -1,7 +1,7 @@
 #include "models/internal.h"
 
-/// Gated MLP: y = W2 (a * silu(b)), [a | b] = W1 x (value first, gate second). x [..., d_model] to [..., d_model]; parameters
-/// as in `mamba_ssm.modules.mlp.GatedMLP`. No state.
+/// Gated MLP: y = W2 (a * silu(b)), [a | b] = W1 x (value first, gate second). x [..., d_model] to [..., d_model];
+/// parameters as in `mamba_ssm.modules.mlp.GatedMLP`. No state.
 ///   source Shazeer 2020, "GLU variants improve transformer", arXiv:2002.05202
 static kr_value gated_mlp(kr_graph *g, const kr_block_config *c, kr_value x) {
     const int64_t hidden = ((c->hidden > 0 ? c->hidden : 8 * c->d_model / 3) + 127) / 128 * 128;

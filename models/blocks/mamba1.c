@@ -4,8 +4,8 @@
 /// State: the last d_conv - 1 inputs of the convolution [B, d_conv - 1, E] and the scan's h [B, E, N].
 ///   source Gu & Dao 2023, arXiv:2312.00752, figure 3 and algorithm 2
 static kr_value mamba1(kr_graph *g, const kr_block_config *c, kr_value x) {
-    const int64_t B = kr_value_shape(g, x).dim[0], D = c->d_model, E = c->expand * D, N = kr_or(c->d_state, 16), W = c->d_conv;
-    const int64_t R = c->dt_rank > 0 ? c->dt_rank : (D + 15) / 16;
+    const int64_t B = kr_value_shape(g, x).dim[0], D = c->d_model, E = c->expand * D;
+    const int64_t N = kr_or(c->d_state, 16), W = c->d_conv, R = c->dt_rank > 0 ? c->dt_rank : (D + 15) / 16;
     const double dt_range = c->dt_scale / sqrt((double)R);
     kr_value path[2], select[3], conv_next, h_next;
 
@@ -18,7 +18,8 @@ static kr_value mamba1(kr_graph *g, const kr_block_config *c, kr_value x) {
     kr_carry_set(g, conv_state, conv_next);
 
     // [dt | B | C] = x_proj x;  delta = dt_proj dt (its bias enters before the softplus, inside the scan)
-    const kr_value x_proj = kr_param(g, "x_proj.weight", KR_SHAPE(R + 2 * N, E), kr_uniform(kr_fan_in(E)), KR_PARAM_DECAY);
+    const kr_init start = kr_uniform(kr_fan_in(E));
+    const kr_value x_proj = kr_param(g, "x_proj.weight", KR_SHAPE(R + 2 * N, E), start, KR_PARAM_DECAY);
     kr_split(g, kr_linear(g, u, x_proj, KR_NONE), -1, (int64_t[]){R, N, N}, 3, select);
     const kr_value dt_proj = kr_param(g, "dt_proj.weight", KR_SHAPE(E, R), kr_uniform(dt_range), KR_PARAM_DECAY);
     const kr_value dt_bias = kr_param(g, "dt_proj.bias", KR_SHAPE(E), kr_dt_bias(c), 0);
@@ -29,8 +30,8 @@ static kr_value mamba1(kr_graph *g, const kr_block_config *c, kr_value x) {
     const kr_value h = kr_carry(g, "ssm_state", KR_F32, KR_SHAPE(B, E, N));
     const kr_value y = kr_selective_scan(g, &(kr_selective_scan_args){
         .u = u, .delta = kr_linear(g, select[0], dt_proj, KR_NONE), .A = kr_neg(g, kr_exp(g, A_log)), .B = select[1],
-        .C = select[2], .D = skip, .z = path[1], .delta_bias = dt_bias, .h0 = h, .reset = c->reset, .delta_softplus = true},
-        &h_next);
+        .C = select[2], .D = skip, .z = path[1], .delta_bias = dt_bias, .h0 = h, .reset = c->reset,
+        .delta_softplus = true}, &h_next);
     kr_carry_set(g, h, h_next);
     return kr_block_linear(g, c, "out_proj", y, D, kr_output_scale(c));
 }

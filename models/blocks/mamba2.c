@@ -5,11 +5,10 @@
 ///   source Dao & Gu 2024, arXiv:2405.21060, figure 6 and listing 1
 static kr_value mamba2(kr_graph *g, const kr_block_config *c, kr_value u) {
     const int64_t B = kr_value_shape(g, u).dim[0], D = c->d_model, E = c->expand * D, P = kr_or(c->headdim, 64);
-    const int64_t S = kr_or(c->d_ssm, E), H = S / P, G = kr_or(c->ngroups, 1), N = kr_or(c->d_state, 128), W = c->d_conv;
-    const int64_t M = E - S, C = S + 2 * G * N; // M channels are a plain gated MLP beside the scan
+    const int64_t S = kr_or(c->d_ssm, E), H = kr_block_count(g, "d_ssm", S, "headdim", P), W = c->d_conv;
+    const int64_t G = kr_or(c->ngroups, 1), N = kr_or(c->d_state, 128), M = E - S, C = S + 2 * G * N; // M: a gated MLP beside the scan
     const bool norm = !c->no_rmsnorm;
     kr_value in[5], x[3], conv_next, last;
-    if (!kr_block_divides(g, "headdim", P, "d_ssm", S) || !kr_block_divides(g, "ngroups", G, "number of heads", H)) return KR_NONE;
 
     // [z0 | x0 | z | xBC | dt] = in_proj u
     kr_split(g, kr_block_linear(g, c, "in_proj", u, 2 * E + 2 * G * N + H, 1), -1, (int64_t[]){M, M, S, C, H}, 5, in);
@@ -22,7 +21,8 @@ static kr_value mamba2(kr_graph *g, const kr_block_config *c, kr_value u) {
 
     // S_t = exp(dt A) S_{t-1} + dt x_t (outer) B_t;  y_t = S_t C_t + D x_t
     const kr_value dt_bias = kr_param(g, "dt_bias", KR_SHAPE(H), kr_dt_bias(c), 0);
-    const kr_value A_log = kr_param(g, "A_log", KR_SHAPE(H), (kr_init){.kind = KR_INIT_LOG_UNIFORM, .a = 1, .b = 16}, 0);
+    const kr_init rates = {.kind = KR_INIT_LOG_UNIFORM, .a = 1, .b = 16};
+    const kr_value A_log = kr_param(g, "A_log", KR_SHAPE(H), rates, 0);
     const kr_value skip = kr_param(g, "D", KR_SHAPE(c->D_has_hdim ? S : H), kr_ones, 0);
     const kr_value h0 = kr_carry(g, "ssm_state", KR_F32, KR_SHAPE(B, H, P, N));
     kr_value y = kr_ssd_scan(g, &(kr_ssd_scan_args){.x = x[0], .dt = in[4], .A = kr_neg(g, kr_exp(g, A_log)), .B = x[1],
@@ -32,8 +32,8 @@ static kr_value mamba2(kr_graph *g, const kr_block_config *c, kr_value u) {
     kr_carry_set(g, h0, last);
 
     if (norm)
-        y = kr_rms_norm_full(g, y, KR_NONE, in[2], kr_param(g, "norm.weight", KR_SHAPE(S), kr_ones, 0), KR_NONE, 1e-5, S / G,
-                             c->norm_before_gate, NULL);
+        y = kr_rms_norm_full(g, y, KR_NONE, in[2], kr_param(g, "norm.weight", KR_SHAPE(S), kr_ones, 0), KR_NONE, 1e-5,
+                             S / G, c->norm_before_gate, NULL);
     if (M) y = kr_concat(g, (kr_value[]){kr_mul(g, kr_silu(g, in[0]), in[1]), y}, 2, -1);
     return kr_block_linear(g, c, "out_proj", y, D, kr_output_scale(c));
 }

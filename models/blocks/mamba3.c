@@ -1,20 +1,20 @@
 #include "models/internal.h"
 
-/// Mamba-3 block, SISO (rank 1) and MIMO. x [B, L, d_model] to [B, L, d_model]; parameters as in `mamba_ssm.modules.Mamba3`.
-/// State: rotary angle [B, H, S], S [B, H, P, N], and the key [B, R, H, N] and value [B, H, P] of the token before, which the
-/// trapezoid rule mixes into the next step. There is no convolution.
+/// Mamba-3 block, SISO (rank 1) and MIMO. x [B, L, d_model] to [B, L, d_model]; parameters as in
+/// `mamba_ssm.modules.Mamba3`. State: rotary angle [B, H, S], S [B, H, P, N], and the key [B, R, H, N] and value
+/// [B, H, P] of the token before, which the trapezoid rule mixes into the next step. There is no convolution.
 ///   source Lahoti et al. 2026, "Mamba-3", arXiv:2603.15569; code of state-spaces/mamba
 static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     const kr_shape shape = kr_value_shape(g, u);
-    const int64_t B = shape.dim[0], L = shape.dim[1], D = c->d_model, E = c->expand * D, P = kr_or(c->headdim, 64), H = E / P;
-    const int64_t N = kr_or(c->d_state, 128), G = kr_or(c->ngroups, 1), R = c->is_mimo ? kr_or(c->mimo_rank, 4) : 1;
+    const int64_t B = shape.dim[0], L = shape.dim[1], D = c->d_model, E = c->expand * D, P = kr_or(c->headdim, 64);
+    const int64_t H = kr_block_count(g, "expand * d_model", E, "headdim", P), N = kr_or(c->d_state, 128);
+    const int64_t G = kr_or(c->ngroups, 1), R = c->is_mimo ? kr_or(c->mimo_rank, 4) : 1;
     const int64_t S = (int64_t)((double)N * (c->rope_fraction > 0 ? c->rope_fraction : 0.5)) / 2, K = N * G * R;
     enum { Z, X, KEY, QUERY, DT, A, TRAP, ANGLE };
     kr_value in[8], q, theta, ssm_next, k_next, v_next;
-    if (!kr_block_divides(g, "headdim", P, "expand * d_model", E) || !kr_block_divides(g, "ngroups", G, "number of heads", H))
-        return KR_NONE;
 
-    kr_split(g, kr_block_linear(g, c, "in_proj", u, 2 * E + 2 * K + 3 * H + S, 1), -1, (int64_t[]){E, E, K, K, H, H, H, S}, 8, in);
+    const kr_value projected = kr_block_linear(g, c, "in_proj", u, 2 * E + 2 * K + 3 * H + S, 1);
+    kr_split(g, projected, -1, (int64_t[]){E, E, K, K, H, H, H, S}, 8, in);
 
     // dt = softplus(ddt + bias);  A = min(-heavy_tail(ddA), -A_floor), data dependent
     const kr_value dt = kr_softplus(g, kr_add(g, in[DT], kr_param(g, "dt_bias", KR_SHAPE(H), kr_dt_bias(c), 0)));
@@ -24,8 +24,10 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     // Norms of B and C, then bias and rotation by angles that add up over time
     const kr_value k_bias = kr_param(g, "B_bias", KR_SHAPE(H, R, N), kr_ones, 0);
     const kr_value q_bias = kr_param(g, "C_bias", KR_SHAPE(H, R, N), kr_ones, 0);
-    const kr_value kn = kr_rms_norm(g, kr_reshape(g, in[KEY], KR_SHAPE(B, L, R * G, N)), kr_param(g, "B_norm.weight", KR_SHAPE(N), kr_ones, 0), 1e-5);
-    const kr_value qn = kr_rms_norm(g, kr_reshape(g, in[QUERY], KR_SHAPE(B, L, R * G, N)), kr_param(g, "C_norm.weight", KR_SHAPE(N), kr_ones, 0), 1e-5);
+    const kr_value k_weight = kr_param(g, "B_norm.weight", KR_SHAPE(N), kr_ones, 0);
+    const kr_value q_weight = kr_param(g, "C_norm.weight", KR_SHAPE(N), kr_ones, 0);
+    const kr_value kn = kr_rms_norm(g, kr_reshape(g, in[KEY], KR_SHAPE(B, L, R * G, N)), k_weight, 1e-5);
+    const kr_value qn = kr_rms_norm(g, kr_reshape(g, in[QUERY], KR_SHAPE(B, L, R * G, N)), q_weight, 1e-5);
     const kr_value theta0 = kr_carry(g, "angle_state", KR_F32, KR_SHAPE(B, H, S));
     const kr_value k = kr_rotary_mix(g, &(kr_rotary_mix_args){.K = kr_reshape(g, kn, KR_SHAPE(B, L, K)),
         .Q = kr_reshape(g, qn, KR_SHAPE(B, L, K)), .k_bias = k_bias, .q_bias = q_bias, .ang = in[ANGLE], .dt = dt,
@@ -33,14 +35,19 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     kr_carry_set(g, theta0, theta);
 
     // S_t = alpha S_{t-1} + beta U_{t-1} + gamma U_t (trapezoid rule);  o_r = S_t q_r + D v_r
-    const double share = 1.0 / (double)R;
-    const kr_value mix = c->is_mimo ? kr_param(g, "mimo_x", KR_SHAPE(H, R, P), (kr_init){.kind = KR_INIT_CONSTANT, .a = share}, KR_PARAM_DECAY) : KR_NONE;
-    const kr_value gate = c->is_mimo ? kr_param(g, "mimo_z", KR_SHAPE(H, R, P), kr_ones, KR_PARAM_DECAY) : KR_NONE;
-    const kr_value merge = c->is_mimo ? kr_param(g, "mimo_o", KR_SHAPE(H, R, P), (kr_init){.kind = KR_INIT_CONSTANT, .a = share}, KR_PARAM_DECAY) : KR_NONE;
+    kr_value mix = KR_NONE, gate = KR_NONE, merge = KR_NONE;
+    if (c->is_mimo) {
+        const kr_init share = {.kind = KR_INIT_CONSTANT, .a = 1.0 / (double)R};
+        mix = kr_param(g, "mimo_x", KR_SHAPE(H, R, P), share, KR_PARAM_DECAY);
+        gate = kr_param(g, "mimo_z", KR_SHAPE(H, R, P), kr_ones, KR_PARAM_DECAY);
+        merge = kr_param(g, "mimo_o", KR_SHAPE(H, R, P), share, KR_PARAM_DECAY);
+    }
     const kr_value h0 = kr_carry(g, "ssm_state", KR_F32, KR_SHAPE(B, H, P, N));
-    const kr_value k0 = kr_carry(g, "k_state", KR_F32, KR_SHAPE(B, R, H, N)), v0 = kr_carry(g, "v_state", KR_F32, KR_SHAPE(B, H, P));
-    kr_value o = kr_trapezoid_scan(g, &(kr_trapezoid_scan_args){.k = k, .q = q, .x = in[X], .adt = adt, .dt = dt, .trap = in[TRAP],
-        .mimo_x = mix, .D = kr_param(g, "D", KR_SHAPE(H), kr_ones, 0), .h0 = h0, .k0 = k0, .v0 = v0, .reset = c->reset, .rank = R,
+    const kr_value k0 = kr_carry(g, "k_state", KR_F32, KR_SHAPE(B, R, H, N));
+    const kr_value v0 = kr_carry(g, "v_state", KR_F32, KR_SHAPE(B, H, P));
+    const kr_value skip = kr_param(g, "D", KR_SHAPE(H), kr_ones, 0);
+    kr_value o = kr_trapezoid_scan(g, &(kr_trapezoid_scan_args){.k = k, .q = q, .x = in[X], .adt = adt, .dt = dt,
+        .trap = in[TRAP], .mimo_x = mix, .D = skip, .h0 = h0, .k0 = k0, .v0 = v0, .reset = c->reset, .rank = R,
         .chunk = c->chunk_size}, &ssm_next, &k_next, &v_next);
     kr_carry_set(g, h0, ssm_next);
     kr_carry_set(g, k0, k_next);
@@ -49,13 +56,16 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     // Gate, with an optional norm per head before it; MIMO gates every rank and merges the ranks
     const kr_value wn = c->is_outproj_norm ? kr_param(g, "norm.weight", KR_SHAPE(E), kr_ones, 0) : KR_NONE;
     if (!c->is_mimo) {
-        o = wn.id ? kr_rms_norm_full(g, o, KR_NONE, in[Z], wn, KR_NONE, 1e-5, P, true, NULL) : kr_mul(g, o, kr_silu(g, in[Z]));
+        o = wn.id ? kr_rms_norm_full(g, o, KR_NONE, in[Z], wn, KR_NONE, 1e-5, P, true, NULL)
+                  : kr_mul(g, o, kr_silu(g, in[Z]));
         return kr_block_linear(g, c, "out_proj", o, D, kr_output_scale(c));
     }
     o = kr_reshape(g, o, KR_SHAPE(B, L, R, E));
     if (wn.id) o = kr_rms_norm_full(g, o, KR_NONE, KR_NONE, wn, KR_NONE, 1e-5, P, true, NULL);
-    const kr_value z = kr_mul(g, kr_reshape(g, in[Z], KR_SHAPE(B, L, 1, E)), kr_reshape(g, kr_transpose(g, gate, 0, 1), KR_SHAPE(R, E)));
-    const kr_value ranks = kr_mul(g, kr_mul(g, o, kr_silu(g, z)), kr_reshape(g, kr_transpose(g, merge, 0, 1), KR_SHAPE(R, E)));
+    gate = kr_reshape(g, kr_transpose(g, gate, 0, 1), KR_SHAPE(R, E));
+    merge = kr_reshape(g, kr_transpose(g, merge, 0, 1), KR_SHAPE(R, E));
+    const kr_value z = kr_mul(g, kr_reshape(g, in[Z], KR_SHAPE(B, L, 1, E)), gate);
+    const kr_value ranks = kr_mul(g, kr_mul(g, o, kr_silu(g, z)), merge);
     return kr_block_linear(g, c, "out_proj", kr_sum(g, ranks, 2, false), D, kr_output_scale(c));
 }
 

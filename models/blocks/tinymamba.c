@@ -17,9 +17,11 @@ static kr_value tinymamba(kr_graph *g, const kr_block_config *c, kr_value x) {
     // One product for W_d, W_i and W_s; the goal shifts the first two
     kr_split(g, kr_block_linear(g, &gates, "gate_proj", x, 3 * E, 1), -1, (int64_t[]){E, E, E}, 3, part);
     if (c->goal.id) {
-        const kr_value w = kr_param(g, "goal_proj.weight", KR_SHAPE(2 * E, D), kr_uniform(kr_fan_in(D)), KR_PARAM_DECAY);
+        const kr_init start = kr_uniform(kr_fan_in(D));
+        const kr_value w = kr_param(g, "goal_proj.weight", KR_SHAPE(2 * E, D), start, KR_PARAM_DECAY);
+        const kr_value goal = kr_reshape(g, kr_linear(g, c->goal, w, KR_NONE), KR_SHAPE(B, 1, 2 * E));
         kr_value shift[2];
-        kr_split(g, kr_reshape(g, kr_linear(g, c->goal, w, KR_NONE), KR_SHAPE(B, 1, 2 * E)), -1, (int64_t[]){E, E}, 2, shift);
+        kr_split(g, goal, -1, (int64_t[]){E, E}, 2, shift);
         part[0] = kr_add(g, part[0], shift[0]);
         part[1] = kr_add(g, part[1], shift[1]);
     }
