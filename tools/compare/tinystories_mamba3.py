@@ -67,7 +67,8 @@ def mamba3(p, name, u):
     z, x, kn, qn, ddt, dda, trap, ang = (u @ get("in_proj.weight").T).split([E, E, N, N, H, H, H, S], -1)
     batch, length = u.shape[:2]
     dt = F.softplus(ddt + get("dt_bias"))
-    rate = torch.where(dda >= 0, dda + 1, 1 / (1 - dda))  # heavy tail
+    # heavy tail; without the clamp autograd multiplies the other branch's 1 / 0 (at 1) by 0, which is not a number
+    rate = torch.where(dda >= 0, dda + 1, 1 / (1 - dda.clamp(max=0)))
     adt = torch.clamp(-rate, max=-1e-4) * dt
     theta = torch.cumsum(math.pi * torch.tanh(ang)[:, :, None] * dt[..., None], 1) % (2 * math.pi)  # [B, L, H, S]
     cos, sin = theta.cos(), theta.sin()
