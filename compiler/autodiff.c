@@ -1,6 +1,7 @@
 /// Reverse-mode differentiation on the graph. Each op's rule appends the nodes of its own derivative, so the backward
 /// graph prints, fuses and plans like any other. For every value the gradients from all its readers are added in the
-/// order in which the reverse walk meets them, which is fixed by the graph.
+/// order in which the reverse walk meets them, which is fixed by the graph. A node that can add to what it makes gets
+/// the sum so far as an input, so that the gradient of a tied embedding is one table and not three.
 #include "compiler/internal.h"
 
 #include <stdlib.h>
@@ -25,14 +26,31 @@ static void spread(walk *w, int nodes) {
     }
 }
 
-static kr_status add_to(walk *w, const kr_node *n, int input, kr_value d) {
+/// Lets the node that made d add the sum so far, if it can and nobody else reads d. Nodes from `first` on are those of
+/// the rule that d came from.
+static bool add_inside(walk *w, int first, kr_value d, kr_value sum) {
+    kr_node *made_by = kr_value_node(w->g, d);
+    if (!made_by->op->adds_in || kr_value_output(w->g, d) || sum.id > d.id) return false; // sums made later come too late
+    kr_value *in = &made_by->in[__builtin_ctz(made_by->op->adds_in)];
+    bool own = false, read = false;
+    for (int i = first; i < kr_graph_nodes(w->g); i++) {
+        const kr_node *n = kr_graph_node(w->g, i);
+        own |= n == made_by;
+        for (int k = 0; k < n->inputs; k++) read |= n->in[k].id == d.id;
+    }
+    if (!own || read || in->id) return false;
+    *in = sum;
+    return true;
+}
+
+static kr_status add_to(walk *w, const kr_node *n, int input, kr_value d, int first) {
     const kr_value v = n->in[input];
     const kr_shape want = kr_value_shape(w->g, v), got = kr_value_shape(w->g, d);
     char text_want[160], text_got[160];
     KR_FAIL_IF(!kr_shape_equal(&want, &got), KR_BAD_SHAPE, "autodiff: the gradient of input %d of %s is %s, want %s", input,
                n->op->name, kr_shape_text(&got, text_got), kr_shape_text(&want, text_want));
     kr_value *sum = &w->grad[v.id];
-    *sum = sum->id ? kr_add(w->g, *sum, d) : d;
+    *sum = !sum->id || add_inside(w, first, d, *sum) ? d : kr_add(w->g, *sum, d);
     return kr_graph_status(w->g);
 }
 
@@ -51,10 +69,15 @@ static kr_status reverse(walk *w, int index) {
     if (n->inputs > 32) KR_FAIL_IF(!(din = malloc((size_t)n->inputs * sizeof *din)), KR_NO_MEMORY, "autodiff: no memory");
     memset(din, 0, (size_t)n->inputs * sizeof *din);
     kr_graph_set_scope(w->g, n->scope);
+    const int first = kr_graph_nodes(w->g);
     n->op->grad(w->g, n, dout, din);
     kr_status status = kr_graph_status(w->g);
-    for (int k = 0; k < n->inputs && !status; k++)
-        if (din[k].id && w->depends[n->in[k].id]) status = add_to(w, n, k, din[k]);
+    for (int k = 0; k < n->inputs && !status; k++) {
+        if (!din[k].id || !w->depends[n->in[k].id]) continue;
+        bool shared = false;
+        for (int j = 0; j < n->inputs; j++) shared |= j != k && din[j].id == din[k].id;
+        status = add_to(w, n, k, din[k], shared ? kr_graph_nodes(w->g) : first);
+    }
     if (din != few) free(din);
     return status;
 }

@@ -67,11 +67,17 @@ static kr_operand operand(const kr_compilation *c, kr_value v) {
     return o;
 }
 
-static void cost_of(kr_compilation *c, const kr_node *n, const kr_operand *in, const kr_operand *out, kr_step *step) {
+/// What the op says of its work: cost and rounds.
+static kr_status measure(kr_compilation *c, const kr_node *n, const kr_operand *in, const kr_operand *out,
+                         kr_step *step) {
     kr_shape *shapes = malloc((size_t)(n->inputs + n->outputs + 1) * sizeof *shapes);
-    if (!shapes) return; // a cost is only information
+    KR_FAIL_IF(!shapes, KR_NO_MEMORY, "lower: no memory for a step of %d operands", n->inputs + n->outputs);
     for (int i = 0; i < n->inputs; i++) shapes[i] = in[i].shape;
-    for (int i = 0; i < n->outputs; i++) shapes[n->inputs + i] = out[i].shape;
+    for (int i = 0; i < n->outputs; i++) {
+        shapes[n->inputs + i] = out[i].shape;
+        if (out[i].slot < 0) shapes[n->inputs + i].rank = -1; // nobody reads it
+    }
+    step->rounds = n->op->rounds ? n->op->rounds(&n->attrs, shapes, shapes + n->inputs, n->inputs) : 1;
     if (n->op->cost) n->op->cost(&n->attrs, shapes, shapes + n->inputs, n->inputs, &step->flops, &step->bytes);
     else {
         for (int i = 0; i < n->inputs; i++)
@@ -82,6 +88,7 @@ static void cost_of(kr_compilation *c, const kr_node *n, const kr_operand *in, c
     c->stats.flops += step->flops;
     c->stats.bytes += step->bytes;
     free(shapes);
+    return KR_OK;
 }
 
 /// A join whose pieces are all written in place has nothing left to do.
@@ -116,8 +123,8 @@ static kr_status add_step(kr_compilation *c, int index) {
         step.work = (kr_operand){.slot = b->slot, .offset = b->offset, .dtype = KR_U8, .shape = KR_SHAPE((int64_t)b->bytes),
                                  .stride = {1}};
     }
-    cost_of(c, n, in, out, &step);
-    const kr_status status = kr_plan_add_step(c->plan, &step);
+    kr_status status = measure(c, n, in, out, &step);
+    if (!status) status = kr_plan_add_step(c->plan, &step);
     free(operands);
     return status;
 }

@@ -132,15 +132,12 @@ static void build(kr_graph *g, const kr_model_config *c, kr_mode mode, int64_t b
     if (generating) // only the last position decides what comes next
         h = kr_reshape(g, kr_slice(g, h, 1, length - 1, 1), KR_SHAPE(batch, c->d_model));
     kr_scope_push(g, "lm_head");
-    const kr_value logits = kr_linear(g, h, weight, KR_NONE);
-    kr_scope_pop(g);
-    if (!training) {
-        kr_output(g, "logits", logits);
-        return;
+    if (training) {
+        const kr_value targets = kr_input(g, "targets", KR_I32, KR_SHAPE(batch, length));
+        kr_output(g, "loss", kr_linear_cross_entropy(g, h, weight, targets, 0, NULL, NULL));
+    } else {
+        kr_output(g, "logits", kr_linear(g, h, weight, KR_NONE));
     }
-    const kr_value targets = kr_input(g, "targets", KR_I32, KR_SHAPE(batch, length));
-    kr_scope_push(g, "loss");
-    kr_output(g, "loss", kr_cross_entropy(g, logits, targets, 0, NULL, NULL));
     kr_scope_pop(g);
 }
 

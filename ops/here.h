@@ -58,6 +58,7 @@
 #define kr_embedding(g, ...) kr_embedding(KR_HERE(g), __VA_ARGS__)
 #define kr_softmax(g, ...) kr_softmax(KR_HERE(g), __VA_ARGS__)
 #define kr_cross_entropy(g, ...) kr_cross_entropy(KR_HERE(g), __VA_ARGS__)
+#define kr_linear_cross_entropy(g, ...) kr_linear_cross_entropy(KR_HERE(g), __VA_ARGS__)
 #define kr_causal_conv1d(g, ...) kr_causal_conv1d(KR_HERE(g), __VA_ARGS__)
 #define kr_linear_scan(g, ...) kr_linear_scan(KR_HERE(g), __VA_ARGS__)
 #define kr_selective_scan(g, ...) kr_selective_scan(KR_HERE(g), __VA_ARGS__)

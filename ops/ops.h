@@ -170,6 +170,7 @@ struct kr_op {
     uint32_t inplace;   ///< mask of inputs whose memory output 0 may take over (same bytes and layout)
     uint32_t inplace1;  ///< the same for output 1, and so on
     uint32_t inplace2;
+    uint32_t adds_in;   ///< an optional input that is added to output 0, as a mask of one bit: sums of gradients end there
     uint32_t keeps_in;  ///< mask of inputs that the gradient rule reads
     uint32_t keeps_out; ///< mask of outputs that the gradient rule reads
     kr_attr_names attr;
@@ -185,12 +186,16 @@ struct kr_op {
     kr_value (*simplify)(kr_graph *, const kr_node *n);
     /// Views only: layout of the output from that of input 0; false when strides cannot express it (then it is copied).
     bool (*view)(const kr_attrs *, const kr_layout *in, const kr_shape *out_shape, kr_layout *out);
-    /// FLOPs and bytes of memory traffic; null: bytes of all inputs and outputs, one FLOP per output element.
+    /// FLOPs and bytes of memory traffic; null: bytes of all inputs and outputs, one FLOP per output element. Absent
+    /// inputs, and outputs that nobody reads (skip_out), have rank -1.
     void (*cost)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes);
     /// Bytes of workspace; null: none.
     size_t (*work)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs);
     const kr_stage *stages;   ///< run one after another with a barrier between
     int stage_count;
+    /// How many times all stages run, for work that goes by blocks of which only one is in memory; the kernels find
+    /// the number of the round in the call. Null: once.
+    int64_t (*rounds)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs);
 };
 
 /// The table: every op there is.
@@ -295,7 +300,7 @@ kr_value kr_rms_norm(kr_graph *, kr_value x, kr_value weight, double eps);
 kr_value kr_layer_norm_full(kr_graph *, kr_value x, kr_value residual, kr_value weight, kr_value bias, double eps,
                             kr_value *stream);
 
-// Embedding, softmax, loss (ops/embedding.c, ops/softmax.c)
+// Embedding, softmax, loss (ops/embedding.c, ops/softmax.c, ops/linear_loss.c)
 /// ids i32 [...], weight [V, D] to [..., D]. Ids outside [0, V) give zeros and no gradient.
 kr_value kr_embedding(kr_graph *, kr_value weight, kr_value ids);
 kr_value kr_softmax(kr_graph *, kr_value x); ///< over the last axis
@@ -304,6 +309,12 @@ kr_value kr_softmax(kr_graph *, kr_value x); ///< over the last axis
 /// valid_vocab > 0 leaves logits at and above it out of the softmax (padded vocabulary rows).
 kr_value kr_cross_entropy(kr_graph *, kr_value logits, kr_value targets, int64_t valid_vocab, kr_value *per_token,
                           kr_value *lse);
+
+/// kr_cross_entropy of the logits x weight^T, of which no more than a block of rows is ever in memory, neither here
+/// nor in the gradient. x [..., D]; weight [V, D]; targets i32 [...]; the rest as above.
+/// source Hsu et al. 2024, arXiv:2410.10989 (the gradient of a block of rows is made with its loss)
+kr_value kr_linear_cross_entropy(kr_graph *, kr_value x, kr_value weight, kr_value targets, int64_t valid_vocab,
+                                 kr_value *per_token, kr_value *lse);
 
 // Sequences (ops/conv.c, ops/scan.c, ops/selective_scan.c). Time is axis 1, channels are last.
 /// Causal depthwise convolution, MATH 4. x [B, L, C]; weight [C, W]; bias [C]?; state [B, W-1, C]? holds the previous

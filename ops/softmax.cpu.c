@@ -1,33 +1,7 @@
 #include "ops/lanes.h"
 
 #include "ops/softmax.h"
-
-static float row_max(const float *x, int64_t n) {
-    kr_vf m = kr_v_set(-__builtin_inff());
-    int64_t i = 0;
-    for (; i + KR_LANES <= n; i += KR_LANES) m = kr_v_max(kr_v_load(x + i), m);
-    float best = kr_v_max_lane(m);
-    for (; i < n; i++) best = x[i] > best ? x[i] : best;
-    return best;
-}
-
-/// Sum of e^(x - shift) over a row; y (may be null) gets the terms. NaN anywhere makes the sum NaN.
-static float row_exp_sum(const float *x, int64_t n, float shift, float *y) {
-    kr_vf sum = kr_v_set(0);
-    const kr_vf minus = kr_v_set(shift);
-    int64_t i = 0;
-    for (; i + KR_LANES <= n; i += KR_LANES) {
-        const kr_vf e = kr_v_exp(kr_v_load(x + i) - minus);
-        if (y) kr_v_store(y + i, e);
-        sum += e;
-    }
-    if (i < n) {
-        const kr_vf e = kr_v_exp(kr_v_load_n(x + i, n - i) - minus);
-        if (y) kr_v_store_n(y + i, e, n - i);
-        for (int64_t k = 0; k < n - i; k++) sum[k] += e[k];
-    }
-    return kr_v_sum(sum);
-}
+#include "ops/softmax_row.h"
 
 KR_KERNEL(softmax) {
     const kr_arg *in = &call->in[0], *out = &call->out[0];

@@ -71,6 +71,7 @@
     X(softmax_grad) \
     X(cross_entropy) \
     X(cross_entropy_grad) \
+    X(linear_cross_entropy) \
     X(selective_scan) \
     X(selective_scan_grad) \
     X(sq_norm) \

@@ -129,11 +129,15 @@ static void wait_for_all(int parts) {
 }
 
 static void run_step(const kr_bound_step *s, int part, int parts) {
-    s->kernel[0](&s->call, part, parts);
-    for (int stage = 1; stage < s->step->stage_count; stage++) {
-        wait_for_all(parts);
-        s->kernel[stage](&s->call, part, parts);
-    }
+    kr_call call = s->call;
+    do {
+        if (call.round) wait_for_all(parts);
+        s->kernel[0](&call, part, parts);
+        for (int stage = 1; stage < s->step->stage_count; stage++) {
+            wait_for_all(parts);
+            s->kernel[stage](&call, part, parts);
+        }
+    } while (++call.round < s->step->rounds);
 }
 
 static void run_freely(const kr_bound *bound, int part, int parts) {

@@ -47,6 +47,7 @@ typedef struct kr_call {
     int inputs, outputs;
     void *work;               ///< as many bytes as the descriptor's `work` asked for, 64-byte aligned, undefined content
     const kr_attrs *attrs;
+    int64_t round;            ///< of a step that runs its stages several times: 0, 1, ...
 } kr_call;
 
 /// Does part `part` of `parts` of one call. Kernels never allocate, never open parallel regions and hold no state.

@@ -206,6 +206,7 @@ typedef struct kr_step {
     int node;           ///< number of the graph node, for messages
     const kr_stage *stages;
     int stage_count;
+    int64_t rounds;     ///< times that all stages run, one round after another; 0 means 1
     int inputs, outputs;
     const kr_operand *in;
     const kr_operand *out;

@@ -123,12 +123,14 @@ kr_status check_call(const kr_op *op, const kr_attrs *attrs, const kr_arg *in, i
     unsigned char *work = NULL;
     if (posix_memalign((void **)&work, 64, work_bytes + GUARD)) KR_FAIL(KR_NO_MEMORY, "no memory for the test");
     memset(work, FILL, work_bytes + GUARD);
-    const kr_call call = {.in = in, .out = out, .inputs = inputs, .outputs = op->outputs,
+    kr_call call = {.in = in, .out = out, .inputs = inputs, .outputs = op->outputs,
                           .work = work_bytes ? work : NULL, .attrs = attrs};
-    for (int s = 0; s < op->stage_count; s++) {
-        kr_kernel *kernel = kr_stage_kernel(&op->stages[s], isa);
-        for (int p = 0; p < parts; p++) kernel(&call, reverse ? parts - 1 - p : p, parts);
-    }
+    const int64_t rounds = op->rounds ? op->rounds(attrs, in_shape, out_shape, inputs) : 1;
+    for (; call.round < rounds; call.round++)
+        for (int s = 0; s < op->stage_count; s++) {
+            kr_kernel *kernel = kr_stage_kernel(&op->stages[s], isa);
+            for (int p = 0; p < parts; p++) kernel(&call, reverse ? parts - 1 - p : p, parts);
+        }
     bool whole = true;
     for (size_t i = 0; i < GUARD; i++) whole &= work[work_bytes + i] == FILL;
     free(work);

@@ -18,6 +18,7 @@ static const sample samples[] = {
     {"embedding", "f32[256,160] i32[8,256]", ""},
     {"softmax", "f32[8,256,256]", ""},
     {"cross_entropy", "f32[8,256,256] i32[8,256]", ""},
+    {"linear_cross_entropy", "f32[8,256,160] f32[256,160] i32[8,256]", ""},
     {"causal_conv1d", "f32[8,256,320] f32[320,4] f32[320] _ _", "silu=1"},
     {"linear_scan", "f32[8,256,320]~0.5,1 f32[8,256,320] _ _", ""},
     {"selective_scan",
