@@ -60,6 +60,36 @@ void kr_memory_print(const kr_memory_need *need, const kr_plan_stats *stats, FIL
     fprintf(to, "  %-22s %12s\n", "expected resident", kr_bytes_text((double)need->total, a));
 }
 
+void kr_memory_curve_print(const kr_memory_curve *c, size_t besides, FILE *to) {
+    fprintf(to, "  %12s %12s %9s   %s\n", "memory, MiB", "time, s", "more time", "made again in the backward part");
+    for (int k = 0; k < c->count; k++) {
+        const kr_memory_point *p = &c->at[k];
+        fprintf(to, "%c %12.1f %12.4f %7.1f %%   %s\n", k == c->chosen ? '*' : ' ', (double)(p->bytes + besides) / 0x1p20,
+                p->seconds, 100 * p->extra, p->again ? p->what : "nothing");
+    }
+    fprintf(to, "  times are estimates, for two cores at fixed rates; * is the choice\n");
+}
+
+void kr_memory_curve_json(const kr_memory_curve *c, size_t besides, FILE *to) {
+    fputc('[', to);
+    for (int k = 0; k < c->count; k++) {
+        const kr_memory_point *p = &c->at[k];
+        fprintf(to, "%s{\"memory\": %zu, \"seconds\": %.6g, \"extra\": %.6g, \"again\": %d, \"what\": \"%s\", "
+                "\"chosen\": %s}", k ? ", " : "", p->bytes + besides, p->seconds, p->extra, p->again, p->what,
+                k == c->chosen ? "true" : "false");
+    }
+    fputc(']', to);
+}
+
+kr_status kr_memory_refuse(const kr_memory_curve *c, int64_t wanted, size_t besides) {
+    const kr_memory_point *least = &c->at[c->count - 1];
+    char a[32], b[32], d[32];
+    KR_FAIL(KR_BAD_ARGUMENT, "--memory %s is too little: the smallest plan found needs %s (--memory %zuMB), without "
+            "recomputation it is %s; a smaller --batch-size or a shorter --seq-len needs less",
+            kr_bytes_text((double)wanted, a), kr_bytes_text((double)(least->bytes + besides), b),
+            (least->bytes + besides) / 1000000 + 1, kr_bytes_text((double)(c->at[0].bytes + besides), d));
+}
+
 size_t kr_memory_resident(void) {
     unsigned long long size, resident = 0;
     FILE *file = fopen("/proc/self/statm", "re");
