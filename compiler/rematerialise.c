@@ -1,7 +1,7 @@
 /// The least extra time that fits into a budget of memory. What to make again is proposed by a ladder of moves
 /// (compiler/recompute.c); how much memory that takes is not estimated but planned: each plan that is tried is written
 /// into a copy of the graph and goes through the passes that follow, up to the arenas. Along the ladder memory falls
-/// and time grows, so the cheapest plan that fits is found by bisection. Where the whole ladder is not enough, blocks
+/// and time grows, so the cheapest plan that fits is found by trying tenths of the ladder, then bisection. Where the whole ladder is not enough, blocks
 /// are joined in groups of 2, 3, ...: less is stored between them and more is alive inside (for n blocks that cost alike,
 /// groups of about sqrt(n) need least).
 ///
@@ -117,15 +117,13 @@ static kr_status explore(search *s, size_t budget, bool curve) {
     KR_TRY(try_plan(s, 0, 1, 0, true, &bytes));
     const bool fits = bytes <= budget;
     if (fits && !curve) return KR_OK;
-    int too_few = 0, enough = -1;
-    for (int k = GRID; k > 0; k--) { // from the smallest plan upwards
+    int too_few = 0, enough = fits ? 0 : -1;
+    for (int k = 1; k <= GRID && (curve || enough < 0); k++) {
         const int rungs = grid_rungs(&s->ladder, k);
         KR_TRY(try_plan(s, rungs, 1, 0, true, &bytes));
-        if (bytes <= budget) enough = rungs, too_few = 0;
-        else if (enough >= 0 && !too_few) too_few = rungs;
-        if (enough >= 0 && !curve) break;
+        if (enough < 0) *(bytes <= budget ? &enough : &too_few) = rungs;
     }
-    if (!fits && enough >= 0) KR_TRY(bisect(s, budget, too_few, enough, 0));
+    if (enough > 0) KR_TRY(bisect(s, budget, too_few, enough, 0));
     for (int k = 0; k < SPANS && spans[k] <= s->f.segments && (curve || enough < 0); k++) {
         const int groups = (s->f.segments + spans[k] - 1) / spans[k];
         KR_TRY(try_plan(s, s->ladder.count, spans[k], groups, true, &bytes));
