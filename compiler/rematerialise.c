@@ -1,9 +1,9 @@
 /// The least extra time that fits into a budget of memory. What to make again is proposed by a ladder of moves
 /// (compiler/recompute.c); how much memory that takes is not estimated but planned: each plan that is tried is written
 /// into a copy of the graph and goes through the passes that follow, up to the arenas. Along the ladder memory falls
-/// and time grows, so the cheapest plan that fits is found by trying tenths of the ladder, then bisection. Where the whole ladder is not enough, blocks
-/// are joined in groups of 2, 3, ...: less is stored between them and more is alive inside (for n blocks that cost alike,
-/// groups of about sqrt(n) need least).
+/// and time grows, so the cheapest plan that fits is found by trying tenths of the ladder, then bisection. Where the
+/// whole ladder is not enough, blocks are joined in groups of 2, 3, ...: less is stored between them and more is alive
+/// inside (for n blocks that cost alike, groups of about sqrt(n) need least).
 ///
 /// What is made again is made by the same nodes from the same bits, so no result changes.
 #include "compiler/recompute.h"

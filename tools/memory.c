@@ -82,12 +82,10 @@ void kr_memory_curve_json(const kr_memory_curve *c, size_t besides, FILE *to) {
 }
 
 kr_status kr_memory_refuse(const kr_memory_curve *c, int64_t wanted, size_t besides) {
-    const kr_memory_point *least = &c->at[c->count - 1];
-    char a[32], b[32], d[32];
-    KR_FAIL(KR_BAD_ARGUMENT, "--memory %s is too little: the smallest plan found needs %s (--memory %zuMB), without "
-            "recomputation it is %s; a smaller --batch-size or a shorter --seq-len needs less",
-            kr_bytes_text((double)wanted, a), kr_bytes_text((double)(least->bytes + besides), b),
-            (least->bytes + besides) / 1000000 + 1, kr_bytes_text((double)(c->at[0].bytes + besides), d));
+    const double least = (double)(c->at[c->count - 1].bytes + besides), most = (double)(c->at[0].bytes + besides);
+    KR_FAIL(KR_BAD_ARGUMENT, "--memory %.1fMB is too little: the smallest plan found needs %.1fMB, the one without "
+            "recomputation %.1fMB; a smaller --batch-size or a shorter --seq-len needs less", (double)wanted / 1e6,
+            least / 1e6 + 0.05, most / 1e6 + 0.05); // rounded up, so that what is said is enough
 }
 
 size_t kr_memory_resident(void) {

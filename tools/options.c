@@ -79,7 +79,7 @@ static kr_status set_size(const kr_option *o, const char *spelling, const char *
         if (!strcasecmp(name, units[k].name)) unit = &units[k].bytes;
     KR_FAIL_IF(end == text || !isdigit((unsigned char)end[-1]) || strpbrk(text, "xXpP") || !unit || !isfinite(number),
                KR_BAD_ARGUMENT, "%s wants a size such as 2.9GB, 800MiB or 1500000000 (bytes), got '%s'", spelling, text);
-    KR_FAIL_IF(number * *unit < o->lo || number * *unit > o->hi, KR_BAD_ARGUMENT, "%s is %s, want %.15g bytes to %.15g",
+    KR_FAIL_IF(number * *unit < o->lo || number * *unit > o->hi, KR_BAD_ARGUMENT, "%s is %s, want %.0f to %.0f bytes",
                spelling, text, o->lo, o->hi);
     *to = (int64_t)(number * *unit);
     return KR_OK;
