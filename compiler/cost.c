@@ -6,7 +6,8 @@
 
 static const double flops_per_ns = 200, bytes_per_ns = 25, ns_per_step = 2000; ///< the last: waking threads, a barrier
 
-void kr_node_cost(const kr_graph *g, const kr_node *n, double *flops, double *bytes) {
+/// FLOPs and bytes of memory traffic, as the op states them.
+static void cost_of(const kr_graph *g, const kr_node *n, double *flops, double *bytes) {
     *flops = *bytes = 0;
     kr_shape *shapes = malloc((size_t)(n->inputs + n->outputs + 1) * sizeof *shapes);
     if (!shapes) return; // a cost is only information
@@ -26,7 +27,7 @@ void kr_node_cost(const kr_graph *g, const kr_node *n, double *flops, double *by
 double kr_node_ns(const kr_graph *g, const kr_node *n) {
     double flops, bytes;
     if (n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) return 0;
-    kr_node_cost(g, n, &flops, &bytes);
+    cost_of(g, n, &flops, &bytes);
     const double arithmetic = flops / flops_per_ns, traffic = bytes / bytes_per_ns;
     return ns_per_step + (arithmetic > traffic ? arithmetic : traffic);
 }

@@ -37,8 +37,6 @@ kr_status kr_pass_lower(kr_compilation *);
 /// by the caller.
 kr_status kr_passes_after_rematerialise(kr_compilation *c);
 void kr_compilation_free(kr_compilation *); ///< all but the plan and the graph
-/// FLOPs and bytes of memory traffic, as the op states them.
-void kr_node_cost(const kr_graph *, const kr_node *, double *flops, double *bytes);
 /// Estimated time of a node at fixed rates (compiler/cost.c).
 double kr_node_ns(const kr_graph *, const kr_node *);
 

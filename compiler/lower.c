@@ -67,6 +67,23 @@ static kr_operand operand(const kr_compilation *c, kr_value v) {
     return o;
 }
 
+static void cost_of(kr_compilation *c, const kr_node *n, const kr_operand *in, const kr_operand *out, kr_step *step) {
+    kr_shape *shapes = malloc((size_t)(n->inputs + n->outputs + 1) * sizeof *shapes);
+    if (!shapes) return; // a cost is only information
+    for (int i = 0; i < n->inputs; i++) shapes[i] = in[i].shape;
+    for (int i = 0; i < n->outputs; i++) shapes[n->inputs + i] = out[i].shape;
+    if (n->op->cost) n->op->cost(&n->attrs, shapes, shapes + n->inputs, n->inputs, &step->flops, &step->bytes);
+    else {
+        for (int i = 0; i < n->inputs; i++)
+            if (n->in[i].id) step->bytes += (double)kr_tensor_bytes(in[i].dtype, &in[i].shape);
+        for (int i = 0; i < n->outputs; i++) step->bytes += (double)kr_tensor_bytes(out[i].dtype, &out[i].shape);
+        step->flops = n->outputs ? (double)kr_shape_count(&out[0].shape) : 0;
+    }
+    c->stats.flops += step->flops;
+    c->stats.bytes += step->bytes;
+    free(shapes);
+}
+
 /// A join whose pieces are all written in place has nothing left to do.
 static bool nothing_to_do(const kr_compilation *c, const kr_node *n) {
     if (!(n->op->flags & KR_OP_JOIN)) return false;
@@ -99,9 +116,7 @@ static kr_status add_step(kr_compilation *c, int index) {
         step.work = (kr_operand){.slot = b->slot, .offset = b->offset, .dtype = KR_U8, .shape = KR_SHAPE((int64_t)b->bytes),
                                  .stride = {1}};
     }
-    kr_node_cost(c->g, n, &step.flops, &step.bytes);
-    c->stats.flops += step.flops;
-    c->stats.bytes += step.bytes;
+    cost_of(c, n, in, out, &step);
     const kr_status status = kr_plan_add_step(c->plan, &step);
     free(operands);
     return status;

@@ -57,8 +57,9 @@ static int find_segment(kr_forward *f, const char *scope) {
 
 static bool computes(const kr_node *n) { return !(n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)); }
 
-/// Who reads what: per base value its readers in the forward part by block, and whether others want it.
-static void find_readers(kr_forward *f, int *last_forward) {
+/// Who reads what: per base value its readers in the forward part by block, and whether others want it. What is still
+/// read at the turning point (where the loss is made), or again soon, is there when memory is scarcest in any case.
+static void find_readers(kr_forward *f, int turn, int *last_forward) {
     const uint32_t values = kr_graph_values(f->g);
     for (uint32_t v = 0; v <= values; v++) f->first_reader[v] = INT32_MAX, f->last_reader[v] = INT32_MIN;
     for (int i = 0; i < f->nodes; i++) {
@@ -67,7 +68,7 @@ static void find_readers(kr_forward *f, int *last_forward) {
         for (int k = 0; k < n->inputs; k++) {
             const uint32_t v = f->base[n->in[k].id];
             if (!f->forward[i]) {
-                if (!f->wanted[v]) f->gap[v] = i - last_forward[v];
+                if (!f->wanted[v]) f->rests[v] = last_forward[v] < turn && i - last_forward[v] >= SHORT_GAP;
                 f->wanted[v] = true;
                 continue;
             }
@@ -89,12 +90,12 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
         .base = calloc(values, sizeof *f->base), .maker = calloc(values, sizeof *f->maker), .bytes = calloc(values, sizeof *f->bytes),
         .wanted = calloc(values, sizeof *f->wanted), .pinned = calloc(values, sizeof *f->pinned),
         .first_reader = calloc(values, sizeof *f->first_reader), .last_reader = calloc(values, sizeof *f->last_reader),
-        .gap = calloc(values, sizeof *f->gap)};
+        .rests = calloc(values, sizeof *f->rests)};
     int *last_forward = calloc(values, sizeof *last_forward);
     bool *needed = calloc(values, sizeof *needed);
     kr_status status = KR_OK;
     if (!f->forward || !f->segment || !f->scopes || !f->scope_length || !f->ns || !f->base || !f->maker || !f->bytes ||
-        !f->wanted || !f->pinned || !f->first_reader || !f->last_reader || !f->gap || !last_forward || !needed)
+        !f->wanted || !f->pinned || !f->first_reader || !f->last_reader || !f->rests || !last_forward || !needed)
         status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for a graph of %d nodes", f->nodes);
     if (!status) find_forward(c, f, needed);
     for (int i = 0; i < f->nodes && !status; i++) {
@@ -111,7 +112,8 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
             last_forward[v] = i;
         }
     }
-    if (!status) find_readers(f, last_forward);
+    const char *name = c->options->loss ? c->options->loss : "loss";
+    if (!status) find_readers(f, f->maker[f->base[kr_graph_output_find(c->g, name).id]], last_forward);
     free(last_forward);
     free(needed);
     return status;
@@ -119,7 +121,7 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
 
 void kr_forward_free(kr_forward *f) {
     free(f->forward), free(f->segment), free(f->scopes), free(f->scope_length), free(f->ns), free(f->base);
-    free(f->maker), free(f->bytes), free(f->wanted), free(f->pinned), free(f->first_reader), free(f->last_reader), free(f->gap);
+    free(f->maker), free(f->bytes), free(f->wanted), free(f->pinned), free(f->first_reader), free(f->last_reader), free(f->rests);
     *f = (kr_forward){0};
 }
 
@@ -241,7 +243,7 @@ static bool is_candidate(const kr_forward *f, const kr_forgetting *p, int i) {
     const kr_node *n = kr_graph_node(f->g, i);
     bool worth = false;
     for (int k = 0; k < n->outputs && computes(n) && !p->forget[i]; k++)
-        worth |= f->wanted[n->out[k].id] && f->gap[n->out[k].id] >= SHORT_GAP;
+        worth |= f->wanted[n->out[k].id] && f->rests[n->out[k].id];
     return worth;
 }
 

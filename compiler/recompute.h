@@ -22,7 +22,7 @@ typedef struct kr_forward {
     bool *wanted;         ///< by value: something after the forward part reads it
     bool *pinned;         ///< by value: an output, or assigned: it is stored in any case
     int *first_reader, *last_reader; ///< by value: least and largest segment that reads it in the forward part
-    int *gap;             ///< by value: nodes between its last reader in the forward part and the first one after it
+    bool *rests;          ///< by value: nothing reads it for a while around the turning point
 } kr_forward;
 
 /// A plan: the nodes whose results are forgotten after the forward part (if the backward part wants them, they are made
