@@ -189,6 +189,7 @@ typedef struct kr_memory_need {
     size_t data;       ///< text in memory
     size_t process;    ///< program, libraries and graphs: resident now
     size_t threads;    ///< stacks and the buffers that OpenBLAS keeps for each thread
+    size_t saving;     ///< buffers while a checkpoint is written
     size_t total;      ///< expected resident memory of the process
 } kr_memory_need;
 kr_memory_need kr_memory_estimate(kr_plan *const *plans, int count, int threads, size_t data);

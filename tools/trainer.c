@@ -16,7 +16,7 @@ static kr_status compile(kr_trainer *t, kr_goal goal, size_t budget, kr_plan **p
     else KR_TRY(kr_model_build(t->model, training ? KR_MODE_TRAIN : KR_MODE_EVAL, s->batch_size, s->seq_len, &g));
     const kr_compile_options options = {
         .goal = goal, .accumulation = (int)s->grad_accumulation, .memory = budget,
-        .curve = plan == &t->update && (budget || s->memory_report) ? &t->curve : NULL,
+        .curve = plan == &t->update && (budget || (s->memory_report && !s->memory)) ? &t->curve : NULL,
         .optimizer = {.beta1 = s->beta1, .beta2 = s->beta2, .eps = s->epsilon, .weight_decay = s->weight_decay,
                       .max_norm = s->grad_clip}};
     const kr_status status = kr_compile(g, &options, plan, stats);
@@ -45,24 +45,26 @@ static kr_status make_plans(kr_trainer *t, size_t budget) {
     return compile(t, KR_GOAL_FORWARD, 0, &t->evaluate, &other);
 }
 
-/// Plans that fit into --memory with all that the process holds beside its arenas, which is known only roughly before:
-/// compiling takes memory too, which the C library keeps.
+/// Plans that fit into --memory with all that the process holds beside their arenas. That is known when there are
+/// plans, and compiling takes memory too, which the C library keeps: so it is looked at again after each attempt.
 static kr_status fit_plans(kr_trainer *t, int threads) {
-    const size_t wanted = (size_t)t->settings->memory, data = t->data ? kr_data_memory(t->data) : 0;
-    size_t besides = kr_memory_estimate(NULL, 0, threads, data).total;
-    for (int round = 0; round < 4; round++) {
-        const size_t budget = !wanted ? 0 : wanted > besides ? wanted - besides : 1;
+    const kr_train_settings *s = t->settings;
+    const size_t wanted = (size_t)s->memory;
+    for (size_t budget = 0, round = 0; round < 5; round++) {
         const kr_status status = make_plans(t, budget);
-        if (status && t->curve.count && t->curve.chosen < 0) return kr_memory_refuse(&t->curve, t->settings->memory, besides);
+        const bool too_little = status && t->curve.count && t->curve.chosen < 0;
+        if (too_little) return kr_memory_refuse(&t->curve, s->memory, wanted > budget ? wanted - budget : 0);
         KR_TRY(status);
-        t->memory = kr_memory_estimate(t->plan, t->plan_count, threads, data);
-        if (!wanted || t->memory.total <= wanted) return KR_OK;
-        besides += t->memory.total - wanted;
+        t->memory = kr_memory_estimate(t->plan, t->plan_count, threads, t->data ? kr_data_memory(t->data) : 0);
+        if (t->memory.total <= wanted && (budget || !s->memory_report)) return KR_OK; // else the curve is still to come
+        if (!wanted) return KR_OK;
+        const size_t besides = t->memory.total - kr_plan_stats_bytes(&t->stats);
+        budget = wanted > besides ? wanted - besides : 1;
         while (t->plan_count) kr_plan_free(t->plan[--t->plan_count]);
     }
     char a[32];
-    KR_FAIL(KR_BAD_ARGUMENT, "--memory %lld is too little: the plans together, evaluation included, need %s; a smaller "
-            "--batch-size or a shorter --seq-len needs less", (long long)wanted, kr_bytes_text((double)t->memory.total, a));
+    KR_FAIL(KR_BAD_ARGUMENT, "--memory %zu is too little: the plans together, evaluation included, need %s; a smaller "
+            "--batch-size or a shorter --seq-len needs less", wanted, kr_bytes_text((double)t->memory.total, a));
 }
 
 static kr_status open_data(kr_trainer *t) {
