@@ -2,9 +2,9 @@
 /// A value is cheaper to make again than to store when its node is quick and what that node reads is there anyway.
 ///
 /// For every block of the model (nodes under a numbered scope, "layers.3") a greedy search forgets nodes one by one:
-/// each time the move that gives most bytes for a nanosecond, where a move is a node, or a node with everything it needs
-/// that is not stored, or all of the block (Chen's segments). Costs are marginal: a node that is made again already is
-/// free for the next. The moves of all blocks, merged by the same measure, are a ladder; its beginnings are the plans.
+/// each time the move that gives most bytes for a nanosecond, where a move is a node, or a node with all that it needs
+/// and that is not stored, or the whole block (Chen's segments). Costs are marginal: what is made again already is free
+/// for the next. The moves of all blocks, merged by the same measure, are a ladder; its beginnings are the plans.
 /// What one block hands to the next is never forgotten, so making a block again reaches no further back than its input.
 ///   source Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174;
 ///   greedy choice by density as in Kirisame et al. 2021, "Dynamic Tensor Rematerialization", arXiv:2006.09616
@@ -87,7 +87,8 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
     *f = (kr_forward){.g = c->g, .nodes = kr_graph_nodes(c->g), .forward = calloc(nodes, sizeof *f->forward),
         .segment = calloc(nodes, sizeof *f->segment), .scopes = calloc(nodes, sizeof *f->scopes),
         .scope_length = calloc(nodes, sizeof *f->scope_length), .ns = calloc(nodes, sizeof *f->ns),
-        .base = calloc(values, sizeof *f->base), .maker = calloc(values, sizeof *f->maker), .bytes = calloc(values, sizeof *f->bytes),
+        .base = calloc(values, sizeof *f->base), .maker = calloc(values, sizeof *f->maker),
+        .bytes = calloc(values, sizeof *f->bytes),
         .wanted = calloc(values, sizeof *f->wanted), .pinned = calloc(values, sizeof *f->pinned),
         .first_reader = calloc(values, sizeof *f->first_reader), .last_reader = calloc(values, sizeof *f->last_reader),
         .rests = calloc(values, sizeof *f->rests)};
@@ -121,7 +122,8 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
 
 void kr_forward_free(kr_forward *f) {
     free(f->forward), free(f->segment), free(f->scopes), free(f->scope_length), free(f->ns), free(f->base);
-    free(f->maker), free(f->bytes), free(f->wanted), free(f->pinned), free(f->first_reader), free(f->last_reader), free(f->rests);
+    free(f->maker), free(f->bytes), free(f->wanted), free(f->pinned), free(f->first_reader), free(f->last_reader);
+    free(f->rests);
     *f = (kr_forward){0};
 }
 

@@ -96,7 +96,8 @@ static kr_status bisect(search *s, size_t budget, int too_few, int enough, int s
     while (enough - too_few > 1) {
         const int middle = too_few + (enough - too_few) / 2;
         size_t bytes;
-        KR_TRY(span ? try_plan(s, s->ladder.count, span, middle, false, &bytes) : try_plan(s, middle, 1, 0, false, &bytes));
+        KR_TRY(span ? try_plan(s, s->ladder.count, span, middle, false, &bytes)
+                    : try_plan(s, middle, 1, 0, false, &bytes));
         *(bytes <= budget ? &enough : &too_few) = middle;
     }
     return KR_OK;
@@ -132,7 +133,7 @@ static kr_status explore(search *s, size_t budget, bool curve) {
     return KR_OK;
 }
 
-// The choice and the curve ---------------------------------------------------------------------------------------------
+// The choice and the curve -------------------------------------------------------------------------------------------
 
 /// The quickest of the plans tried that fits, or -1; *least gets the bytes of the smallest.
 static int choose(const search *s, size_t budget, size_t *least) {
@@ -169,6 +170,10 @@ static void name_nodes(const search *s, const trial *t, char *text, size_t room)
         int most = 0;
         for (int k = 1; k < kinds; k++)
             if (counts[k] > counts[most]) most = k;
+        if (strlen(text) + 64 > room) { // names are shorter; the note about groups must fit too
+            add_text(text, room, " and %d other kinds%s", left, "");
+            break;
+        }
         add_text(text, room, left < kinds ? ", %d %s" : "%d %s", counts[most], ops[most]);
         counts[most] = 0;
     }
@@ -219,8 +224,8 @@ static kr_status search_plan(search *s) {
     KR_TRY(explore(s, budget, c->options->curve != NULL));
     const int chosen = choose(s, budget, &least);
     if (c->options->curve) KR_TRY(draw(s, chosen, c->options->curve));
-    KR_FAIL_IF(chosen < 0, KR_BAD_ARGUMENT, "the arenas cannot be made to fit into %zu bytes: %zu are the least found; a "
-               "smaller batch or shorter rows need less", budget, least);
+    KR_FAIL_IF(chosen < 0, KR_BAD_ARGUMENT, "the arenas cannot be made to fit into %zu bytes: %zu are the least found; "
+               "a smaller batch or shorter rows need less", budget, least);
     const trial *t = &s->seen[chosen];
     c->stats.again = t->again;
     c->stats.seconds = (s->f.total_ns + t->ns) * 1e-9;

@@ -35,7 +35,8 @@ static void print_json(const kr_plan_stats *s, FILE *to) {
     fputs("\"arenas\": {", to);
     for (int k = 0; k < KR_SLOT_KIND_COUNT; k++)
         fprintf(to, "%s\"%s\": %zu", k ? ", " : "", kr_slot_kind_name((kr_slot_kind)k), s->slot_bytes[k]);
-    fprintf(to, "}, \"memory\": %zu, \"peak\": %zu, \"bound\": %zu, \"ratio\": ", kr_plan_stats_bytes(s), s->peak, s->bound);
+    fprintf(to, "}, \"memory\": %zu, \"peak\": %zu, \"bound\": %zu, \"ratio\": ", kr_plan_stats_bytes(s), s->peak,
+            s->bound);
     if (isfinite(ratio(s))) fprintf(to, "%.6f", ratio(s));
     else fputs("null", to); // JSON has no infinity
     fprintf(to, ", \"sum\": %zu, \"again\": %d, \"extra\": %.6g}\n", s->sum, s->again, s->extra);

@@ -1,8 +1,8 @@
 /// A session to and from a directory: model.safetensors, optimizer.safetensors.zst, carry.safetensors.zst (when asked),
 /// state.json and MANIFEST. How the directory gets its name is in replace.c, what makes it whole in manifest.c.
 ///
-/// Tensors pass through one buffer in pieces, so that saving needs no more memory than training. The bytes depend on nothing but the
-/// state: no times, no names of machines, and the order is that in which the session got its slots.
+/// Tensors pass through one buffer in pieces, so that saving needs hardly more memory than training. The bytes depend
+/// on nothing but the state: no times, no names of machines, and the order is that in which the session got its slots.
 #include "runtime/files_internal.h"
 
 #include <fcntl.h>

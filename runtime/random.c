@@ -73,7 +73,8 @@ void kr_init_part(const kr_init *init, uint64_t seed, const char *name, int64_t 
         for (int64_t i = 0; i < n; i++) out[i] = (float)init->a;
         return;
     case KR_INIT_LOG_ARANGE:
-        for (int64_t i = 0; i < n; i++) out[i] = i < last ? (float)log((double)((first + i) % last + 1)) : out[i - last];
+        for (int64_t i = 0; i < n; i++)
+            out[i] = i < last ? (float)log((double)((first + i) % last + 1)) : out[i - last];
         return;
     case KR_INIT_UNIFORM:
     case KR_INIT_NORMAL:

@@ -96,7 +96,8 @@ Test(memory, the_curve_and_the_choice) {
     cr_assert_eq(krait(GRAPH "--memory-report --memory %.0f", bytes[1]), 0, "%s", output);
     expect_said("more time");
     expect_said("\n* ");
-    cr_assert_eq(krait("graph --model mamba1-1m --batch-size 2 --seq-len 64 --after rematerialise --memory %.0f", bytes[2]), 0);
+    cr_assert_eq(krait("graph --model mamba1-1m --batch-size 2 --seq-len 64 --after rematerialise --memory %.0f",
+                       bytes[2]), 0, "%s", output);
     expect_said(".again\"");
 
     cr_expect_eq(krait(GRAPH "--memory %.0f", bytes[count - 1] - 1), 2);
@@ -112,7 +113,8 @@ Test(memory, the_curve_and_the_choice) {
     expect_said("least found");
 }
 
-#define TRAIN "pretrain --model mamba1-1m --text-file text --batch-size 4 --seq-len 96 --steps 4 --warmup 1 --eval-batches 1 "
+#define TRAIN "pretrain --model mamba1-1m --text-file text --batch-size 4 --seq-len 96 --steps 4 --warmup 1 " \
+              "--eval-batches 1 "
 
 /// The figure after `label` in the table of memory, in MiB.
 static double announced(const char *label) {

@@ -68,7 +68,8 @@ static int feed(const kr_plan *plan, int micro_batch, int32_t ids[3][BATCH * LEN
 
 /// Everything that a session holds after STEPS updates, and the losses. free() it. The session allocates exactly what
 /// `stats` (with one plan) announces.
-static unsigned char *train(const setup *s, size_t memory, kr_memory_curve *curve, kr_plan_stats *stats, size_t *bytes) {
+static unsigned char *train(const setup *s, size_t memory, kr_memory_curve *curve, kr_plan_stats *stats,
+                            size_t *bytes) {
     kr_device *device;
     kr_session *session;
     check_ok(s->guarded ? kr_device_guarded(&device) : kr_device_cpu(&device), "device");
@@ -81,8 +82,10 @@ static unsigned char *train(const setup *s, size_t memory, kr_memory_curve *curv
     size_t held[KR_SLOT_KIND_COUNT];
     kr_session_memory(session, held);
     for (int k = 0; k < KR_SLOT_KIND_COUNT; k++) // small slots are rounded up to 64 bytes each
-        cr_assert(held[k] >= stats->slot_bytes[k] && held[k] <= stats->slot_bytes[k] + 64 * (size_t)kr_plan_slots(update),
-                  "%s: %zu bytes of %s, %zu announced", s->label, held[k], kr_slot_kind_name((kr_slot_kind)k), stats->slot_bytes[k]);
+        cr_assert(held[k] >= stats->slot_bytes[k] &&
+                      held[k] <= stats->slot_bytes[k] + 64 * (size_t)kr_plan_slots(update),
+                  "%s: %zu bytes of %s, %zu announced", s->label, held[k], kr_slot_kind_name((kr_slot_kind)k),
+                  stats->slot_bytes[k]);
     if (split) check_ok(kr_session_add(session, first), "add");
     check_ok(kr_session_init(session, 7), "init");
 
@@ -123,8 +126,10 @@ static void check_all_plans(const setup *s) {
     cr_expect_eq(curve.at[0].again, 0);
     for (int k = 1; k < curve.count; k++) {
         const kr_memory_point *p = &curve.at[k], *before = p - 1;
-        cr_expect(p->bytes < before->bytes && p->seconds > before->seconds && p->extra > before->extra && p->again > 0 && *p->what,
-                  "%s: point %d of the curve: %zu bytes, %g s after %zu, %g", s->label, k, p->bytes, p->seconds, before->bytes, before->seconds);
+        cr_expect(p->bytes < before->bytes && p->seconds > before->seconds && p->extra > before->extra,
+                  "%s: point %d of the curve: %zu bytes, %g s after %zu, %g", s->label, k, p->bytes, p->seconds,
+                  before->bytes, before->seconds);
+        cr_expect(p->again > 0 && *p->what);
         for (int between = 0; between <= k % 2; between++) { // a budget between two points, too
             const size_t budget = between ? p->bytes + (before->bytes - p->bytes) / 2 : p->bytes;
             unsigned char *got = train(s, budget, between ? &again : NULL, &small, &count);
@@ -133,7 +138,8 @@ static void check_all_plans(const setup *s) {
             cr_expect_leq(small.extra, p->extra * (1 + 1e-12), "%s: point %d", s->label, k);
             if (between) cr_expect_eq(again.at[again.chosen].bytes, kr_plan_stats_bytes(&small));
             cr_assert_eq(count, bytes);
-            cr_expect_arr_eq(got, want, bytes, "%s: other bits with %d nodes made again (%s)", s->label, small.again, p->what);
+            cr_expect_arr_eq(got, want, bytes, "%s: other bits with %d nodes made again (%s)", s->label, small.again,
+                             p->what);
             free(got);
         }
     }
@@ -220,8 +226,9 @@ Test(rematerialise, changes_nothing_where_there_is_room) {
     size_t bytes[2];
     for (int k = 0; k < 2; k++) {
         kr_graph *g = build(&s);
-        check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_TRAIN, .optimizer = adamw, .memory = k ? 1 << 30 : 0,
-                                                     .stop_after = "rematerialise"}, NULL, NULL), "compile");
+        check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_TRAIN, .optimizer = adamw,
+                                                     .memory = k ? 1 << 30 : 0, .stop_after = "rematerialise"},
+                            NULL, NULL), "compile");
         FILE *to = open_memstream(&text[k], &bytes[k]);
         check_ok(kr_graph_print(g, to), "print");
         fclose(to);
@@ -286,7 +293,8 @@ static char *random_graph(uint64_t seed) {
         if (blocks) kr_scope_pop(g);
     }
     const kr_value logits = kr_linear(g, pool[count - 1], table, KR_NONE);
-    kr_output(g, "loss", kr_cross_entropy(g, logits, kr_input(g, "targets", KR_I32, KR_SHAPE(BATCH, LENGTH)), 0, NULL, NULL));
+    const kr_value targets = kr_input(g, "targets", KR_I32, KR_SHAPE(BATCH, LENGTH));
+    kr_output(g, "loss", kr_cross_entropy(g, logits, targets, 0, NULL, NULL));
     check_ok(kr_graph_status(g), "random graph");
     char *text;
     size_t bytes;

@@ -122,7 +122,8 @@ static kr_status each_slot(kr_session *session, unsigned kinds,
     for (int k = 0; k < kr_session_slots(session); k++) {
         const kr_slot *slot = kr_session_slot(session, k);
         const int64_t n = kr_shape_count(&slot->shape);
-        for (int64_t first = 0; first < n && !status && kinds >> slot->kind & 1 && slot->dtype == KR_F32; first += PIECE) {
+        if (!(kinds >> slot->kind & 1) || slot->dtype != KR_F32) continue;
+        for (int64_t first = 0; first < n && !status; first += PIECE) {
             const int64_t count = n - first < PIECE ? n - first : PIECE;
             status = kr_session_read_at(session, k, (size_t)first * sizeof *copy, copy, (size_t)count * sizeof *copy);
             if (!status) status = look(session, k, first, copy, count);

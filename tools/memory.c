@@ -46,7 +46,8 @@ static bool is_known(kr_plan *const *plans, int before, const kr_slot *s) {
 kr_memory_need kr_memory_estimate(kr_plan *const *plans, int count, int threads, size_t data) {
     kr_memory_need need = {
         .data = data, .process = kr_memory_resident(),
-        .threads = (size_t)threads * (BYTES_PER_THREAD + least(largest_operand(plans, count) / PACKED_SHARE, PACKED_AT_MOST))};
+        .threads = (size_t)threads *
+                   (BYTES_PER_THREAD + least(largest_operand(plans, count) / PACKED_SHARE, PACKED_AT_MOST))};
     for (int p = 0; p < count; p++)
         for (int k = 0; k < kr_plan_slots(plans[p]); k++) {
             const kr_slot *s = kr_plan_slot(plans[p], k);
@@ -85,8 +86,8 @@ void kr_memory_curve_print(const kr_memory_curve *c, size_t besides, FILE *to) {
     fprintf(to, "  %12s %12s %9s   %s\n", "memory, MiB", "time, s", "more time", "made again in the backward part");
     for (int k = 0; k < c->count; k++) {
         const kr_memory_point *p = &c->at[k];
-        fprintf(to, "%c %12.1f %12.4f %7.1f %%   %s\n", k == c->chosen ? '*' : ' ', (double)(p->bytes + besides) / 0x1p20,
-                p->seconds, 100 * p->extra, p->again ? p->what : "nothing");
+        fprintf(to, "%c %12.1f %12.4f %7.1f %%   %s\n", k == c->chosen ? '*' : ' ',
+                (double)(p->bytes + besides) / 0x1p20, p->seconds, 100 * p->extra, p->again ? p->what : "nothing");
     }
     fprintf(to, "  times are estimates, for two cores at fixed rates; * is the choice\n");
 }

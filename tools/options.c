@@ -77,8 +77,9 @@ static kr_status set_size(const kr_option *o, const char *spelling, const char *
     const char *name = end + strspn(end, " ");
     for (size_t k = 0; k < sizeof units / sizeof *units; k++)
         if (!strcasecmp(name, units[k].name)) unit = &units[k].bytes;
-    KR_FAIL_IF(end == text || !isdigit((unsigned char)end[-1]) || strpbrk(text, "xXpP") || !unit || !isfinite(number),
-               KR_BAD_ARGUMENT, "%s wants a size such as 2.9GB, 800MiB or 1500000000 (bytes), got '%s'", spelling, text);
+    const bool decimal = end > text && isdigit((unsigned char)end[-1]) && !strpbrk(text, "xXpP");
+    KR_FAIL_IF(!decimal || !unit || !isfinite(number), KR_BAD_ARGUMENT,
+               "%s wants a size such as 2.9GB, 800MiB or 1500000000 (bytes), got '%s'", spelling, text);
     KR_FAIL_IF(number * *unit < o->lo || number * *unit > o->hi, KR_BAD_ARGUMENT, "%s is %s, want %.0f to %.0f bytes",
                spelling, text, o->lo, o->hi);
     *to = (int64_t)(number * *unit);

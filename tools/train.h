@@ -199,7 +199,7 @@ void kr_memory_print(const kr_memory_need *, const kr_plan_stats *, FILE *);
 void kr_memory_curve_print(const kr_memory_curve *, size_t besides, FILE *);
 /// The same as a JSON array of objects.
 void kr_memory_curve_json(const kr_memory_curve *, size_t besides, FILE *);
-/// Says in the newest status message (of the rematerialise pass, KR_BAD_ARGUMENT) what would fit. Gives KR_BAD_ARGUMENT.
+/// Where nothing fits: says what would. Gives KR_BAD_ARGUMENT.
 kr_status kr_memory_refuse(const kr_memory_curve *, int64_t wanted, size_t besides);
 /// Resident memory of this process now, and its highest so far; 0 where the system does not say.
 size_t kr_memory_resident(void);

@@ -25,7 +25,7 @@ static kr_status compile(kr_trainer *t, kr_goal goal, size_t budget, kr_plan **p
     return status;
 }
 
-/// The plan of the earlier micro-batches. Its budget is what leaves the two plans the same room in the arena they share.
+/// The plan of the earlier micro-batches. Its budget leaves it as much room in the arena that the two plans share.
 static kr_status compile_accumulate(kr_trainer *t, size_t budget) {
     kr_plan_stats first;
     KR_TRY(compile(t, KR_GOAL_ACCUMULATE, 0, &t->accumulate, &first));
@@ -119,8 +119,8 @@ static void describe(const kr_trainer *t, const char *config_label) {
            kr_bytes_text((double)t->stats.peak, c),
            t->stats.bound ? (double)t->stats.peak / (double)t->stats.bound : 1.0);
     if (t->stats.again)
-        printf("         %d of %d steps are made again in the backward part: %.1f %% more time (estimated)\n", t->stats.again,
-               t->stats.steps, 100 * t->stats.extra);
+        printf("         %d of %d steps are made again in the backward part: %.1f %% more time (estimated)\n",
+               t->stats.again, t->stats.steps, 100 * t->stats.extra);
     if (kr_blas_warning()) printf("warning  %s\n", kr_blas_warning());
     const size_t available = kr_memory_available();
     if (available && t->memory.total > available + t->memory.process)
