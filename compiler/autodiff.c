@@ -112,6 +112,8 @@ kr_status kr_autodiff(kr_graph *g, kr_value loss, const kr_value *wrt, int count
 kr_status kr_pass_autodiff(kr_compilation *c) {
     kr_graph *g = c->g;
     const int nodes = kr_graph_nodes(g);
+    c->forward_outputs = kr_graph_outputs(g);
+    c->forward_assigns = kr_graph_assigns(g);
     c->params = calloc((size_t)nodes + 1, sizeof *c->params);
     c->grads = calloc((size_t)nodes + 1, sizeof *c->grads);
     KR_FAIL_IF(!c->params || !c->grads, KR_NO_MEMORY, "autodiff: no memory");

@@ -9,6 +9,7 @@ static const struct pass {
     kr_status (*run)(kr_compilation *);
 } passes[] = {
     {"autodiff", kr_pass_autodiff}, {"optimizer", kr_pass_optimizer}, {"simplify", kr_pass_simplify},
+    {"rematerialise", kr_pass_rematerialise},
     {"layout", kr_pass_layout},     {"schedule", kr_pass_schedule},   {"memory", kr_pass_memory},
     {"lower", kr_pass_lower},
 };
@@ -20,8 +21,8 @@ static kr_status run_passes(kr_compilation *c) {
     const char *stop = c->options->stop_after;
     bool known = !stop;
     for (int i = 0; i < PASSES && !known; i++) known = !strcmp(stop, passes[i].name);
-    KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "compile: there is no pass \"%s\"; passes are autodiff, optimizer, simplify, layout, "
-               "schedule, memory, lower", stop);
+    KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "compile: there is no pass \"%s\"; passes are autodiff, optimizer, simplify, "
+               "rematerialise, layout, schedule, memory, lower", stop);
     KR_TRY(kr_graph_verify(c->g));
     for (int i = 0; i < PASSES; i++) {
         kr_status status = passes[i].run(c);
@@ -32,15 +33,26 @@ static kr_status run_passes(kr_compilation *c) {
     return KR_OK;
 }
 
+kr_status kr_passes_after_rematerialise(kr_compilation *c) {
+    int i = 0;
+    while (passes[i].run != kr_pass_rematerialise) i++;
+    for (i++; i < PASSES; i++) KR_TRY(passes[i].run(c));
+    return KR_OK;
+}
+
+void kr_compilation_free(kr_compilation *c) {
+    kr_memory_free(c->memory);
+    free(c->params);
+    free(c->grads);
+    free(c->homes);
+}
+
 kr_status kr_compile(kr_graph *g, const kr_compile_options *options, kr_plan **plan, kr_plan_stats *stats) {
     if (plan) *plan = NULL;
     kr_compilation c = {.g = g, .options = options};
     kr_status status = run_passes(&c);
     if (stats) *stats = c.stats;
-    kr_memory_free(c.memory);
-    free(c.params);
-    free(c.grads);
-    free(c.homes);
+    kr_compilation_free(&c);
     if (status || !plan) kr_plan_free(c.plan);
     else *plan = c.plan;
     return status;

@@ -15,6 +15,21 @@ typedef struct kr_optimizer {
     double max_norm;   ///< global-norm clipping; 0: none
 } kr_optimizer;
 
+/// One plan on the curve of memory against time.
+typedef struct kr_memory_point {
+    size_t bytes;        ///< all arenas: kr_plan_stats_bytes of it
+    double seconds;      ///< of one run, estimated from the ops' costs at fixed rates (compiler/cost.c)
+    double extra;        ///< share of the time without recomputation that is added: 0.05 is 5 %
+    int again;           ///< nodes that run a second time
+    char what[192];      ///< which: "24 causal_conv1d, 24 matmul"
+} kr_memory_point;
+
+/// Plans from the most memory to the least; each takes more time than the one before it.
+typedef struct kr_memory_curve {
+    int count, chosen;   ///< chosen: -1 when none fits
+    kr_memory_point at[24];
+} kr_memory_curve;
+
 /// What to compile.
 typedef enum kr_goal {
     KR_GOAL_FORWARD = 0,  ///< just the graph's outputs and assigns
@@ -30,6 +45,11 @@ typedef struct kr_compile_options {
     const char *loss;         ///< name of the scalar output to differentiate; null: "loss"
     kr_optimizer optimizer;
     int accumulation;         ///< micro-batches per update: gradients are divided by it; 0 means 1
+    /// Goals with a backward part: values are made again there instead of being stored, until all arenas together need
+    /// no more than this many bytes, in the way that takes least time. The result has the same bits. 0: all are stored.
+    /// fails KR_BAD_ARGUMENT with the least that can be reached
+    size_t memory;
+    kr_memory_curve *curve;   ///< filled in when not null, also where nothing fits
     const char *stop_after;   ///< leave the graph as it is after this pass and make no plan; null: all
 } kr_compile_options;
 
@@ -42,7 +62,11 @@ typedef struct kr_plan_stats {
     size_t peak;         ///< activation arena
     size_t bound;        ///< largest sum of live bytes over the schedule: no plan of this order can do with less
     size_t sum;          ///< without any reuse
+    int again;           ///< nodes that run a second time to save memory
+    double seconds, extra;    ///< estimated time of a run, and the share that those add (0 and 0 without a budget)
 } kr_plan_stats;
+/// All arenas together.
+size_t kr_plan_stats_bytes(const kr_plan_stats *);
 
 /// Runs the passes over `g` (which changes) and lowers it. `plan` may be null when options->stop_after is set.
 kr_status kr_compile(kr_graph *g, const kr_compile_options *, kr_plan **plan, kr_plan_stats *stats);

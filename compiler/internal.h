@@ -15,6 +15,7 @@ typedef struct kr_compilation {
     kr_graph *g;
     const kr_compile_options *options;
     int param_count;
+    int forward_outputs, forward_assigns; ///< how many the graph had before differentiation
     kr_value *params, *grads;      ///< parameters in node order, and the final gradient of each (or empty)
     kr_home *homes;                ///< by value id, after the layout pass
     uint32_t home_count;
@@ -26,10 +27,18 @@ typedef struct kr_compilation {
 kr_status kr_pass_autodiff(kr_compilation *);
 kr_status kr_pass_optimizer(kr_compilation *);
 kr_status kr_pass_simplify(kr_compilation *);
+kr_status kr_pass_rematerialise(kr_compilation *);
 kr_status kr_pass_layout(kr_compilation *);
 kr_status kr_pass_schedule(kr_compilation *);
 kr_status kr_pass_memory(kr_compilation *);
 kr_status kr_pass_lower(kr_compilation *);
+
+/// The passes that follow rematerialise, on another graph: what a plan made in this way would need. c->plan is freed
+/// by the caller.
+kr_status kr_passes_after_rematerialise(kr_compilation *c);
+void kr_compilation_free(kr_compilation *); ///< all but the plan and the graph
+/// Estimated time of a node at fixed rates (compiler/cost.c).
+double kr_node_ns(const kr_graph *, const kr_node *);
 
 /// Homes of all values of the graph as it stands, without changing it. Also used by the schedule and memory passes.
 kr_status kr_homes(const kr_graph *, kr_home *homes);

@@ -3,9 +3,9 @@
 
 #include <math.h>
 
-static double total(const kr_plan_stats *s) {
-    double bytes = 0;
-    for (int k = 0; k < KR_SLOT_KIND_COUNT; k++) bytes += (double)s->slot_bytes[k];
+size_t kr_plan_stats_bytes(const kr_plan_stats *s) {
+    size_t bytes = 0;
+    for (int k = 0; k < KR_SLOT_KIND_COUNT; k++) bytes += s->slot_bytes[k];
     return bytes;
 }
 
@@ -19,11 +19,12 @@ static void print_text(const kr_plan_stats *s, FILE *to) {
     fprintf(to, "steps            %d\n", s->steps);
     fprintf(to, "parameters       %d tensors, %lld elements\n", s->params, (long long)s->param_elements);
     fprintf(to, "work             %.6g FLOP, %.6g bytes of traffic per run\n", s->flops, s->bytes);
-    fprintf(to, "memory           %.0f bytes\n", total(s));
+    fprintf(to, "memory           %zu bytes\n", kr_plan_stats_bytes(s));
     for (int k = 0; k < KR_SLOT_KIND_COUNT; k++)
         fprintf(to, "  %-14s %zu\n", kr_slot_kind_name((kr_slot_kind)k), s->slot_bytes[k]);
     fprintf(to, "activation arena %zu bytes, bound %zu, ratio %.4f, %zu without reuse\n", s->peak, s->bound, ratio(s),
             s->sum);
+    if (s->again) fprintf(to, "made again       %d nodes, %.1f %% more time (estimated)\n", s->again, 100 * s->extra);
 }
 
 static void print_json(const kr_plan_stats *s, FILE *to) {
@@ -34,10 +35,11 @@ static void print_json(const kr_plan_stats *s, FILE *to) {
     fputs("\"arenas\": {", to);
     for (int k = 0; k < KR_SLOT_KIND_COUNT; k++)
         fprintf(to, "%s\"%s\": %zu", k ? ", " : "", kr_slot_kind_name((kr_slot_kind)k), s->slot_bytes[k]);
-    fprintf(to, "}, \"memory\": %.0f, \"peak\": %zu, \"bound\": %zu, \"ratio\": ", total(s), s->peak, s->bound);
+    fprintf(to, "}, \"memory\": %zu, \"peak\": %zu, \"bound\": %zu, \"ratio\": ", kr_plan_stats_bytes(s), s->peak,
+            s->bound);
     if (isfinite(ratio(s))) fprintf(to, "%.6f", ratio(s));
     else fputs("null", to); // JSON has no infinity
-    fprintf(to, ", \"sum\": %zu}\n", s->sum);
+    fprintf(to, ", \"sum\": %zu, \"again\": %d, \"extra\": %.6g}\n", s->sum, s->again, s->extra);
 }
 
 void kr_stats_print(const kr_plan_stats *s, FILE *to, bool json) { (json ? print_json : print_text)(s, to); }

@@ -1,8 +1,8 @@
 /// A session to and from a directory: model.safetensors, optimizer.safetensors.zst, carry.safetensors.zst (when asked),
 /// state.json and MANIFEST. How the directory gets its name is in replace.c, what makes it whole in manifest.c.
 ///
-/// Tensors pass through one buffer of the size of the largest, one after another. The bytes depend on nothing but the
-/// state: no times, no names of machines, and the order is that in which the session got its slots.
+/// Tensors pass through one buffer in pieces, so that saving needs hardly more memory than training. The bytes depend
+/// on nothing but the state: no times, no names of machines, and the order is that in which the session got its slots.
 #include "runtime/files_internal.h"
 
 #include <fcntl.h>
@@ -24,7 +24,7 @@ static const struct group {
     {"carry.safetensors.zst", 1u << KR_SLOT_CARRY | 1u << KR_SLOT_GRADIENT, true, KR_LOAD_CARRIES,
      "carried state"}, // accumulated gradients are carried from run to run too
 };
-enum { GROUPS = sizeof groups / sizeof *groups };
+enum { GROUPS = sizeof groups / sizeof *groups, PIECE = 1 << 22 };
 
 // "pt" is what other readers of the format want to see before they trust the order of axes.
 static const char *const metadata[] = {"format", "pt", "krait", KR_VERSION};
@@ -34,15 +34,13 @@ typedef struct listing {
     kr_tensor_entry *entries;
     int *index, *order;
     int count;
-    size_t largest;
 } listing;
 
 static bool belongs(const struct group *g, const kr_slot *s) { return g->kinds >> s->kind & 1; }
 
 static kr_status list_slots(const kr_session *session, const struct group *g, listing *l) {
     const size_t most = (size_t)kr_session_slots(session) + 1;
-    *l = (listing){calloc(most, sizeof *l->entries), calloc(most, sizeof *l->index), calloc(most, sizeof *l->order), 0,
-                   1};
+    *l = (listing){calloc(most, sizeof *l->entries), calloc(most, sizeof *l->index), calloc(most, sizeof *l->order), 0};
     KR_FAIL_IF(!l->entries || !l->index || !l->order, KR_NO_MEMORY, "no memory to list %zu tensors", most);
     for (int k = 0; k < kr_session_slots(session); k++) {
         const kr_slot *s = kr_session_slot(session, k);
@@ -50,7 +48,6 @@ static kr_status list_slots(const kr_session *session, const struct group *g, li
         const size_t bytes = kr_tensor_bytes(s->dtype, &s->shape);
         l->entries[l->count] = (kr_tensor_entry){s->name, s->dtype, s->shape, NULL, bytes};
         l->index[l->count++] = k;
-        if (bytes > l->largest) l->largest = bytes;
     }
     return KR_OK;
 }
@@ -64,13 +61,17 @@ static void listing_free(listing *l) {
 static kr_status write_tensors(kr_writer *w, kr_session *session, const listing *l, const char *header,
                                size_t header_bytes) {
     KR_TRY(kr_writer_put(w, header, header_bytes));
-    void *buffer = malloc(l->largest);
-    KR_FAIL_IF(!buffer, KR_NO_MEMORY, "no memory for a tensor of %zu bytes", l->largest);
+    void *buffer = malloc(PIECE);
+    KR_FAIL_IF(!buffer, KR_NO_MEMORY, "no memory to write tensors");
     kr_status status = KR_OK;
-    for (int k = 0; k < l->count && !status; k++) {
+    for (int k = 0; k < l->count; k++) {
         const int slot = l->order[k];
-        status = kr_session_read(session, l->index[slot], buffer, l->entries[slot].bytes);
-        if (!status) status = kr_writer_put(w, buffer, l->entries[slot].bytes);
+        const size_t bytes = l->entries[slot].bytes;
+        for (size_t at = 0; at < bytes && !status; at += PIECE) {
+            const size_t piece = bytes - at < PIECE ? bytes - at : PIECE;
+            status = kr_session_read_at(session, l->index[slot], at, buffer, piece);
+            if (!status) status = kr_writer_put(w, buffer, piece);
+        }
     }
     free(buffer);
     return status;
@@ -265,17 +266,18 @@ static kr_status check_group(const struct group *g, const kr_session *session, p
 }
 
 static kr_status load_group(kr_session *session, const part *p) {
-    size_t largest = 1;
-    for (int k = 0; k < p->tensors->count; k++)
-        if (p->tensors->entries[k].bytes > largest) largest = p->tensors->entries[k].bytes;
-    void *buffer = p->unpacker ? malloc(largest) : NULL;
-    KR_FAIL_IF(p->unpacker && !buffer, KR_NO_MEMORY, "%s: no memory for a tensor of %zu bytes", p->label, largest);
+    void *buffer = p->unpacker ? malloc(PIECE) : NULL;
+    KR_FAIL_IF(p->unpacker && !buffer, KR_NO_MEMORY, "%s: no memory to read tensors", p->label);
     kr_status status = KR_OK;
-    for (int k = 0; k < p->tensors->count && !status; k++) {
+    for (int k = 0; k < p->tensors->count; k++) {
         const kr_tensor_entry *e = &p->tensors->entries[k];
-        if (p->unpacker) status = kr_unpacker_take(p->unpacker, buffer, e->bytes);
-        if (!status)
-            status = kr_session_write(session, kr_session_find(session, e->name), buffer ? buffer : e->data, e->bytes);
+        const int slot = kr_session_find(session, e->name);
+        for (size_t at = 0; at < e->bytes && !status; at += PIECE) {
+            const size_t piece = e->bytes - at < PIECE ? e->bytes - at : PIECE;
+            if (p->unpacker) status = kr_unpacker_take(p->unpacker, buffer, piece);
+            if (!status)
+                status = kr_session_write_at(session, slot, at, buffer ? buffer : (const char *)e->data + at, piece);
+        }
     }
     free(buffer);
     return status;

@@ -148,4 +148,10 @@ bool kr_blas_select(const char *core);
 /// null.
 const char *kr_blas_correct(const char *forced, kr_isa hardware);
 
+// ---------------------------------------------------------------------------------------------------------------
+// Initialisers
+
+/// Elements first .. first + n - 1 of what kr_init_fill gives; first is a multiple of 4.
+void kr_init_part(const kr_init *, uint64_t seed, const char *name, int64_t first, float *out, int64_t n, int64_t last);
+
 #endif

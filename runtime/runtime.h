@@ -273,6 +273,9 @@ const kr_slot *kr_session_slot(const kr_session *, int index);
 int kr_session_find(const kr_session *, const char *name);
 kr_status kr_session_read(kr_session *, int index, void *to, size_t bytes);
 kr_status kr_session_write(kr_session *, int index, const void *from, size_t bytes);
+/// A piece of a slot, `bytes` from `offset` on: large ones need not be held twice.
+kr_status kr_session_read_at(kr_session *, int index, size_t offset, void *to, size_t bytes);
+kr_status kr_session_write_at(kr_session *, int index, size_t offset, const void *from, size_t bytes);
 /// Zeroes all carries: a fresh sequence.
 kr_status kr_session_reset_carries(kr_session *);
 /// Bytes of device memory held, by kind of slot.

@@ -305,6 +305,27 @@ kr_status kr_session_write(kr_session *s, int index, const void *from, size_t by
     return kr_device_wait(s->device); // the caller may free `from`
 }
 
+static kr_status check_piece(const kr_session *s, int index, size_t offset, size_t bytes) {
+    KR_FAIL_IF(index < 0 || index >= s->held_count, KR_BAD_ARGUMENT, "session: there is no persistent slot %d of %d",
+               index, s->held_count);
+    const kr_slot *slot = &s->held[index]->slot;
+    KR_FAIL_IF(offset > slot->bytes || bytes > slot->bytes - offset, KR_BAD_SHAPE,
+               "session: \"%s\" has %zu bytes, there are no %zu from %zu on", slot->name, slot->bytes, bytes, offset);
+    return KR_OK;
+}
+
+kr_status kr_session_read_at(kr_session *s, int index, size_t offset, void *to, size_t bytes) {
+    KR_TRY(check_piece(s, index, offset, bytes));
+    KR_TRY(kr_device_read(s->device, to, (const char *)s->held[index]->address + offset, bytes));
+    return kr_device_wait(s->device);
+}
+
+kr_status kr_session_write_at(kr_session *s, int index, size_t offset, const void *from, size_t bytes) {
+    KR_TRY(check_piece(s, index, offset, bytes));
+    KR_TRY(kr_device_write(s->device, (char *)s->held[index]->address + offset, from, bytes));
+    return kr_device_wait(s->device);
+}
+
 kr_status kr_session_reset_carries(kr_session *s) {
     for (int k = 0; k < s->held_count; k++)
         if (s->held[k]->slot.kind == KR_SLOT_CARRY)

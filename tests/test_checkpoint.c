@@ -90,25 +90,25 @@ Test(checkpoint, the_model_is_plain_safetensors) {
 /// More than any buffer, compressible and not.
 Test(checkpoint, large_tensors) {
     const kr_slot big[] = {
-        {.kind = KR_SLOT_PARAM, .name = "p", .dtype = KR_F32, .shape = {1, {300001}}},
-        {.kind = KR_SLOT_OPTIMIZER, .name = "m", .dtype = KR_F32, .shape = {1, {1000003}}},
-        {.kind = KR_SLOT_OPTIMIZER, .name = "z", .dtype = KR_F32, .shape = {1, {1000003}}},
+        {.kind = KR_SLOT_PARAM, .name = "p", .dtype = KR_F32, .shape = {1, {1300001}}},
+        {.kind = KR_SLOT_OPTIMIZER, .name = "m", .dtype = KR_F32, .shape = {1, {2100007}}},
+        {.kind = KR_SLOT_OPTIMIZER, .name = "z", .dtype = KR_F32, .shape = {1, {2100007}}},
     };
     small a = open_with(big, 3, device), b = open_with(big, 3, device);
-    float *x = malloc(1000003 * sizeof *x), *y = malloc(1000003 * sizeof *y);
-    for (int k = 0; k < 1000003; k++) x[k] = kr_random_normal(1, 2, (uint64_t)k);
-    cr_assert_eq(kr_session_write(a.session, 0, x, 300001 * 4), KR_OK);
-    cr_assert_eq(kr_session_write(a.session, 1, x, 1000003 * 4), KR_OK);
+    float *x = malloc(2100007 * sizeof *x), *y = malloc(2100007 * sizeof *y);
+    for (int k = 0; k < 2100007; k++) x[k] = kr_random_normal(1, 2, (uint64_t)k);
+    cr_assert_eq(kr_session_write(a.session, 0, x, 1300001 * 4), KR_OK);
+    cr_assert_eq(kr_session_write(a.session, 1, x, 2100007 * 4), KR_OK);
     cr_assert_eq(kr_checkpoint_save(latest, a.session, "{}", false), KR_OK, "%s", kr_status_message());
     cr_assert_eq(kr_checkpoint_load(latest, b.session, KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER, NULL), KR_OK, "%s",
                  kr_status_message());
-    cr_assert_eq(kr_session_read(b.session, 0, y, 300001 * 4), KR_OK);
-    cr_assert_eq(memcmp(x, y, 300001 * 4), 0);
-    cr_assert_eq(kr_session_read(b.session, 1, y, 1000003 * 4), KR_OK);
-    cr_assert_eq(memcmp(x, y, 1000003 * 4), 0);
+    cr_assert_eq(kr_session_read(b.session, 0, y, 1300001 * 4), KR_OK);
+    cr_assert_eq(memcmp(x, y, 1300001 * 4), 0);
+    cr_assert_eq(kr_session_read(b.session, 1, y, 2100007 * 4), KR_OK);
+    cr_assert_eq(memcmp(x, y, 2100007 * 4), 0);
     struct stat info;
     cr_assert_eq(stat(in_latest("optimizer.safetensors.zst"), &info), 0);
-    cr_assert(info.st_size < 4200000, "zeros were not compressed");
+    cr_assert(info.st_size < 8600000, "zeros were not compressed");
     free(x);
     free(y);
     close_small(a);

@@ -15,6 +15,7 @@ typedef struct things {
     uint64_t seed;
     char name[8];
     kr_text_list list;
+    int64_t size;
 } things;
 
 #define FIELD(name) offsetof(things, name)
@@ -27,6 +28,7 @@ static const kr_option table[] = {
     {"schedule", KR_OPTION_CHOICE, FIELD(choice), .choices = "cosine|wsd|constant", .help = "a choice"},
     {"seed", KR_OPTION_SEED, FIELD(seed), .value = "S", .help = "a seed"},
     {"name", KR_OPTION_NAME, FIELD(name), .hi = 8, .value = "NAME", .help = "a name"},
+    {"memory", KR_OPTION_SIZE, FIELD(size), 1, 9e15, .value = "SIZE", .help = "a size"},
     {"shape", KR_OPTION_LIST, FIELD(list), .value = "AxB", .help = "a list"},
     {0},
 };
@@ -84,6 +86,23 @@ Test(options, forms_that_mean_the_same) {
     cr_assert_not(t.flag);
 }
 
+Test(options, sizes_have_units) {
+    static const struct {
+        const char *text;
+        int64_t bytes;
+    } cases[] = {{"1500000000", 1500000000}, {"2.9GB", 2900000000}, {"2.9gb", 2900000000}, {"800MiB", 838860800},
+                 {"1.5KiB", 1536},           {"7", 7},              {"7B", 7},             {"3k", 3000},
+                 {"0.5T", 500000000000},     {"4GiB", 4294967296},  {"2e3MB", 2000000000}, {"0.25TiB", 274877906944}};
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        things t;
+        kr_text_list words;
+        char line[64];
+        snprintf(line, sizeof line, "--memory %s", cases[k].text);
+        cr_assert_eq(parse(line, &t, &words), KR_OK, "%s", kr_status_message());
+        cr_expect_eq(t.size, cases[k].bytes, "%s is %lld", cases[k].text, (long long)t.size);
+    }
+}
+
 Test(options, faults_say_what_is_allowed) {
     static const struct {
         const char *line, *part[3];
@@ -114,6 +133,18 @@ Test(options, faults_say_what_is_allowed) {
         {"--seed -1", {"0 to 2^64-1"}},
         {"--seed 18446744073709551616", {"0 to 2^64-1"}},
         {"--name abcdefgh", {"1 to 7 characters"}},
+        {"--memory much", {"--memory wants a size such as 2.9GB", "'much'"}},
+        {"--memory 3XB", {"'3XB'", "800MiB"}},
+        {"--memory 3GBs", {"'3GBs'"}},
+        {"--memory inf", {"'inf'"}},
+        {"--memory nan", {"'nan'"}},
+        {"--memory 0x10", {"'0x10'"}},
+        {"--memory GB", {"'GB'"}},
+        {"--memory=", {"''"}},
+        {"--memory 0", {"--memory is 0, want 1 to"}},
+        {"--memory=-1GB", {"--memory is -1GB, want 1 to"}},
+        {"--memory 10000TB", {"10000TB, want 1 to 9000000000000000 bytes"}},
+        {"--memory 1e400", {"'1e400'"}},
         {"--dry-run=maybe", {"true or false", "'maybe'"}},
         {"--dry-run --dry-run", {"--dry-run is given twice"}},
         {"--seed 1 --seed=2", {"--seed is given twice"}},

@@ -502,3 +502,53 @@ Test(session, memory_is_touched_when_added) {
     kr_session_close(s);
     kr_device_close(device);
 }
+
+// Pieces ------------------------------------------------------------------------------------------------------
+
+/// Parameters larger than what is made at a time begin as kr_init_fill says, and move in pieces.
+Test(session, large_parameters_in_pieces) {
+    enum { TALL = 1051, WIDE = 2001, ALL = TALL * WIDE };
+    static const kr_init_kind kinds[] = {KR_INIT_NORMAL, KR_INIT_LOG_ARANGE, KR_INIT_DT_BIAS, KR_INIT_CONSTANT};
+    static const char *const names[] = {"a", "b", "c", "d"};
+    float *whole = malloc(ALL * sizeof *whole), *got = malloc(ALL * sizeof *got);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        kr_device *device;
+        kr_session *s;
+        kr_plan *plan;
+        must(kr_device_guarded(&device));
+        must(kr_session_open(device, 1, &s));
+        must(kr_plan_new(&plan));
+        kr_slot slot = {.kind = KR_SLOT_PARAM, .dtype = bf16 ? KR_BF16 : KR_F32, .shape = KR_SHAPE(TALL, WIDE)};
+        slot.bytes = kr_tensor_bytes(slot.dtype, &slot.shape);
+        for (int k = 0; k < 4; k++) {
+            slot.name = names[k];
+            slot.init = (kr_init){kinds[k], 0.01, 0.1, 1e-4};
+            cr_assert_geq(kr_plan_add_slot(plan, &slot), 0);
+        }
+        must(kr_plan_finish(plan));
+        must(kr_session_add(s, plan));
+        must(kr_session_init(s, 5));
+        for (int k = 0; k < 4; k++) {
+            const kr_init init = {kinds[k], 0.01, 0.1, 1e-4};
+            kr_init_fill(&init, 5, names[k], whole, ALL, WIDE);
+            for (int i = 0; bf16 && i < ALL; i++) {
+                const uint16_t half = kr_f32_to_bf16(whole[i]);
+                memcpy((char *)whole + 2 * i, &half, 2);
+            }
+            must(kr_session_read(s, k, got, slot.bytes));
+            cr_assert_arr_eq(got, whole, slot.bytes, "%s, %s", names[k], kr_dtype_name(slot.dtype));
+        }
+        must(kr_session_write_at(s, 2, slot.bytes - 1000, whole, 1000));
+        must(kr_session_read_at(s, 2, slot.bytes - 1004, got, 1004));
+        cr_expect_arr_eq((char *)got + 4, whole, 1000);
+        must(kr_session_read_at(s, 2, slot.bytes, got, 0));
+        cr_expect_eq(kr_session_read_at(s, 2, slot.bytes - 3, got, 4), KR_BAD_SHAPE);
+        cr_expect_eq(kr_session_write_at(s, 2, SIZE_MAX, got, 4), KR_BAD_SHAPE);
+        cr_expect_eq(kr_session_read_at(s, 4, 0, got, 4), KR_BAD_ARGUMENT);
+        kr_session_close(s);
+        kr_device_close(device);
+        kr_plan_free(plan);
+    }
+    free(whole);
+    free(got);
+}

@@ -11,6 +11,7 @@ typedef struct kr_bench_settings {
     int isa;                                 ///< index into "auto|base|avx2|avx512"
     int mode;                                ///< kr_mode
     int64_t batch_size, seq_len, repeat;
+    int64_t memory;                          ///< budget of the arenas; 0: none
     bool json;
     kr_text_list blocks;                     ///< shared objects to load before
 } kr_bench_settings;

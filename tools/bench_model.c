@@ -46,7 +46,7 @@ static kr_status compile(const kr_bench_settings *s, trial *t) {
     kr_graph *g;
     const kr_train_settings *d = &t->train;
     const kr_compile_options how = {
-        .goal = s->mode == KR_MODE_TRAIN ? KR_GOAL_TRAIN : KR_GOAL_FORWARD,
+        .goal = s->mode == KR_MODE_TRAIN ? KR_GOAL_TRAIN : KR_GOAL_FORWARD, .memory = (size_t)s->memory,
         .optimizer = {d->beta1, d->beta2, d->epsilon, d->weight_decay, d->grad_clip},
     };
     KR_TRY(kr_model_build(&t->model, (kr_mode)s->mode, t->batch, t->length, &g));

@@ -22,6 +22,8 @@ static const kr_option options[] = {
      .help = "model: rows (default as in pretraining)"},
     {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L",
      .help = "model: tokens per row (default as in pretraining)"},
+    {"memory", KR_OPTION_SIZE, FIELD(memory), 1, 9e15, .value = "SIZE",
+     .help = "model, training: arenas of at most this (krait graph --memory)"},
     {0},
 };
 

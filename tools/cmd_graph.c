@@ -10,7 +10,8 @@ typedef struct settings {
     int mode; ///< kr_mode; -1: not given
     int emit; ///< index into "text|dot|stats"
     int64_t batch_size, seq_len;
-    bool json;
+    int64_t memory;
+    bool json, memory_report;
     kr_text_list blocks;
 } settings;
 
@@ -31,6 +32,10 @@ static const kr_option options[] = {
     {"after", KR_OPTION_TEXT, FIELD(after), .value = "PASS",
      .help = "the graph after this pass of the compiler (default build: before any)"},
     {"emit", KR_OPTION_CHOICE, FIELD(emit), .choices = "text|dot|stats", .help = "what to print (default text)"},
+    {"memory", KR_OPTION_SIZE, FIELD(memory), 1, 9e15, .value = "SIZE",
+     .help = "training: arenas of at most this, 2.9GB or 800MiB; values are made again in the backward part to fit"},
+    {"memory-report", KR_OPTION_FLAG, FIELD(memory_report),
+     .help = "stats: the curve of memory against estimated time, and the choice"},
     {"json", KR_OPTION_FLAG, FIELD(json), .help = "stats as one JSON object"},
     {0},
 };
@@ -59,6 +64,8 @@ static kr_status check_pass(const char *name) {
             nearest ? "; did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "", all);
 }
 
+static bool is_training(const settings *s) { return s->mode == KR_MODE_TRAIN || (s->mode < 0 && !s->from); }
+
 static kr_status check(const settings *s) {
     KR_FAIL_IF(!s->model == !s->from, KR_BAD_ARGUMENT,
                s->model ? "--model and --from exclude each other" : "say which graph: --model NAME or --from FILE");
@@ -67,6 +74,9 @@ static kr_status check(const settings *s) {
     KR_FAIL_IF(s->json && s->emit != EMIT_STATS, KR_BAD_ARGUMENT, "--json is for --emit stats");
     KR_FAIL_IF(s->after && s->emit == EMIT_STATS, KR_BAD_ARGUMENT,
                "--emit stats is about the finished plan: leave --after out");
+    KR_FAIL_IF(s->memory_report && s->emit != EMIT_STATS, KR_BAD_ARGUMENT, "--memory-report is for --emit stats");
+    KR_FAIL_IF((s->memory || s->memory_report) && !is_training(s), KR_BAD_ARGUMENT,
+               "--memory and --memory-report are about training: only there is something to make again");
     return s->after ? check_pass(s->after) : KR_OK;
 }
 
@@ -93,20 +103,32 @@ static kr_status build(const settings *s, kr_train_settings *train, kr_graph **o
 }
 
 static kr_status emit(const settings *s, const kr_train_settings *train, kr_graph *g) {
-    const bool training = s->mode == KR_MODE_TRAIN || (s->mode < 0 && !s->from);
+    kr_memory_curve curve = {0};
     const bool as_built = s->emit != EMIT_STATS && (!s->after || !strcmp(s->after, "build"));
     const kr_compile_options how = {
-        .goal = training ? KR_GOAL_TRAIN : KR_GOAL_FORWARD,
+        .goal = is_training(s) ? KR_GOAL_TRAIN : KR_GOAL_FORWARD,
         .stop_after = s->after,
+        .memory = (size_t)s->memory,
+        .curve = s->memory || s->memory_report ? &curve : NULL,
         .optimizer = {train->beta1, train->beta2, train->epsilon, train->weight_decay, train->grad_clip},
     };
     kr_plan *plan = NULL;
     kr_plan_stats stats = {0};
-    if (!as_built) KR_TRY(kr_compile(g, &how, s->emit == EMIT_STATS ? &plan : NULL, &stats));
+    const kr_status status = as_built ? KR_OK : kr_compile(g, &how, s->emit == EMIT_STATS ? &plan : NULL, &stats);
     kr_plan_free(plan);
+    if (status && curve.count && curve.chosen < 0) return kr_memory_refuse(&curve, s->memory, 0);
+    KR_TRY(status);
     if (s->emit == EMIT_TEXT) return kr_graph_print(g, stdout);
     if (s->emit == EMIT_DOT) return kr_graph_print_dot(g, stdout);
+    if (s->memory_report && s->json) {
+        fputs("{\"curve\": ", stdout);
+        kr_memory_curve_json(&curve, 0, stdout);
+        fputs(", \"stats\": ", stdout);
+    } else if (s->memory_report) {
+        kr_memory_curve_print(&curve, 0, stdout);
+    }
     kr_stats_print(&stats, stdout, s->json);
+    if (s->memory_report && s->json) puts("}");
     KR_FAIL_IF(fflush(stdout) || ferror(stdout), KR_IO, "the standard output could not be written");
     return KR_OK;
 }

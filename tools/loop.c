@@ -112,35 +112,37 @@ static kr_status keep_carries(kr_trainer *t, bool restore) {
     return KR_OK;
 }
 
-/// Calls `look` with every persistent tensor of the given kinds, copied to the host.
+/// Calls `look` with every persistent f32 tensor of the given kinds, a piece after the other, copied to the host.
 static kr_status each_slot(kr_session *session, unsigned kinds,
-                           kr_status (*look)(kr_session *, int, float *, int64_t)) {
-    size_t most = 4;
-    for (int k = 0; k < kr_session_slots(session); k++)
-        if (kr_session_slot(session, k)->bytes > most) most = kr_session_slot(session, k)->bytes;
-    float *copy = malloc(most);
+                           kr_status (*look)(kr_session *, int, int64_t first, float *, int64_t)) {
+    enum { PIECE = 1 << 20 };
+    float *copy = malloc(PIECE * sizeof *copy);
     KR_FAIL_IF(!copy, KR_NO_MEMORY, "no memory to look at the parameters");
     kr_status status = KR_OK;
-    for (int k = 0; k < kr_session_slots(session) && !status; k++) {
+    for (int k = 0; k < kr_session_slots(session); k++) {
         const kr_slot *slot = kr_session_slot(session, k);
+        const int64_t n = kr_shape_count(&slot->shape);
         if (!(kinds >> slot->kind & 1) || slot->dtype != KR_F32) continue;
-        status = kr_session_read(session, k, copy, slot->bytes);
-        if (!status) status = look(session, k, copy, (int64_t)(slot->bytes / sizeof *copy));
+        for (int64_t first = 0; first < n && !status; first += PIECE) {
+            const int64_t count = n - first < PIECE ? n - first : PIECE;
+            status = kr_session_read_at(session, k, (size_t)first * sizeof *copy, copy, (size_t)count * sizeof *copy);
+            if (!status) status = look(session, k, first, copy, count);
+        }
     }
     free(copy);
     return status;
 }
 
-static kr_status want_finite(kr_session *session, int index, float *values, int64_t n) {
+static kr_status want_finite(kr_session *session, int index, int64_t first, float *values, int64_t n) {
     for (int64_t k = 0; k < n; k++)
         KR_FAIL_IF(!isfinite(values[k]), KR_NOT_FINITE, "%s is %g at element %lld after the update",
-                   kr_session_slot(session, index)->name, values[k], (long long)k);
+                   kr_session_slot(session, index)->name, values[k], (long long)(first + k));
     return KR_OK;
 }
 
-static kr_status clear(kr_session *session, int index, float *values, int64_t n) {
+static kr_status clear(kr_session *session, int index, int64_t first, float *values, int64_t n) {
     memset(values, 0, (size_t)n * sizeof *values);
-    return kr_session_write(session, index, values, (size_t)n * sizeof *values);
+    return kr_session_write_at(session, index, (size_t)first * sizeof *values, values, (size_t)n * sizeof *values);
 }
 
 kr_status kr_trainer_save(kr_trainer *t, bool best) {

@@ -2,6 +2,7 @@
 // and so does krait.yaml (config.c), so that a flag and its key can never disagree.
 #include "tools/tools.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -66,6 +67,25 @@ static kr_status set_real(const kr_option *o, const char *spelling, const char *
     return KR_OK;
 }
 
+/// "2.9GB"; a number alone is bytes. Letters large or small.
+static kr_status set_size(const kr_option *o, const char *spelling, const char *text, int64_t *to) {
+    static const struct { const char *name; double bytes; } units[] = {
+        {"", 1}, {"B", 1}, {"k", 1e3}, {"kB", 1e3}, {"M", 1e6}, {"MB", 1e6}, {"G", 1e9}, {"GB", 1e9}, {"T", 1e12},
+        {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+    char *end;
+    const double number = strtod(text, &end), *unit = NULL;
+    const char *name = end + strspn(end, " ");
+    for (size_t k = 0; k < sizeof units / sizeof *units; k++)
+        if (!strcasecmp(name, units[k].name)) unit = &units[k].bytes;
+    const bool decimal = end > text && isdigit((unsigned char)end[-1]) && !strpbrk(text, "xXpP");
+    KR_FAIL_IF(!decimal || !unit || !isfinite(number), KR_BAD_ARGUMENT,
+               "%s wants a size such as 2.9GB, 800MiB or 1500000000 (bytes), got '%s'", spelling, text);
+    KR_FAIL_IF(number * *unit < o->lo || number * *unit > o->hi, KR_BAD_ARGUMENT, "%s is %s, want %.0f to %.0f bytes",
+               spelling, text, o->lo, o->hi);
+    *to = (int64_t)(number * *unit);
+    return KR_OK;
+}
+
 static kr_status set_seed(const char *spelling, const char *text, uint64_t *to) {
     char *end;
     errno = 0;
@@ -124,6 +144,7 @@ kr_status kr_option_set(const kr_option *o, const char *spelling, const char *te
     switch (o->type) {
     case KR_OPTION_FLAG: return set_flag(spelling, text, field);
     case KR_OPTION_INTEGER: return set_integer(o, spelling, text, field);
+    case KR_OPTION_SIZE: return set_size(o, spelling, text, field);
     case KR_OPTION_SEED: return set_seed(spelling, text, field);
     case KR_OPTION_REAL: return set_real(o, spelling, text, field);
     case KR_OPTION_CHOICE: return set_choice(o, spelling, text, field);

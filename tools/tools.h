@@ -42,6 +42,7 @@ typedef enum kr_option_type {
     KR_OPTION_FLAG = 1, ///< bool: --name, --no-name, --name=true|false|yes|no|on|off
     KR_OPTION_INTEGER,  ///< int64_t in [lo, hi]; suffixes k, m, g of 10^3 allowed
     KR_OPTION_INT,      ///< int in [lo, hi]
+    KR_OPTION_SIZE,     ///< int64_t bytes: "2.9GB", "800MiB", "1500000000"; kB, MB, GB, TB of 10^3, KiB .. TiB of 2^10
     KR_OPTION_SEED,     ///< uint64_t, decimal or 0x
     KR_OPTION_REAL,     ///< double in [lo, hi], finite
     KR_OPTION_TEXT,     ///< const char *; points into argv or into the configuration

@@ -7,14 +7,16 @@
 #include <string.h>
 #include <unistd.h>
 
-static kr_status compile(kr_trainer *t, kr_goal goal, kr_plan **plan, kr_plan_stats *stats) {
+/// `budget`: bytes that the arenas of this plan may need; 0: as many as they do.
+static kr_status compile(kr_trainer *t, kr_goal goal, size_t budget, kr_plan **plan, kr_plan_stats *stats) {
     const kr_train_settings *s = t->settings;
     const bool training = goal != KR_GOAL_FORWARD;
     kr_graph *g;
     if (t->graph.text) KR_TRY(kr_graph_file_build(&t->graph, training, s->carry_state, &g));
     else KR_TRY(kr_model_build(t->model, training ? KR_MODE_TRAIN : KR_MODE_EVAL, s->batch_size, s->seq_len, &g));
     const kr_compile_options options = {
-        .goal = goal, .accumulation = (int)s->grad_accumulation,
+        .goal = goal, .accumulation = (int)s->grad_accumulation, .memory = budget,
+        .curve = plan == &t->update && (budget || (s->memory_report && !s->memory)) ? &t->curve : NULL,
         .optimizer = {.beta1 = s->beta1, .beta2 = s->beta2, .eps = s->epsilon, .weight_decay = s->weight_decay,
                       .max_norm = s->grad_clip}};
     const kr_status status = kr_compile(g, &options, plan, stats);
@@ -23,16 +25,46 @@ static kr_status compile(kr_trainer *t, kr_goal goal, kr_plan **plan, kr_plan_st
     return status;
 }
 
+/// The plan of the earlier micro-batches. Its budget leaves it as much room in the arena that the two plans share.
+static kr_status compile_accumulate(kr_trainer *t, size_t budget) {
+    kr_plan_stats first;
+    KR_TRY(compile(t, KR_GOAL_ACCUMULATE, 0, &t->accumulate, &first));
+    if (!budget) return KR_OK;
+    const size_t room = budget - (kr_plan_stats_bytes(&t->stats) - t->stats.peak);
+    if (first.peak <= room) return KR_OK;
+    kr_plan_free(t->plan[--t->plan_count]);
+    return compile(t, KR_GOAL_ACCUMULATE, kr_plan_stats_bytes(&first) - first.peak + room, &t->accumulate, &first);
+}
+
 /// The largest first, so that the arenas that plans share need not grow.
-static kr_status make_plans(kr_trainer *t) {
+static kr_status make_plans(kr_trainer *t, size_t budget) {
     kr_plan_stats other;
-    if (t->settings->grad_accumulation > 1) {
-        KR_TRY(compile(t, KR_GOAL_TRAIN_LAST, &t->update, &t->stats));
-        KR_TRY(compile(t, KR_GOAL_ACCUMULATE, &t->accumulate, &other));
-    } else {
-        KR_TRY(compile(t, KR_GOAL_TRAIN, &t->update, &t->stats));
+    const bool split = t->settings->grad_accumulation > 1;
+    KR_TRY(compile(t, split ? KR_GOAL_TRAIN_LAST : KR_GOAL_TRAIN, budget, &t->update, &t->stats));
+    if (split) KR_TRY(compile_accumulate(t, budget));
+    return compile(t, KR_GOAL_FORWARD, 0, &t->evaluate, &other);
+}
+
+/// Plans that fit into --memory with all that the process holds beside their arenas. That is known when there are
+/// plans, and compiling takes memory too, which the C library keeps: so it is looked at again after each attempt.
+static kr_status fit_plans(kr_trainer *t, int threads) {
+    const kr_train_settings *s = t->settings;
+    const size_t wanted = (size_t)s->memory;
+    for (size_t budget = 0, round = 0; round < 5; round++) {
+        const kr_status status = make_plans(t, budget);
+        const bool too_little = status && t->curve.count && t->curve.chosen < 0;
+        if (too_little) return kr_memory_refuse(&t->curve, s->memory, wanted > budget ? wanted - budget : 0);
+        KR_TRY(status);
+        t->memory = kr_memory_estimate(t->plan, t->plan_count, threads, t->data ? kr_data_memory(t->data) : 0);
+        if (t->memory.total <= wanted && (budget || !s->memory_report)) return KR_OK; // else the curve is still to come
+        if (!wanted) return KR_OK;
+        const size_t besides = t->memory.total - kr_plan_stats_bytes(&t->stats);
+        budget = wanted > besides ? wanted - besides : 1;
+        while (t->plan_count) kr_plan_free(t->plan[--t->plan_count]);
     }
-    return compile(t, KR_GOAL_FORWARD, &t->evaluate, &other);
+    char a[32];
+    KR_FAIL(KR_BAD_ARGUMENT, "--memory %zu is too little: the plans together, evaluation included, need %s; a smaller "
+            "--batch-size or a shorter --seq-len needs less", wanted, kr_bytes_text((double)t->memory.total, a));
 }
 
 static kr_status open_data(kr_trainer *t) {
@@ -86,6 +118,9 @@ static void describe(const kr_trainer *t, const char *config_label) {
            kr_bytes_text((double)t->memory.total, a), kr_bytes_text((double)t->memory.arenas, b),
            kr_bytes_text((double)t->stats.peak, c),
            t->stats.bound ? (double)t->stats.peak / (double)t->stats.bound : 1.0);
+    if (t->stats.again)
+        printf("         %d of %d steps are made again in the backward part: %.1f %% more time (estimated)\n",
+               t->stats.again, t->stats.steps, 100 * t->stats.extra);
     if (kr_blas_warning()) printf("warning  %s\n", kr_blas_warning());
     const size_t available = kr_memory_available();
     if (available && t->memory.total > available + t->memory.process)
@@ -190,12 +225,12 @@ static kr_status prepare(kr_trainer *t, const kr_target *target, const char *con
     if (target->isa) KR_TRY(kr_isa_limit((kr_isa)(target->isa - 1)));
     const int wanted = (int)(s->threads ? s->threads : target->threads), threads = wanted ? wanted : kr_cpu_count();
     KR_TRY(open_data(t));
-    KR_TRY(make_plans(t));
+    KR_TRY(fit_plans(t, threads));
     snprintf(t->machine, sizeof t->machine, "%d thread%s, %s, OpenBLAS %s", threads, threads == 1 ? "" : "s",
              kr_isa_name(kr_isa_best()), kr_blas_prepare());
-    t->memory = kr_memory_estimate(t->plan, t->plan_count, threads, t->data ? kr_data_memory(t->data) : 0);
     describe(t, config_label);
     if (s->dry_run || s->memory_report) kr_memory_print(&t->memory, &t->stats, stdout);
+    if (s->memory_report) kr_memory_curve_print(&t->curve, t->memory.total - kr_plan_stats_bytes(&t->stats), stdout);
     if (s->dry_run) return KR_OK;
 
     char checkpoint[KR_RUN_PATH];

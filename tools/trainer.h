@@ -20,6 +20,7 @@ typedef struct kr_trainer {
     kr_plan *evaluate;               ///< forward only
     kr_plan_stats stats;             ///< of `update`
     kr_memory_need memory;
+    kr_memory_curve curve;           ///< of `update`, where --memory or --memory-report wants it
     kr_data *data;                   ///< null in a dry run without text
     kr_train_state state;
     int32_t *tokens, *targets, *reset; ///< [batch_size, seq_len]; reset is null where nothing reads it

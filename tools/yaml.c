@@ -205,7 +205,8 @@ static kr_status join(const kr_yaml *list, const char *spelling, char *text, siz
 
 static kr_status apply_one(const kr_yaml *m, const char *label, const char *what, const kr_option *o, void *to) {
     const bool listed = o->type == KR_OPTION_WORDS || o->type == KR_OPTION_RANGE;
-    const bool text = o->type == KR_OPTION_TEXT || o->type == KR_OPTION_NAME || o->type == KR_OPTION_CHOICE;
+    const bool text = o->type == KR_OPTION_TEXT || o->type == KR_OPTION_NAME || o->type == KR_OPTION_CHOICE ||
+                      o->type == KR_OPTION_SIZE;
     char spelling[256], joined[2048];
     snprintf(spelling, sizeof spelling, "%s:%d: %s in %s", label, m->line, m->key, what);
     KR_FAIL_IF(m->kind != (listed ? KR_YAML_LIST : KR_YAML_SCALAR), KR_BAD_ARGUMENT, "%s is %s, want %s", spelling,

@@ -1,0 +1,58 @@
+/// Which values of the forward part may be made again for the backward part, what each is worth, and the rewriting.
+/// The search over plans is in compiler/rematerialise.c.
+#ifndef KRAIT_COMPILER_RECOMPUTE_H
+#define KRAIT_COMPILER_RECOMPUTE_H
+
+#include "compiler/internal.h"
+
+/// What is known of a training graph before anything is made again. Nodes by index, values by id.
+typedef struct kr_forward {
+    const kr_graph *g;
+    int nodes;
+    bool *forward;        ///< by node: the loss, an output or a state carry of the model needs it
+    int *segment;         ///< by node: its block, numbered in the order of the graph; -1: in no block
+    int segments;
+    const char **scopes;  ///< by segment: "backbone.layers.3" (not terminated: scope_length characters)
+    int *scope_length;
+    double *ns;           ///< by node: estimated time
+    double total_ns;
+    uint32_t *base;       ///< by value: the value whose memory it looks at (itself, if no view)
+    int *maker;           ///< by value: its node
+    int64_t *bytes;       ///< by value: of what must be stored to keep it; 0 for views and sources
+    bool *wanted;         ///< by value: something after the forward part reads it
+    bool *pinned;         ///< by value: an output, or assigned: it is stored in any case
+    int *first_reader, *last_reader; ///< by value: least and largest segment that reads it in the forward part
+    bool *rests;          ///< by value: nothing reads it for a while around the turning point
+} kr_forward;
+
+/// A plan: the nodes whose results are forgotten after the forward part (if the backward part wants them, they are made
+/// again), and how blocks are joined: blocks 0 .. joined * span - 1 in groups of `span`. What crosses from one group
+/// (or block) to another is stored if it is needed.
+typedef struct kr_forgetting {
+    bool *forget;         ///< by node
+    int span, joined;
+} kr_forgetting;
+
+/// One step towards less memory: nodes to forget in one block that belong together.
+typedef struct kr_rung {
+    int segment, order;   ///< order: its place among those of its block
+    int first, count;     ///< of kr_ladder.nodes
+    double bytes, ns;     ///< stored less, computed more
+} kr_rung;
+typedef struct kr_ladder {
+    kr_rung *rungs;       ///< most bytes for its time first
+    int count;
+    int *nodes;           ///< node indices
+} kr_ladder;
+
+kr_status kr_forward_find(const kr_compilation *, kr_forward *);
+void kr_forward_free(kr_forward *);
+/// Steps by bytes stored less for each ns of computing more, from single cheap values to whole blocks.
+kr_status kr_ladder_build(const kr_forward *, kr_ladder *);
+void kr_ladder_free(kr_ladder *);
+/// By node: is it made again under this plan? *ns is the time of that, *bytes what stays stored. `again` may be null.
+kr_status kr_forgetting_cost(const kr_forward *, const kr_forgetting *, bool *again, double *ns, double *bytes);
+/// Rewrites `g`, which is the graph of `f` or a copy of it.
+kr_status kr_forget(const kr_forward *, const kr_forgetting *, kr_graph *g);
+
+#endif
