@@ -9,6 +9,7 @@ static const struct pass {
     kr_status (*run)(kr_compilation *);
 } passes[] = {
     {"autodiff", kr_pass_autodiff}, {"optimizer", kr_pass_optimizer}, {"simplify", kr_pass_simplify},
+    {"fuse", kr_pass_fuse},
     {"layout", kr_pass_layout},     {"schedule", kr_pass_schedule},   {"memory", kr_pass_memory},
     {"lower", kr_pass_lower},
 };
@@ -20,8 +21,8 @@ static kr_status run_passes(kr_compilation *c) {
     const char *stop = c->options->stop_after;
     bool known = !stop;
     for (int i = 0; i < PASSES && !known; i++) known = !strcmp(stop, passes[i].name);
-    KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "compile: there is no pass \"%s\"; passes are autodiff, optimizer, simplify, layout, "
-               "schedule, memory, lower", stop);
+    KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "compile: there is no pass \"%s\"; passes are autodiff, optimizer, simplify, fuse, "
+               "layout, schedule, memory, lower", stop);
     KR_TRY(kr_graph_verify(c->g));
     for (int i = 0; i < PASSES; i++) {
         kr_status status = passes[i].run(c);

@@ -30,12 +30,14 @@ typedef struct kr_compile_options {
     const char *loss;         ///< name of the scalar output to differentiate; null: "loss"
     kr_optimizer optimizer;
     int accumulation;         ///< micro-batches per update: gradients are divided by it; 0 means 1
+    bool no_fuse;             ///< leave every op a node of its own
     const char *stop_after;   ///< leave the graph as it is after this pass and make no plan; null: all
 } kr_compile_options;
 
 /// What the planner found, in bytes; also FLOPs and traffic of one run.
 typedef struct kr_plan_stats {
     int nodes, steps, params;
+    int barriers;        ///< at which all threads wait for each other in one run, those between stages included
     int64_t param_elements;
     double flops, bytes;
     size_t slot_bytes[KR_SLOT_KIND_COUNT];
