@@ -14,7 +14,7 @@
 #include "ops/reduce_walk.h"
 #include "ops/strided.h"
 
-enum { BLOCK = 4096, STRIP = 512, SHORT = 64 };
+enum { BLOCK = 512, STRIP = 512, SHORT = 64 };
 
 static run_function *const functions[KR_CODES] = {
     0,
@@ -191,6 +191,27 @@ static int64_t strip_length(const kr_walk *w, int64_t at, int64_t end) {
     return n < end - at ? n : end - at;
 }
 
+/// Asks for what the strip at `at` will touch, so that it arrives while the one before is computed: strips are too short,
+/// and rows of slices too far apart, for the hardware to see them coming.
+static void ask_for(const machine *m, int64_t at, int64_t n) {
+    enum { LINE = 64 / sizeof(float) };
+    const int last = m->w.rank - 1, operands = m->p.outputs + m->inputs;
+    int64_t index[KR_MAX_RANK];
+    kr_walk_at(&m->w, 0, at, index);
+    while (n > 0) {
+        const int64_t room = m->w.dim[last] - index[last], run = n < room ? n : room;
+        for (int k = 0; k < operands; k++) {
+            if (m->w.stride[k][last] != 1 || !m->w.data[k]) continue;
+            const float *p = (const float *)(const void *)kr_walk_address(&m->w, k, index);
+            for (int64_t i = 0; i < run; i += LINE) __builtin_prefetch(p + i);
+            if (run % LINE) __builtin_prefetch(p + run - 1);
+        }
+        n -= run;
+        index[last] += run;
+        kr_walk_carry(&m->w, index);
+    }
+}
+
 KR_KERNEL(fused) {
     machine m;
     machine_make(&m, call);
@@ -200,6 +221,7 @@ KR_KERNEL(fused) {
     end = end * BLOCK < m.w.total ? end * BLOCK : m.w.total;
     for (int64_t at = begin, n; at < end; at += n) {
         n = strip_length(&m.w, at, end);
+        if (at + n < end) ask_for(&m, at + n, strip_length(&m.w, at + n, end));
         run_strip(&m, at, n, 0);
     }
 }
