@@ -30,8 +30,8 @@ static void spread(walk *w, int nodes) {
 /// the rule that d came from.
 static bool add_inside(walk *w, int first, kr_value d, kr_value sum) {
     kr_node *made_by = kr_value_node(w->g, d);
-    if (!made_by->op->adds_in || kr_value_output(w->g, d) || sum.id > d.id) return false; // sums made later come too late
-    kr_value *in = &made_by->in[__builtin_ctz(made_by->op->adds_in)];
+    if (!made_by->op->added || kr_value_output(w->g, d) || sum.id > d.id) return false; // sums made later come too late
+    kr_value *in = &made_by->in[made_by->op->added - 1];
     bool own = false, read = false;
     for (int i = first; i < kr_graph_nodes(w->g); i++) {
         const kr_node *n = kr_graph_node(w->g, i);

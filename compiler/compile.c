@@ -9,7 +9,7 @@ static const struct pass {
     kr_status (*run)(kr_compilation *);
 } passes[] = {
     {"autodiff", kr_pass_autodiff}, {"optimizer", kr_pass_optimizer}, {"simplify", kr_pass_simplify},
-    {"rematerialise", kr_pass_rematerialise},
+    {"rematerialise", kr_pass_rematerialise}, {"fuse", kr_pass_fuse},
     {"layout", kr_pass_layout},     {"schedule", kr_pass_schedule},   {"memory", kr_pass_memory},
     {"lower", kr_pass_lower},
 };
@@ -22,7 +22,7 @@ static kr_status run_passes(kr_compilation *c) {
     bool known = !stop;
     for (int i = 0; i < PASSES && !known; i++) known = !strcmp(stop, passes[i].name);
     KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "compile: there is no pass \"%s\"; passes are autodiff, optimizer, simplify, "
-               "rematerialise, layout, schedule, memory, lower", stop);
+               "rematerialise, fuse, layout, schedule, memory, lower", stop);
     KR_TRY(kr_graph_verify(c->g));
     for (int i = 0; i < PASSES; i++) {
         kr_status status = passes[i].run(c);

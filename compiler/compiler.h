@@ -50,12 +50,14 @@ typedef struct kr_compile_options {
     /// fails KR_BAD_ARGUMENT with the least that can be reached
     size_t memory;
     kr_memory_curve *curve;   ///< filled in when not null, also where nothing fits
+    bool no_fuse;             ///< leave every op a node of its own
     const char *stop_after;   ///< leave the graph as it is after this pass and make no plan; null: all
 } kr_compile_options;
 
 /// What the planner found, in bytes; also FLOPs and traffic of one run.
 typedef struct kr_plan_stats {
     int nodes, steps, params;
+    int barriers;        ///< at which all threads wait for each other in one run, those between stages included
     int64_t param_elements;
     double flops, bytes;
     size_t slot_bytes[KR_SLOT_KIND_COUNT];

@@ -38,6 +38,11 @@ static void draw_node(const drawing *d, int index) {
         fputs("\\n", d->to);
         print_escaped(d->to, n->name, strlen(n->name));
     }
+    if (n->op->flags & KR_OP_PROGRAM) {
+        kr_program p;
+        kr_program_of(n, &p);
+        for (int k = 0; k < p.length; k++) fprintf(d->to, "\\n%s", p.code[k].op->name);
+    }
     if (n->outputs && (n->op->flags & KR_OP_SOURCE)) {
         fputs("\\n", d->to);
         print_type(d, n->out[0]);

@@ -28,6 +28,7 @@ kr_status kr_pass_autodiff(kr_compilation *);
 kr_status kr_pass_optimizer(kr_compilation *);
 kr_status kr_pass_simplify(kr_compilation *);
 kr_status kr_pass_rematerialise(kr_compilation *);
+kr_status kr_pass_fuse(kr_compilation *);
 kr_status kr_pass_layout(kr_compilation *);
 kr_status kr_pass_schedule(kr_compilation *);
 kr_status kr_pass_memory(kr_compilation *);

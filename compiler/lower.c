@@ -141,5 +141,10 @@ kr_status kr_pass_lower(kr_compilation *c) {
     }
     c->stats.nodes = kr_graph_nodes(c->g);
     c->stats.steps = kr_plan_steps(c->plan);
-    return kr_plan_finish(c->plan);
+    KR_TRY(kr_plan_finish(c->plan));
+    for (int i = 0; i < c->stats.steps; i++) {
+        const kr_step *s = kr_plan_step(c->plan, i);
+        c->stats.barriers += s->barrier + s->stage_count - 1;
+    }
+    return KR_OK;
 }

@@ -16,7 +16,7 @@ static double ratio(const kr_plan_stats *s) {
 
 static void print_text(const kr_plan_stats *s, FILE *to) {
     fprintf(to, "nodes            %d\n", s->nodes);
-    fprintf(to, "steps            %d\n", s->steps);
+    fprintf(to, "steps            %d, with %d barriers\n", s->steps, s->barriers);
     fprintf(to, "parameters       %d tensors, %lld elements\n", s->params, (long long)s->param_elements);
     fprintf(to, "work             %.6g FLOP, %.6g bytes of traffic per run\n", s->flops, s->bytes);
     fprintf(to, "memory           %zu bytes\n", kr_plan_stats_bytes(s));
@@ -30,8 +30,8 @@ static void print_text(const kr_plan_stats *s, FILE *to) {
 static void print_json(const kr_plan_stats *s, FILE *to) {
     fprintf(
         to,
-        "{\"nodes\": %d, \"steps\": %d, \"params\": %d, \"param_elements\": %lld, \"flops\": %.17g, \"bytes\": %.17g, ",
-        s->nodes, s->steps, s->params, (long long)s->param_elements, s->flops, s->bytes);
+        "{\"nodes\": %d, \"steps\": %d, \"barriers\": %d, \"params\": %d, \"param_elements\": %lld, \"flops\": %.17g, \"bytes\": %.17g, ",
+        s->nodes, s->steps, s->barriers, s->params, (long long)s->param_elements, s->flops, s->bytes);
     fputs("\"arenas\": {", to);
     for (int k = 0; k < KR_SLOT_KIND_COUNT; k++)
         fprintf(to, "%s\"%s\": %zu", k ? ", " : "", kr_slot_kind_name((kr_slot_kind)k), s->slot_bytes[k]);

@@ -200,10 +200,11 @@ kr_value kr_append(kr_graph *g, const kr_op *op, const kr_attrs *attrs, const kr
         in_shape = kr_pool_take(g->pool, (size_t)inputs * sizeof *in_shape);
         in_dtype = kr_pool_take(g->pool, (size_t)inputs * sizeof *in_dtype);
     }
+    const int outputs = kr_op_outputs(op, attrs);
     kr_node *n = kr_pool_take(g->pool, sizeof *n);
-    kr_value *ends = kr_pool_take(g->pool, (size_t)(inputs + op->outputs + 1) * sizeof *ends);
+    kr_value *ends = kr_pool_take(g->pool, (size_t)(inputs + outputs + 1) * sizeof *ends);
     const char *scope = g->scope_override ? g->scope_override : kr_pool_text(g->pool, g->scope);
-    if (!in_shape || !in_dtype || !n || !ends || !scope || !reserve_values(g, op->outputs)) {
+    if (!in_shape || !in_dtype || !n || !ends || !scope || !reserve_values(g, outputs)) {
         kr_graph_fail_with(g, KR_NO_MEMORY, "%s: no memory for the node", op->name);
         return KR_NONE;
     }
@@ -220,17 +221,17 @@ kr_value kr_append(kr_graph *g, const kr_op *op, const kr_attrs *attrs, const kr
         kr_graph_fail_with(g, fit, "%s; got %s", why, seen(op, in_shape, in_dtype, inputs, text));
         return KR_NONE;
     }
-    *n = (kr_node){.op = op, .inputs = inputs, .outputs = op->outputs, .in = ends, .out = ends + inputs, .scope = scope};
+    *n = (kr_node){.op = op, .inputs = inputs, .outputs = outputs, .in = ends, .out = ends + inputs, .scope = scope};
     if (attrs) n->attrs = *attrs;
     n->rank = g->rank_override >= 0 ? g->rank_override : g->next_rank++;
     if (inputs) memcpy(n->in, in, (size_t)inputs * sizeof *in);
-    for (int k = 0; k < op->outputs; k++) {
+    for (int k = 0; k < outputs; k++) {
         const uint32_t id = g->value_count++;
         g->values[id] = (kr_value_info){.dtype = out_dtype[k], .shape = out_shape[k], .node = n, .output = k};
         n->out[k].id = id;
     }
     g->nodes[g->node_count++] = n;
-    return op->outputs ? n->out[0] : KR_NONE;
+    return outputs ? n->out[0] : KR_NONE;
 }
 
 void (kr_output)(kr_graph *g, const char *name, kr_value v) {

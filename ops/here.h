@@ -50,6 +50,7 @@
 #define kr_max(g, ...) kr_max(KR_HERE(g), __VA_ARGS__)
 #define kr_cumsum(g, ...) kr_cumsum(KR_HERE(g), __VA_ARGS__)
 #define kr_sum_to(g, ...) kr_sum_to(KR_HERE(g), __VA_ARGS__)
+#define kr_fused(g, ...) kr_fused(KR_HERE(g), __VA_ARGS__)
 #define kr_matmul(g, ...) kr_matmul(KR_HERE(g), __VA_ARGS__)
 #define kr_linear(g, ...) kr_linear(KR_HERE(g), __VA_ARGS__)
 #define kr_rms_norm_full(g, ...) kr_rms_norm_full(KR_HERE(g), __VA_ARGS__)

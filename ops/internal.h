@@ -39,6 +39,9 @@ struct kr_graph {
 
 extern const kr_op kr_op_input, kr_op_param, kr_op_const, kr_op_carry;
 
+/// A program as attributes; false when it does not fit in them. What it says is checked by the shape rule.
+bool kr_program_pack(const kr_program *, kr_attrs *);
+
 /// Grows an array from realloc by doubling; false when memory ends (status recorded).
 bool kr_grow(void *array_pointer, int *room, int count, size_t element);
 /// The full name of `name` in the open scopes, in the graph's pool.

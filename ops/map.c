@@ -137,6 +137,7 @@ static kr_value simplify_cast(kr_graph *g, const kr_node *n) {
 #define LO_HI .attr.r = {"lo", "hi"}
 #define PLAIN 0
 #define COMMUTES KR_OP_COMMUTES
+#define ADDS KR_OP_ADDS
 #define KEEPS_X .keeps_in = 1
 #define KEEPS_Y .keeps_out = 1
 

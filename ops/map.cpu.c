@@ -3,12 +3,10 @@
 /// The loop hands each op pointers to packed f32 runs of a multiple of 16 elements: straight into the tensors where
 /// they are contiguous, otherwise into gathered copies that stay in L1. An element is always computed by the same
 /// instructions, wherever it lies, so the cut into runs, blocks and parts does not show in the bits.
-#include "ops/lanes.h"
+#include "ops/map_run.h"
 #include "ops/strided.h"
 
 enum { BLOCK = 4096, TILE = 512, SHORT_ROW = 64 };
-
-typedef void run_function(const float *const *in, float *out, int64_t n, float a, float b);
 
 /// Operand `k` of the walk at [at, at + n) as packed f32.
 static const float *operand(const kr_walk *w, int k, kr_dtype dtype, int64_t at, int64_t n, float *temp) {
@@ -63,35 +61,11 @@ static void map(const kr_call *call, int part, int parts, run_function *f) {
     }
 }
 
-#define NUM(c) kr_v_set((float)(c))
-#define EXP kr_v_exp
-#define LOG kr_v_log
-#define SQRT kr_v_sqrt
-#define ABS kr_v_abs
-#define SIGMOID kr_v_sigmoid
-#define TANH kr_v_tanh
-#define SOFTPLUS kr_v_softplus
-#define SELECT kr_v_select
-
-#define LOAD_1 const kr_vf x = kr_v_load(in[0] + i);
-#define LOAD_2 LOAD_1 const kr_vf y = kr_v_load(in[1] + i);
-#define LOAD_3 LOAD_2 const kr_vf z = kr_v_load(in[2] + i);
-// The kept operand of a gradient under the name that the derivative uses.
-#define KEPT_X const kr_vf x = kr_v_load(in[1] + i);
-#define KEPT_Y const kr_vf y = kr_v_load(in[1] + i);
-
-#define RUN(name, load, value)                                                                                   \
-    static void run_##name(const float *const *in, float *out, int64_t n, float real_a, float real_b) {          \
-        const kr_vf a = kr_v_set(real_a), b = kr_v_set(real_b);                                                  \
-        (void)a, (void)b;                                                                                        \
-        for (int64_t i = 0; i < n; i += KR_LANES) { load kr_v_store(out + i, value); }                           \
-    }                                                                                                            \
-    KR_KERNEL(name) { map(call, part, parts, run_##name); }
-#define MAP(name, arity, reals, flags, value) RUN(name, LOAD_##arity, value)
-#define MAP_G(name, arity, reals, value) RUN(name, LOAD_##arity, value)
-#define MAP_F(name, kept, value, derivative)                                                                     \
-    RUN(name, LOAD_1, value)                                                                                     \
-    RUN(name##_grad, const kr_vf dy = kr_v_load(in[0] + i); KEPT_##kept, dy * (derivative))
+#define MAP(name, arity, reals, flags, value) KR_KERNEL(name) { map(call, part, parts, run_##name); }
+#define MAP_G(name, arity, reals, value) KR_KERNEL(name) { map(call, part, parts, run_##name); }
+#define MAP_F(name, kept, value, derivative)                          \
+    KR_KERNEL(name) { map(call, part, parts, run_##name); }           \
+    KR_KERNEL(name##_grad) { map(call, part, parts, run_##name##_grad); }
 #include "ops/map.def"
 
 // Casts -----------------------------------------------------------------------------------------------------------

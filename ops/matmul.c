@@ -129,6 +129,7 @@ const kr_op kr_op_matmul = {
     .rows_in = 1 << A | 1 << B | 1 << RESIDUAL,
     .rows_out = 1,
     .inplace = 1 << RESIDUAL,
+    .added = 1 + RESIDUAL,
     .keeps_in = 1 << A | 1 << B | 1 << BIAS,
     .keeps_out = 1,
     .attr = {.i = {"transpose_a", "transpose_b", "activation"}},

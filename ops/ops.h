@@ -146,6 +146,9 @@ enum {
     KR_OP_CHEAP = 64,        ///< rematerialisation may recompute it freely
     KR_OP_JOIN = 128,        ///< output is the inputs side by side along axis attrs.i[0] (not negative): the planner may
                              ///< let the producers of inputs write straight into their slice of the output
+    KR_OP_PROGRAM = 256,     ///< the attributes hold a tile program: kr_program_of
+    KR_OP_ADDS = 512,        ///< output is in[0] + in[1]: fusion may leave it to an op that adds an input (see `added`)
+    KR_OP_SUMS = 1024,       ///< output is the sum of in[0] over axis attrs.i[0]: it may end a tile program
 };
 
 /// What a layout looks like to the compiler: strides in elements and an offset in elements from the root buffer.
@@ -159,7 +162,7 @@ typedef struct kr_layout {
 struct kr_op {
     const char *name;
     int inputs;         ///< all of them, optional ones included; the least number when variadic
-    int outputs;
+    int outputs;        ///< the most there are; how many: kr_op_outputs
     unsigned flags;
     uint32_t optional;  ///< mask of inputs that may be absent
     uint32_t zero_absent;///< mask of optional inputs for which an all-zero constant means the same as absent
@@ -170,7 +173,8 @@ struct kr_op {
     uint32_t inplace;   ///< mask of inputs whose memory output 0 may take over (same bytes and layout)
     uint32_t inplace1;  ///< the same for output 1, and so on
     uint32_t inplace2;
-    uint32_t adds_in;   ///< an optional input that is added to output 0, as a mask of one bit: sums of gradients end there
+    int added;          ///< 1 + the optional input that is added to output 0 at the end; 0: there is none
+    int adds_first;     ///< 1 + the optional input that is added to in[0] before anything; output 1 is the sum. 0: none
     uint32_t keeps_in;  ///< mask of inputs that the gradient rule reads
     uint32_t keeps_out; ///< mask of outputs that the gradient rule reads
     kr_attr_names attr;
@@ -191,12 +195,15 @@ struct kr_op {
     void (*cost)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes);
     /// Bytes of workspace; null: none.
     size_t (*work)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs);
+    /// How many outputs a node with these attributes has; null: always `outputs`.
+    int (*count)(const kr_attrs *);
     const kr_stage *stages;   ///< run one after another with a barrier between
     int stage_count;
     /// How many times all stages run, for work that goes by blocks of which only one is in memory; the kernels find
     /// the number of the round in the call. Null: once.
     int64_t (*rounds)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs);
 };
+int kr_op_outputs(const kr_op *, const kr_attrs *);
 
 /// The table: every op there is.
 extern const kr_op *const kr_ops[];
@@ -276,6 +283,29 @@ kr_value kr_max(kr_graph *, kr_value, int axis, bool keep);
 kr_value kr_cumsum(kr_graph *, kr_value, int axis, bool reverse);
 /// Sums broadcast axes away: the reverse of kr_broadcast to `shape`.
 kr_value kr_sum_to(kr_graph *, kr_value, kr_shape);
+
+// Tile programs (ops/fused.c): what elementwise chains become. Made by the fuse pass; not differentiable.
+enum { KR_PROGRAM_INPUTS = 8, KR_PROGRAM_LENGTH = 21, KR_PROGRAM_OUTPUTS = 3, KR_PROGRAM_REALS = 3 };
+/// One elementwise op. Registers: i < KR_PROGRAM_INPUTS is input i, KR_PROGRAM_INPUTS + k the result of instruction k.
+typedef struct kr_instruction {
+    const kr_op *op;
+    int in[3];
+    double a, b;        ///< the op's real attributes; at most KR_PROGRAM_REALS instructions of a program have any
+} kr_instruction;
+typedef struct kr_program {
+    int length, outputs;
+    kr_instruction code[KR_PROGRAM_LENGTH];
+    int out[KR_PROGRAM_OUTPUTS];  ///< registers of results, each once; at least one, unless there is a sum
+    bool sums;                    ///< output 0 is the sum of register `summed` over axes [axis, axis + axes), the others follow
+    int summed, axis, axes;
+    kr_shape sum_shape;           ///< with as many elements as the axes that are left
+} kr_program;
+/// May op be an instruction?
+bool kr_program_takes(const kr_op *, int *reals);
+/// All inputs f32 and of one shape (through kr_broadcast where they are smaller). Gives output 0.
+kr_value kr_fused(kr_graph *, const kr_program *, const kr_value *in, int inputs);
+/// The program of a node with KR_OP_PROGRAM.
+void kr_program_of(const kr_node *, kr_program *);
 
 // Products (ops/matmul.c)
 enum { KR_ACT_NONE = 0, KR_ACT_SILU, KR_ACT_RELU, KR_ACT_GELU, KR_ACT_SIGMOID, KR_ACT_SOFTPLUS };

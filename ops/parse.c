@@ -251,6 +251,12 @@ static kr_status check_types(parser *p, const kr_node *n) {
     return KR_OK;
 }
 
+static kr_status check_count(const kr_reader *r, const kr_op *op, const char *start, int makes, int named) {
+    KR_WRONG_IF(named != makes, start, "%s makes %d value%s, the line names %d", op->name, makes, makes == 1 ? "" : "s",
+                named);
+    return KR_OK;
+}
+
 /// %1, %2 = op(%3, _) {attributes} : types @ "scope"
 static kr_status read_node(parser *p) {
     kr_reader *r = &p->read;
@@ -266,8 +272,7 @@ static kr_status read_node(parser *p) {
     const char *near = op ? NULL : kr_op_nearest(name);
     KR_WRONG_IF(!op && near, where, "there is no op '%s'; did you mean '%s'?", name, near);
     KR_WRONG_IF(!op, where, "there is no op '%s'", name);
-    KR_WRONG_IF(count != op->outputs, start, "%s makes %d value%s, the line names %d", op->name, op->outputs,
-                op->outputs == 1 ? "" : "s", count);
+    if (!op->count) KR_TRY(check_count(r, op, start, op->outputs, count));
     kr_attrs attrs = {0};
     kr_init init = {0};
     const char *source = NULL;
@@ -275,8 +280,10 @@ static kr_status read_node(parser *p) {
         KR_TRY(read_source(p, op, &attrs, &source, &init));
     } else {
         KR_TRY(read_inputs(p, &inputs));
-        KR_TRY(read_attributes(r, op, &attrs));
+        if (op->flags & KR_OP_PROGRAM) KR_TRY(kr_reader_program(r, &attrs));
+        else KR_TRY(read_attributes(r, op, &attrs));
     }
+    if (op->count) KR_TRY(check_count(r, op, start, op->count(&attrs), count));
     kr_append(p->g, op, &attrs, p->list, inputs);
     if (p->g->status) return graph_failed(p, where);
     kr_node *n = p->g->nodes[p->g->node_count - 1];

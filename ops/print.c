@@ -12,7 +12,7 @@ typedef struct printer {
     uint32_t *number; ///< by value id; 0: not made by a live node so far
 } printer;
 
-static void print_real(FILE *to, double x) {
+void kr_text_real(FILE *to, double x) {
     if (isnan(x)) { // its sign and payload are nobody's business
         fputs("nan", to);
         return;
@@ -70,7 +70,7 @@ static kr_status print_param(const printer *p, const kr_node *n) {
     fprintf(p->to, " init=%s", kr_text_inits[init->kind].word);
     for (int k = 0; k < kr_text_inits[init->kind].arguments; k++) {
         fputs(k ? ", " : "(", p->to);
-        print_real(p->to, argument[k]);
+        kr_text_real(p->to, argument[k]);
     }
     if (kr_text_inits[init->kind].arguments) putc(')', p->to);
     if (n->attrs.i[0] & KR_PARAM_DECAY) fputs(" decay", p->to);
@@ -85,7 +85,7 @@ static kr_status print_source(const printer *p, const kr_node *n) {
     if (n->op == &kr_op_param) return print_param(p, n);
     if (n->op == &kr_op_const) {
         putc(' ', p->to);
-        print_real(p->to, n->attrs.r[0]);
+        kr_text_real(p->to, n->attrs.r[0]);
     } else if (n->op == &kr_op_carry) {
         const int64_t kind = n->attrs.i[1];
         KR_FAIL_IF(kind < 0 || kind >= KR_TEXT_CARRIES, KR_BAD_ARGUMENT,
@@ -105,7 +105,7 @@ static kr_status print_attributes(const printer *p, const kr_node *n) {
                    n->op->name, k);
     for (k = 0; names->r[k]; k++) {
         fprintf(p->to, "%s%s=", shown++ ? ", " : " {", names->r[k]);
-        print_real(p->to, n->attrs.r[k]);
+        kr_text_real(p->to, n->attrs.r[k]);
     }
     for (; k < KR_ATTR_REALS; k++)
         KR_FAIL_IF(n->attrs.r[k] != 0, KR_BAD_ARGUMENT, "graph text: %s uses real attribute %d without naming it",
@@ -135,7 +135,8 @@ static kr_status print_node(printer *p, const kr_node *n, uint32_t *last) {
             KR_TRY(print_value(p, n->in[k]));
         }
         putc(')', p->to);
-        KR_TRY(print_attributes(p, n));
+        if (n->op->flags & KR_OP_PROGRAM) kr_text_program(p->to, n);
+        else KR_TRY(print_attributes(p, n));
     }
     for (int k = 0; k < n->outputs; k++) {
         fputs(k ? ", " : " : ", p->to);

@@ -77,7 +77,7 @@ static kr_value simplify_reduction(kr_graph *g, const kr_node *n) {
     const kr_op kr_op_##op_name = {.name = #op_name, .inputs = 1, .outputs = 1, .rows_in = 1, .strided_in = 1,      \
         .attr.i = {"axis", "keep"}, .simplify = simplify_reduction, .cost = reduce_cost, .work = reduce_work,       \
         .stages = stages_##op_name, .stage_count = 2, __VA_ARGS__};
-REDUCTION(sum, .shape = reduce_shape, .grad = grad_sum)
+REDUCTION(sum, .flags = KR_OP_SUMS, .shape = reduce_shape, .grad = grad_sum)
 REDUCTION(mean, .shape = reduce_shape, .grad = grad_mean)
 REDUCTION(max, .shape = max_shape, .grad = grad_max, .keeps_in = 1, .keeps_out = 1)
 

@@ -16,10 +16,8 @@ typedef struct kr_reduce_cut {
     int64_t segments; ///< of the reduced axis, at least 1
 } kr_reduce_cut;
 
-static inline kr_reduce_cut kr_reduce_cut_of(const kr_shape *shape, int axis) {
-    kr_reduce_cut c = {1, shape->dim[axis], 1, 0, 1};
-    for (int k = 0; k < axis; k++) c.outer *= shape->dim[k];
-    for (int k = axis + 1; k < shape->rank; k++) c.inner *= shape->dim[k];
+static inline kr_reduce_cut kr_reduce_cut_make(int64_t outer, int64_t n, int64_t inner) {
+    kr_reduce_cut c = {outer, n, inner, 0, 1};
     c.columns = (c.inner + KR_REDUCE_WIDTH - 1) / KR_REDUCE_WIDTH;
     const int64_t items = c.outer * c.columns, width = c.inner < KR_REDUCE_WIDTH ? c.inner : KR_REDUCE_WIDTH;
     const int64_t by_size = c.n * width / KR_REDUCE_SEGMENT; // segments worth the second stage
@@ -31,10 +29,21 @@ static inline kr_reduce_cut kr_reduce_cut_of(const kr_shape *shape, int axis) {
     return c;
 }
 
+/// The reduction of axes [axis, axis + axes).
+static inline kr_reduce_cut kr_reduce_cut_axes(const kr_shape *shape, int axis, int axes) {
+    int64_t outer = 1, n = 1, inner = 1;
+    for (int k = 0; k < shape->rank; k++) *(k < axis ? &outer : k < axis + axes ? &n : &inner) *= shape->dim[k];
+    return kr_reduce_cut_make(outer, n, inner);
+}
+static inline kr_reduce_cut kr_reduce_cut_of(const kr_shape *shape, int axis) { return kr_reduce_cut_axes(shape, axis, 1); }
+
 /// Bytes of partial results: [outer, segments, inner] f32, none when there is one segment.
+static inline size_t kr_reduce_cut_work(const kr_reduce_cut *c) {
+    return c->segments > 1 ? (size_t)(c->outer * c->segments * c->inner) * sizeof(float) : 0;
+}
 static inline size_t kr_reduce_work(const kr_shape *shape, int axis) {
     const kr_reduce_cut c = kr_reduce_cut_of(shape, axis);
-    return c.segments > 1 ? (size_t)(c.outer * c.segments * c.inner) * sizeof(float) : 0;
+    return kr_reduce_cut_work(&c);
 }
 
 #endif

@@ -12,7 +12,10 @@
 
 #define KR_LOCAL static inline __attribute__((unused))
 
-enum { KR_WALK_OPERANDS = 4 };
+/// Most operands of a walk; a file that walks more defines it first.
+#ifndef KR_WALK_OPERANDS
+#define KR_WALK_OPERANDS 4
+#endif
 
 typedef struct kr_walk {
     int rank;                                       ///< >= 1

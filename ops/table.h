@@ -60,6 +60,8 @@
     X(minimum_grad_y) \
     X(clamp_grad) \
     X(div_grad_y) \
+    X(fused) \
+    X(fused_sum) \
     X(sum) \
     X(mean) \
     X(max) \

@@ -25,6 +25,11 @@ static const kr_text_init kr_text_inits[KR_INIT_COUNT] = {
 enum { KR_TEXT_CARRIES = 3 };
 static const char *const kr_text_carries[KR_TEXT_CARRIES] = {"state", "optimizer", "gradient"};
 
+/// A number with the fewest digits that read back to the same bits.
+void kr_text_real(FILE *, double);
+/// The program of a node with KR_OP_PROGRAM, in braces.
+void kr_text_program(FILE *, const kr_node *);
+
 /// Decimal points must not depend on the program's locale: numbers are read and written between these two calls.
 typedef struct kr_text_locale {
     locale_t c, before;
@@ -81,6 +86,8 @@ kr_status kr_reader_real(kr_reader *, const char *what, double *out);
 kr_status kr_reader_string(kr_reader *, const char *what, const char **out);
 /// "[2,3]"; sizes: none may be negative.
 kr_status kr_reader_dims(kr_reader *, kr_shape *out, bool sizes);
+/// A program in braces, as the attributes that hold it.
+kr_status kr_reader_program(kr_reader *, kr_attrs *);
 /// "f32[2,3]".
 kr_status kr_reader_type(kr_reader *, kr_dtype *, kr_shape *);
 

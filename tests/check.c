@@ -118,12 +118,12 @@ kr_status check_call(const kr_op *op, const kr_attrs *attrs, const kr_arg *in, i
     KR_FAIL_IF(!op->stage_count, KR_UNSUPPORTED, "%s: no kernel", op->name);
     kr_shape in_shape[inputs + 1], out_shape[CHECK_MAX];
     for (int i = 0; i < inputs; i++) in_shape[i] = in[i].shape;
-    for (int k = 0; k < op->outputs; k++) out_shape[k] = out[k].shape;
+    for (int k = 0; k < kr_op_outputs(op, attrs); k++) out_shape[k] = out[k].shape;
     const size_t work_bytes = op->work ? op->work(attrs, in_shape, out_shape, inputs) : 0;
     unsigned char *work = NULL;
     if (posix_memalign((void **)&work, 64, work_bytes + GUARD)) KR_FAIL(KR_NO_MEMORY, "no memory for the test");
     memset(work, FILL, work_bytes + GUARD);
-    kr_call call = {.in = in, .out = out, .inputs = inputs, .outputs = op->outputs,
+    kr_call call = {.in = in, .out = out, .inputs = inputs, .outputs = kr_op_outputs(op, attrs),
                           .work = work_bytes ? work : NULL, .attrs = attrs};
     const int64_t rounds = op->rounds ? op->rounds(attrs, in_shape, out_shape, inputs) : 1;
     for (; call.round < rounds; call.round++)
@@ -174,7 +174,7 @@ typedef struct forward {
 
 static double **run_oracle(const forward *f, double *const *in) {
     double **out = calloc(CHECK_MAX, sizeof *out);
-    for (int k = 0; k < f->op->outputs; k++)
+    for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++)
         out[k] = calloc((size_t)kr_shape_count(&f->out_shape[k]) + 1, sizeof **out);
     f->oracle(&f->c->attrs, f->in_shape, (const double *const *)in, f->out_shape, out);
     return out;
@@ -223,7 +223,7 @@ static void run_variant(const forward *f, const variant *v, kr_isa isa) {
             if (in_box[i].bytes) memcpy(before[i], in_box[i].base, in_box[i].bytes);
         }
         uint32_t taken = 0;
-        for (int k = 0; k < f->op->outputs; k++) {
+        for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++) {
             out_box[k] = make_box(f->out_dtype[k], &f->out_shape[k], v->out[k], -1, true);
             if (v->alias[k] >= 0) {
                 taken |= 1u << v->alias[k];
@@ -236,7 +236,7 @@ static void run_variant(const forward *f, const variant *v, kr_isa isa) {
         }
         snprintf(what, sizeof what, "%s (%s, %s, %d parts)", f->c->op, kr_isa_name(isa), v->label, parts);
         check_ok(check_call(f->op, &f->c->attrs, in_arg, f->c->inputs, out_arg, isa, parts, parts == 3), what);
-        for (int k = 0; k < f->op->outputs; k++) {
+        for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++) {
             snprintf(what, sizeof what, "%s output %d (%s, %s, %d parts)", f->c->op, k, kr_isa_name(isa), v->label,
                      parts);
             box_check_guards(&out_box[k], what);
@@ -322,7 +322,7 @@ static void check_aliases(const forward *f, kr_isa isa) {
     variant all = plain("all in place");
     uint32_t used = 0;
     int aliases = 0;
-    for (int k = 0; k < f->op->outputs && k < 3; k++)
+    for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs) && k < 3; k++)
         for (int i = 0; i < f->c->inputs; i++) {
             if (!can_alias(f, i, k)) continue;
             variant one = plain("in place");
@@ -354,7 +354,7 @@ void check_forward(const check_case *c, check_oracle *oracle) {
         check_layouts(&f, isa);
         check_aliases(&f, isa);
         uint32_t skip_all = 0;
-        for (int k = 0; k < f.op->outputs; k++) {
+        for (int k = 0; k < kr_op_outputs(f.op, &c->attrs); k++) {
             if (!(f.op->skip_out >> k & 1)) continue;
             skip_all |= 1u << k;
             variant one = plain("one output skipped");

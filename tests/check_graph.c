@@ -104,10 +104,10 @@ typedef struct gradient {
 
 static double loss_of(const gradient *f) {
     double loss = 0;
-    for (int k = 0; k < f->op->outputs; k++)
+    for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++)
         memset(f->out[k], 0, (size_t)kr_shape_count(&f->out_shape[k]) * sizeof(double));
     f->oracle(&f->c->attrs, f->in_shape, (const double *const *)f->in, f->out_shape, f->out);
-    for (int k = 0; k < f->op->outputs; k++)
+    for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++)
         if (f->outputs >> k & 1)
             for (int64_t i = 0; i < kr_shape_count(&f->out_shape[k]); i++) loss += f->out[k][i] * f->weight[k][i];
     return loss;
@@ -135,7 +135,7 @@ static void check_keeps(const gradient *f) {
     check_ok(kr_graph_new(&g), f->c->op);
     kr_value x[CHECK_MAX] = {{0}}, dout[CHECK_MAX] = {{0}}, din[CHECK_MAX] = {{0}};
     const kr_node *n = build(f, g, x);
-    for (int k = 0; k < f->op->outputs; k++) {
+    for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++) {
         char name[16];
         snprintf(name, sizeof name, "d%d", k);
         if (f->outputs >> k & 1) dout[k] = kr_input(g, name, KR_F32, f->out_shape[k]);
@@ -171,7 +171,7 @@ static kr_graph *build_loss(const gradient *f, bool *depends) {
     check_ok(kr_graph_new(&g), f->c->op);
     kr_value x[CHECK_MAX] = {{0}}, grads[CHECK_MAX] = {{0}}, wrt[CHECK_MAX], loss = KR_NONE;
     const kr_node *n = build(f, g, x);
-    for (int k = 0; k < f->op->outputs; k++) {
+    for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++) {
         if (!(f->outputs >> k & 1)) continue;
         char name[16];
         snprintf(name, sizeof name, "w%d", k);
@@ -248,7 +248,7 @@ static void check_loss(const gradient *f) {
             in[ins++] = (kr_binding){names[i], to_dtype(f->in[i], &f->in_shape[i], f->in_dtype[i]),
                                      kr_tensor_bytes(f->in_dtype[i], &f->in_shape[i])};
         }
-        for (int k = 0; k < f->op->outputs; k++) {
+        for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++) {
             if (!(f->outputs >> k & 1)) continue;
             snprintf(names[CHECK_MAX + k], sizeof names[0], "w%d", k);
             in[ins++] = (kr_binding){names[CHECK_MAX + k], to_dtype(f->weight[k], &f->out_shape[k], KR_F32),
@@ -282,7 +282,7 @@ void check_gradient(const check_case *c, check_oracle *oracle) {
         check_random(f.in[i], n, c->dtype[i], given ? c->lo[i] : -1, given ? c->hi[i] : 1, c->seed, (uint64_t)i);
     }
     uint32_t all = 0;
-    for (int k = 0; k < f.op->outputs; k++) {
+    for (int k = 0; k < kr_op_outputs(f.op, &c->attrs); k++) {
         const int64_t n = kr_shape_count(&f.out_shape[k]);
         f.out[k] = malloc((size_t)(n + 1) * sizeof(double));
         f.weight[k] = malloc((size_t)(n + 1) * sizeof(double));
@@ -291,7 +291,7 @@ void check_gradient(const check_case *c, check_oracle *oracle) {
     }
     f.outputs = all;
     check_loss(&f);
-    for (int k = 0; k < f.op->outputs; k++) {
+    for (int k = 0; k < kr_op_outputs(f.op, &c->attrs); k++) {
         if (!(all >> k & 1) || all == 1u << k) continue;
         f.outputs = 1u << k;
         check_loss(&f);

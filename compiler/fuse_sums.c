@@ -1,0 +1,82 @@
+/// Additions that another node can do on its way: y = product + x becomes a product with a residual, dx + dstream an input
+/// of the norm's gradient, and norm(a + b) a norm with a residual, whose second output is the sum. The descriptor says
+/// which input does it (kr_op.added, kr_op.adds_first).
+#include "compiler/fuse.h"
+
+#include <string.h>
+
+/// Would the op's rule accept `v` as its input `at`?
+static bool takes_input(const kr_graph *g, const kr_node *n, int at, kr_value v, kr_value first) {
+    kr_shape in_shape[32], out_shape[16];
+    kr_dtype in_dtype[32], out_dtype[16];
+    if (n->inputs > 32 || n->outputs > 16) return false;
+    for (int k = 0; k < n->inputs; k++) {
+        const kr_value in = k == at ? v : k == 0 && first.id ? first : n->in[k];
+        in_shape[k] = kr_value_shape(g, in);
+        in_dtype[k] = kr_value_dtype(g, in);
+    }
+    return n->op->shape(&n->attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) == KR_OK;
+}
+
+/// n again at the place of `where`, with input `at` given and, unless empty, another first input.
+static kr_node *again(kr_graph *g, const kr_node *n, const kr_node *where, int at, kr_value v, kr_value first) {
+    kr_value in[32];
+    memcpy(in, n->in, (size_t)n->inputs * sizeof *in);
+    in[at] = v;
+    if (first.id) in[0] = first;
+    kr_graph_set_rank(g, where->rank);
+    kr_graph_set_scope(g, n->scope);
+    const kr_value out = kr_append(g, n->op, &n->attrs, in, n->inputs);
+    return kr_value_node(g, out);
+}
+
+static kr_group pair(int a, int b) { return (kr_group){.count = 2, .member = {a < b ? a : b, a < b ? b : a}}; }
+
+/// sum = in[k] + other, where in[k] is output 0 of a node that can add `other` itself and that nobody else reads.
+static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
+    kr_graph *g = r->g;
+    const kr_value other = sum->in[1 - k];
+    kr_node *n = kr_value_node(g, sum->in[k]);
+    const int at = n->op->added - 1;
+    if (at < 0 || n->dead || n->in[at].id || sum->in[k].id != n->out[0].id || sum->in[0].id == sum->in[1].id) return false;
+    for (int j = 0; j < n->inputs; j++)
+        if (n->in[j].id == other.id) return false; // its memory may be taken over while it is still read
+    const kr_group s = pair(r->index[n->out[0].id], index);
+    if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(g, n, at, other, KR_NONE)) return false;
+    const kr_node *one = again(g, n, sum, at, other, KR_NONE);
+    if (!one) return false;
+    kr_graph_replace(g, sum->out[0], one->out[0]);
+    for (int j = 1; j < n->outputs; j++) kr_graph_replace(g, n->out[j], one->out[j]);
+    n->dead = sum->dead = true;
+    return true;
+}
+
+/// n(in[0] = a + b): n adds by itself, and its output 1 is the sum.
+static bool into_reader(kr_reads *r, kr_node *n, int index) {
+    kr_graph *g = r->g;
+    const int at = n->op->adds_first - 1;
+    if (at < 0 || n->in[at].id) return false;
+    kr_node *sum = kr_value_node(g, n->in[0]);
+    if (sum->dead || !(sum->op->flags & KR_OP_ADDS) || sum->in[0].id == sum->in[1].id) return false;
+    const kr_group s = pair(r->index[sum->out[0].id], index);
+    if (!kr_group_may_form(r, &s) || !takes_input(g, n, at, sum->in[1], sum->in[0])) return false;
+    const kr_node *one = again(g, n, n, at, sum->in[1], sum->in[0]);
+    if (!one) return false;
+    kr_graph_replace(g, sum->out[0], one->out[1]);
+    for (int j = 0; j < n->outputs; j++) kr_graph_replace(g, n->out[j], one->out[j]);
+    n->dead = sum->dead = true;
+    return true;
+}
+
+/// Everything is judged by the values that were there at the start: a node that became part of another one still stands
+/// for it at its place, which is what the rule for groups asks about.
+kr_status kr_fuse_sums(kr_compilation *c, kr_reads *r) {
+    (void)c;
+    for (int i = 0; i < r->nodes; i++) {
+        kr_node *n = kr_graph_node(r->g, i);
+        if (n->dead || into_reader(r, n, i) || !(n->op->flags & KR_OP_ADDS)) continue;
+        const int later = r->index[n->in[1].id] > r->index[n->in[0].id]; // the one whose partner is there already
+        if (!into_producer(r, n, i, later)) into_producer(r, n, i, 1 - later);
+    }
+    return KR_OK;
+}
