@@ -6,49 +6,89 @@
 #include <string.h>
 
 /// Types of the inputs, "_" for absent ones; "~lo,hi" behind a type is the range of its random numbers (default -1,1;
-/// integers are 0 to 255).
+/// integers are 0 to 255). name: of a further sample; null for the default one, which comes first.
 typedef struct sample {
-    const char *op, *inputs, *attributes;
+    const char *op, *inputs, *attributes, *name;
 } sample;
 
+// Mamba-2 and Mamba-3 of the same width: 10 heads of 32, 64 states. "large": the scans of the published 130M models over
+// 2,048 tokens. "decode": what one token of those costs.
 static const sample samples[] = {
-    {"matmul", "f32[2048,160] f32[640,160] _ _", "transpose_b=1"},
-    {"rms_norm", "f32[8,256,160] f32[8,256,160] _ f32[160] _", "eps=1e-05"},
-    {"layer_norm", "f32[8,256,160] f32[8,256,160] f32[160] f32[160]", "eps=1e-05"},
-    {"embedding", "f32[256,160] i32[8,256]", ""},
-    {"softmax", "f32[8,256,256]", ""},
-    {"cross_entropy", "f32[8,256,256] i32[8,256]", ""},
-    {"causal_conv1d", "f32[8,256,320] f32[320,4] f32[320] _ _", "silu=1"},
-    {"linear_scan", "f32[8,256,320]~0.5,1 f32[8,256,320] _ _", ""},
+    {"matmul", "f32[2048,160] f32[640,160] _ _", "transpose_b=1", NULL},
+    {"matmul", "f32[2048,768] f32[3072,768] _ _", "transpose_b=1", "large"},
+    {"matmul", "f32[1,768] f32[50280,768] _ _", "transpose_b=1", "decode"},
+    {"rms_norm", "f32[8,256,160] f32[8,256,160] _ f32[160] _", "eps=1e-05", NULL},
+    {"layer_norm", "f32[8,256,160] f32[8,256,160] f32[160] f32[160]", "eps=1e-05", NULL},
+    {"embedding", "f32[256,160] i32[8,256]", "", NULL},
+    {"softmax", "f32[8,256,256]", "", NULL},
+    {"cross_entropy", "f32[8,256,256] i32[8,256]", "", NULL},
+    {"causal_conv1d", "f32[8,256,320] f32[320,4] f32[320] _ _", "silu=1", NULL},
+    {"causal_conv1d", "f32[1,2048,1536] f32[1536,4] f32[1536] _ _", "silu=1", "large"},
+    {"linear_scan", "f32[8,256,320]~0.5,1 f32[8,256,320] _ _", "", NULL},
     {"selective_scan",
      "f32[8,256,320] f32[8,256,320] f32[320,16]~-4,-0.5 f32[8,256,16] f32[8,256,16] f32[320] f32[8,256,320] "
      "f32[320]~-5,-3 _ _",
-     "delta_softplus=1"},
-    {"sq_norm", "f32[1048576]", ""},
+     "delta_softplus=1", NULL},
+    {"selective_scan",
+     "f32[1,2048,1536] f32[1,2048,1536] f32[1536,16]~-4,-0.5 f32[1,2048,16] f32[1,2048,16] f32[1536] "
+     "f32[1,2048,1536] f32[1536]~-5,-3 _ _",
+     "delta_softplus=1", "large"},
+    {"ssd_scan",
+     "f32[8,256,320] f32[8,256,10] f32[10]~-4,-0.5 f32[8,256,64] f32[8,256,64] f32[10] _ f32[10]~-5,-3 _ _",
+     "groups=1, chunk=0, dt_softplus=1", NULL},
+    {"ssd_scan",
+     "f32[1,2048,1536] f32[1,2048,24] f32[24]~-4,-0.5 f32[1,2048,128] f32[1,2048,128] f32[24] _ f32[24]~-5,-3 _ _",
+     "groups=1, chunk=0, dt_softplus=1", "large"},
+    {"trapezoid_scan",
+     "f32[8,256,640] f32[8,256,640] f32[8,256,320] f32[8,256,10]~-0.5,-0.01 f32[8,256,10]~0.01,0.5 f32[8,256,10] _ "
+     "f32[10] _ _ _ _",
+     "rank=1, chunk=0", NULL},
+    {"trapezoid_scan",
+     "f32[1,2048,3072] f32[1,2048,3072] f32[1,2048,1536] f32[1,2048,24]~-0.5,-0.01 f32[1,2048,24]~0.01,0.5 "
+     "f32[1,2048,24] _ f32[24] _ _ _ _",
+     "rank=1, chunk=0", "large"},
+    {"rotary_mix",
+     "f32[8,256,64] f32[8,256,64] f32[10,1,64] f32[10,1,64] f32[8,256,16] f32[8,256,10]~0.01,0.5 _ _",
+     "groups=1, rank=1, half=0", NULL},
+    {"rotary_mix",
+     "f32[1,2048,128] f32[1,2048,128] f32[24,1,128] f32[24,1,128] f32[1,2048,32] f32[1,2048,24]~0.01,0.5 _ _",
+     "groups=1, rank=1, half=0", "large"},
+    {"rope", "f32[8,256,160] _", "heads=5, rotary_dim=32, base=10000", NULL},
+    {"attention", "f32[8,256,160] f32[8,256,160] f32[8,256,160] _ _", "heads=5, kv_heads=5", NULL},
+    {"attention", "f32[1,2048,768] f32[1,2048,768] f32[1,2048,768] _ _", "heads=12, kv_heads=12", "large"},
+    {"cache_write", "f32[8,256,160] f32[8,16,160] i32[1]~0,200", "", NULL},
+    {"sq_norm", "f32[1048576]", "", NULL},
     {"adamw", "f32[1048576] f32[1048576] f32[1048576] f32[1048576]~0,1 f32[3]~0.001,0.002 f32[1]~1,2",
-     "beta1=0.9, beta2=0.95, eps=1e-08, weight_decay=0.1, max_norm=1"},
-    {"sum", "f32[2048,320]", "axis=0"},
-    {"mean", "f32[2048,320]", "axis=0"},
-    {"max", "f32[2048,320]", "axis=0"},
-    {"cumsum", "f32[8,256,320]", "axis=1"},
-    {"concat", "f32[2048,320] f32[2048,320]", "axis=1"},
-    {"pad", "f32[2048,320]", "axis=0, before=3, after=0"},
-    {"copy", "f32[2048,640]", ""},
+     "beta1=0.9, beta2=0.95, eps=1e-08, weight_decay=0.1, max_norm=1", NULL},
+    {"sum", "f32[2048,320]", "axis=0", NULL},
+    {"mean", "f32[2048,320]", "axis=0", NULL},
+    {"max", "f32[2048,320]", "axis=0", NULL},
+    {"cumsum", "f32[8,256,320]", "axis=1", NULL},
+    {"concat", "f32[2048,320] f32[2048,320]", "axis=1", NULL},
+    {"pad", "f32[2048,320]", "axis=0, before=3, after=0", NULL},
+    {"copy", "f32[2048,640]", "", NULL},
+    {"clamp", "f32[2048,320]", "lo=-0.5, hi=0.5", NULL},
+    {"affine", "f32[2048,320]", "scale=2, shift=1", NULL},
+    {"cast", "i32[2048,320]", "dtype=0", NULL},
 };
 
-static const sample *find(const char *op, size_t length) {
-    for (size_t k = 0; k < sizeof samples / sizeof *samples; k++)
-        if (strlen(samples[k].op) == length && !memcmp(samples[k].op, op, length)) return &samples[k];
+/// name: null for the default. Null where the op has none of that name.
+static const sample *find(const char *op, size_t length, const char *name) {
+    for (size_t k = 0; k < sizeof samples / sizeof *samples; k++) {
+        const sample *s = &samples[k];
+        if (strlen(s->op) != length || memcmp(s->op, op, length)) continue;
+        if (name ? s->name && !strcmp(s->name, name) : !s->name) return s;
+    }
     return NULL;
 }
 
-/// The sample whose graph has this op in it: its own, or for X_grad that of X.
-static const sample *sample_of(const char *op, bool *gradient) {
+/// The sample whose graph has this op in it: its own, or for X_grad that of X. `name` as above.
+static const sample *sample_of(const char *op, const char *name, bool *gradient) {
     const size_t length = strlen(op);
-    const sample *s = find(op, length);
+    const sample *s = find(op, length, name);
     *gradient = false;
     if (s || length < 6 || strcmp(op + length - 5, "_grad")) return s;
-    const sample *forward = find(op, length - 5);
+    const sample *forward = find(op, length - 5, name);
     *gradient = forward != NULL;
     return forward;
 }
@@ -121,9 +161,10 @@ static void add_loss(kr_graph *g) {
     kr_output(g, "loss", loss);
 }
 
-kr_status kr_bench_sample(const char *name, const kr_text_list *words, const char *attributes, kr_graph **out) {
+kr_status kr_bench_sample(const char *name, const char *which, const kr_text_list *words, const char *attributes,
+                          kr_graph **out) {
     bool gradient;
-    const sample *s = sample_of(name, &gradient);
+    const sample *s = sample_of(name, which, &gradient);
     const kr_op *op = kr_op_find(gradient ? s->op : name);
     if (!op || !kr_op_find(name)) {
         const char *nearest = kr_op_nearest(name);
@@ -132,6 +173,7 @@ kr_status kr_bench_sample(const char *name, const kr_text_list *words, const cha
     }
     KR_FAIL_IF(op->flags & (KR_OP_SOURCE | KR_OP_VIEW), KR_BAD_ARGUMENT,
                "op %s runs no kernel: there is nothing to measure", name);
+    KR_FAIL_IF(which && !s, KR_BAD_ARGUMENT, "op %s has no sample '%s'; leave --sample out, or give shapes", name, which);
     char types[1600], *text = NULL;
     size_t bytes = 0;
     KR_TRY(input_types(op, s, words, types));
@@ -149,19 +191,19 @@ kr_status kr_bench_sample(const char *name, const kr_text_list *words, const cha
     return status == KR_BAD_FILE || status == KR_BAD_SHAPE ? KR_BAD_ARGUMENT : status;
 }
 
-/// Range of input `index` in a sample's list of types.
-static void range_of(const sample *s, int index, bool elementwise, double *lo, double *hi) {
-    if (elementwise) *lo = 0.1, *hi = 1; // inside the domain of log, sqrt and the rest
+/// Range of input `index` in a sample's list of types; whether the sample says one.
+static bool range_of(const sample *s, int index, bool positive, double *lo, double *hi) {
+    if (positive) *lo = 0.1, *hi = 1; // inside the domain of log, sqrt and the rest
     const char *type = s ? s->inputs : "";
     for (; index > 0 && *type; index--) type += strcspn(type, " ") + (type[strcspn(type, " ")] == ' ');
     const size_t length = strcspn(type, " ");
     const char *range = memchr(type, '~', length);
-    if (range) sscanf(range, "~%lf,%lf", lo, hi);
+    return range && sscanf(range, "~%lf,%lf", lo, hi) == 2;
 }
 
 kr_status kr_bench_fill(const char *name, const kr_plan *plan, kr_binding *bindings, int room, int *count) {
     bool gradient;
-    const sample *s = sample_of(name, &gradient);
+    const sample *s = sample_of(name, NULL, &gradient); // ranges are the same for all samples of an op
     const kr_op *op = kr_op_find(name);
     *count = 0;
     for (int k = 0; k < kr_plan_slots(plan); k++) {
@@ -173,11 +215,15 @@ kr_status kr_bench_fill(const char *name, const kr_plan *plan, kr_binding *bindi
         bindings[(*count)++] = (kr_binding){slot->name, data, slot->bytes};
         const int64_t n = kr_shape_count(&slot->shape);
         double lo = -1, hi = 1;
-        if (slot->name[0] == 'i') range_of(s, atoi(slot->name + 1), op && op->flags & KR_OP_ELEMENTWISE, &lo, &hi);
+        const bool positive = !s && op && op->flags & KR_OP_ELEMENTWISE;
+        bool has_range = false;
+        if (slot->name[0] == 'i') has_range = range_of(s, atoi(slot->name + 1), positive, &lo, &hi);
+        if (slot->dtype == KR_I32 && !has_range) lo = 0, hi = 256;
+        enum { PERIOD = 10007 }; // random numbers take longer than most kernels: they are repeated
         for (int64_t i = 0; i < n; i++) {
-            const double x = kr_random_uniform(1, (uint64_t)k, (uint64_t)i);
-            if (slot->dtype == KR_F32) ((float *)data)[i] = (float)(lo + (hi - lo) * x);
-            else if (slot->dtype == KR_I32) ((int32_t *)data)[i] = (int32_t)(x * 256);
+            const double x = i < PERIOD ? lo + (hi - lo) * kr_random_uniform(1, (uint64_t)k, (uint64_t)i) : 0;
+            if (slot->dtype == KR_F32) ((float *)data)[i] = i < PERIOD ? (float)x : ((float *)data)[i - PERIOD];
+            else if (slot->dtype == KR_I32) ((int32_t *)data)[i] = i < PERIOD ? (int32_t)x : ((int32_t *)data)[i - PERIOD];
         }
     }
     return KR_OK;
