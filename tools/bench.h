@@ -64,8 +64,8 @@ typedef struct kr_bench_work {
 kr_bench_work kr_bench_step_work(const kr_step *);
 /// The least seconds in which this machine could do it: the longest of arithmetic, instructions and traffic (the
 /// roofline of Williams et al. 2009). Traffic goes at the speed that was measured for this mixture of reads and writes in
-/// the nearest level that holds all the data. `of` (may be null) gets which limit it is: "arithmetic", "instructions",
-/// "L1", "L2", "L3" or "DRAM".
+/// the nearest level that holds the data; data of about the size of a cache is partly served by the next one. `of` (may
+/// be null) gets which limit it is: "arithmetic", "instructions", "L1", "L2", "L3" or "DRAM".
 double kr_bench_floor(const kr_bench_limits *, kr_isa, const kr_bench_work *, const char **of);
 
 // Records and comparison (tools/bench_record.c, tools/bench_compare.c) --------------------------------------------
@@ -101,11 +101,12 @@ kr_status kr_bench_op(const kr_bench_settings *, const kr_text_list *words);
 kr_status kr_bench_model(const kr_bench_settings *);
 kr_status kr_bench_decode(const kr_bench_settings *);
 
-/// A graph of one op over inputs i0, i1, ... by one of the op's samples (null: the default), or by words as above.
+/// A graph of one op over parameters (f32) and inputs i0, i1, ... by one of the op's samples (null: the default), or by words as above.
 kr_status kr_bench_sample(const char *op, const char *which, const kr_text_list *words, const char *attributes,
                           kr_graph **out);
-/// Buffers for every input of a plan, filled with random numbers in the range that its sample wants. free() each.
-kr_status kr_bench_fill(const char *op, const kr_plan *, kr_binding *bindings, int room, int *count);
+/// Random numbers, in the range that the op's sample wants, for every parameter of the plan, and in buffers for every
+/// input of it; free() each.
+kr_status kr_bench_fill(const char *op, kr_session *, const kr_plan *, kr_binding *bindings, int room, int *count);
 /// Scans only: tokens x channels x states of a step, the unit that their speed is told in; 0 for other ops.
 double kr_bench_states(const kr_step *);
 

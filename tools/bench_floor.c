@@ -6,6 +6,7 @@
 // FLOP.
 #include "tools/bench.h"
 
+#include <math.h>
 #include <string.h>
 
 // Least number of vector instructions for an element of output 0; for scans, for a token, channel and state.
@@ -14,6 +15,7 @@
 static const struct {
     const char *op;
     double each;
+    bool of_input; // for an element of input 0 instead
 } instructions[] = {
     {"exp", 9},
     {"log", 10},
@@ -26,6 +28,7 @@ static const struct {
     {"softplus", 20},
     {"softplus_grad", 14},
     {"softmax", 12},
+    {"cross_entropy", 11, true},
     {"cross_entropy_grad", 11},
     // 8 for exp(dt A), 1 for dt u B, 1 for the state, 1 for its part of y
     {"selective_scan", 11},
@@ -79,7 +82,8 @@ kr_bench_work kr_bench_step_work(const kr_step *step) {
     for (size_t k = 0; k < sizeof instructions / sizeof *instructions; k++) {
         if (strcmp(step->op, instructions[k].op)) continue;
         const double states = kr_bench_states(step);
-        w.lane_ops = instructions[k].each * (states > 0 ? states : step->outputs ? elements(&step->out[0]) : 0);
+        const kr_operand *of = instructions[k].of_input ? step->in : step->out;
+        w.lane_ops = instructions[k].each * (states > 0 ? states : elements(of));
     }
     return w;
 }
@@ -93,11 +97,28 @@ static double per_byte(const kr_bench_limits *l, int level, double share) {
     return triad + (fill - triad) * (share - third) / (1 - third);
 }
 
+/// Share of the accesses that a cache serves when `times` its size is gone through again and again and a new line takes
+/// the place of any: a line of `times` C others is still there with probability exp(-misses / C), so h = exp(-(1-h) times).
+/// Processors come near that just above the size of their caches, where strict least-recently-used would keep nothing.
+static double hit_rate(double times) {
+    if (times <= 1) return 1;
+    double h = 0;
+    for (int k = 0; k < 64; k++) h = exp((h - 1) * times);
+    return h;
+}
+
 double kr_bench_floor(const kr_bench_limits *l, kr_isa isa, const kr_bench_work *w, const char **of) {
     const double traffic = w->read + w->written, peak = l->flops[isa];
+    double memory = 0, left = traffic, most_here = 0;
     int level = 0;
-    while (level + 1 < KR_BENCH_LEVELS && w->set > (double)l->level_bytes[level] * l->threads) level++;
-    const double memory = traffic > 0 ? traffic * per_byte(l, level, w->written / traffic) : 0;
+    for (int k = 0; k < KR_BENCH_LEVELS && left > 0; k++) {
+        const double room = (double)l->level_bytes[k] * l->threads;
+        const double here = k + 1 < KR_BENCH_LEVELS ? left * hit_rate(w->set / room) : left;
+        const double seconds = here * per_byte(l, k, w->written / traffic);
+        if (seconds > most_here) most_here = seconds, level = k;
+        memory += seconds;
+        left -= here;
+    }
     const double arithmetic = peak > 0 ? w->flops / peak : 0, issue = peak > 0 ? w->lane_ops / (peak / 2) : 0;
     const char *name = kr_bench_level_names[level];
     double most = memory;

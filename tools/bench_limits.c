@@ -157,7 +157,7 @@ static double measure_arithmetic(arithmetic_loop *loop, double flops, int thread
     return total;
 }
 
-enum { SLICE = 3 << 20 }; // a multiple of three streams in pages
+enum { SLICE = 6 << 20 }; // a multiple of three streams in pages
 
 /// Bytes/s of all threads, each going through `bytes` of its own again and again, a slice at a time.
 static void measure_streams(const struct loops *l, int threads, size_t bytes, double seconds,

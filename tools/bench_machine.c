@@ -47,7 +47,7 @@ static kr_status measure_products(int threads, int64_t n, double seconds, double
     if (!status) status = kr_device_cpu(&device);
     if (!status) status = kr_session_open(device, threads, &session);
     if (!status) status = kr_session_add(session, plan);
-    if (!status) status = kr_bench_fill("matmul", plan, bindings, 8, &count);
+    if (!status) status = kr_bench_fill("matmul", session, plan, bindings, 8, &count);
     for (int round = 0; !status && round < ROUNDS; round++) {
         const double start = kr_seconds();
         best[round] = 0;

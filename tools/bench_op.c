@@ -128,7 +128,7 @@ static kr_status run(const kr_bench_settings *s, const kr_text_list *words, cons
     KR_TRY(kr_device_cpu(&t->device));
     KR_TRY(kr_session_open(t->device, s->threads, &t->session));
     KR_TRY(kr_session_add(t->session, t->plan));
-    KR_TRY(kr_bench_fill(name, t->plan, t->bindings, 32, &t->bindings_count));
+    KR_TRY(kr_bench_fill(name, t->session, t->plan, t->bindings, 32, &t->bindings_count));
     t->seconds = malloc((size_t)s->repeat * sizeof *t->seconds);
     KR_FAIL_IF(!t->seconds, KR_NO_MEMORY, "no memory for %lld measurements", (long long)s->repeat);
     KR_TRY(measure(t, s->repeat));

@@ -6,6 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+kr_bench_time kr_bench_percentiles(double *values, int count) {
+    qsort(values, (size_t)count, sizeof *values, by_value);
+    const double median = count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+    return (kr_bench_time){median, values[count / 10], values[count - 1 - count / 10]};
+}
+
 /// "model name" of /proc/cpuinfo. Gives back text.
 static const char *cpu_name(char text[160]) {
     char line[320];

@@ -125,7 +125,9 @@ static kr_status input_types(const kr_op *op, const sample *s, const kr_text_lis
     return KR_OK;
 }
 
-/// %i0 = input "i0" : TYPE ... %o0, %o1 = op(%i0, ...) {attributes}; output "o0" = %o0 ... end
+/// %i0 = param "i0" : TYPE ... %o0, %o1 = op(%i0, ...) {attributes}; output "o0" = %o0 ... end
+/// Tensors of f32 are parameters, which stay where they are: inputs are copied in at each run by one thread, and what
+/// the other threads would have had in their caches is gone.
 static void write_text(FILE *to, const kr_op *op, char *types, const char *attributes) {
     char arguments[512] = "";
     int count = 0;
@@ -135,7 +137,8 @@ static void write_text(FILE *to, const kr_op *op, char *types, const char *attri
         if (*type == '_') strcpy(name, "_");
         else {
             sprintf(name, "%%i%d", count);
-            fprintf(to, "%s = input \"i%d\" : %.*s\n", name, count, (int)strcspn(type, "~"), type);
+            fprintf(to, "%s = %s \"i%d\"%s : %.*s\n", name, strncmp(type, "f32", 3) ? "input" : "param", count,
+                    strncmp(type, "f32", 3) ? "" : " init=constant(0)", (int)strcspn(type, "~"), type);
         }
         strcat(strcat(arguments, count ? ", " : ""), name);
     }
@@ -154,7 +157,7 @@ static void add_loss(kr_graph *g) {
         char name[16];
         if (kr_value_dtype(g, v) != KR_F32 || k) continue; // the others are states and saved values
         snprintf(name, sizeof name, "w%d", k);
-        const kr_value each = kr_mul(g, v, kr_stop_gradient(g, kr_input(g, name, KR_F32, kr_value_shape(g, v))));
+        const kr_value each = kr_mul(g, v, kr_stop_gradient(g, kr_param(g, name, kr_value_shape(g, v), (kr_init){0}, 0)));
         loss = kr_sum(g, kr_reshape(g, each, KR_SHAPE(kr_value_count(g, each))), 0, true);
     }
     kr_graph_clear_outputs(g);
@@ -191,40 +194,50 @@ kr_status kr_bench_sample(const char *name, const char *which, const kr_text_lis
     return status == KR_BAD_FILE || status == KR_BAD_SHAPE ? KR_BAD_ARGUMENT : status;
 }
 
-/// Range of input `index` in a sample's list of types; whether the sample says one.
-static bool range_of(const sample *s, int index, bool positive, double *lo, double *hi) {
+/// Range of input `index` in a sample's list of types, where it says one.
+static void range_of(const sample *s, int index, bool positive, double *lo, double *hi) {
     if (positive) *lo = 0.1, *hi = 1; // inside the domain of log, sqrt and the rest
     const char *type = s ? s->inputs : "";
     for (; index > 0 && *type; index--) type += strcspn(type, " ") + (type[strcspn(type, " ")] == ' ');
     const size_t length = strcspn(type, " ");
     const char *range = memchr(type, '~', length);
-    return range && sscanf(range, "~%lf,%lf", lo, hi) == 2;
+    if (range) sscanf(range, "~%lf,%lf", lo, hi);
 }
 
-kr_status kr_bench_fill(const char *name, const kr_plan *plan, kr_binding *bindings, int room, int *count) {
+/// Random numbers in [lo, hi); of whole ones the part before the point.
+static void fill(kr_dtype dtype, void *data, int64_t n, uint64_t stream, double lo, double hi) {
+    enum { PERIOD = 10007 }; // random numbers take longer than most kernels: they are repeated
+    for (int64_t i = 0; i < n; i++) {
+        const double x = i < PERIOD ? lo + (hi - lo) * kr_random_uniform(1, stream, (uint64_t)i) : 0;
+        if (dtype == KR_F32) ((float *)data)[i] = i < PERIOD ? (float)x : ((float *)data)[i - PERIOD];
+        else if (dtype == KR_I32) ((int32_t *)data)[i] = i < PERIOD ? (int32_t)x : ((int32_t *)data)[i - PERIOD];
+    }
+}
+
+kr_status kr_bench_fill(const char *name, kr_session *session, const kr_plan *plan, kr_binding *bindings, int room,
+                        int *count) {
     bool gradient;
     const sample *s = sample_of(name, NULL, &gradient); // ranges are the same for all samples of an op
     const kr_op *op = kr_op_find(name);
     *count = 0;
     for (int k = 0; k < kr_plan_slots(plan); k++) {
         const kr_slot *slot = kr_plan_slot(plan, k);
-        if (slot->kind != KR_SLOT_IO || slot->is_output) continue;
+        const bool input = slot->kind == KR_SLOT_IO && !slot->is_output;
+        if (!input && slot->kind != KR_SLOT_PARAM) continue;
         KR_FAIL_IF(*count == room, KR_BAD_ARGUMENT, "the plan has more than %d inputs", room);
         void *data = calloc(1, slot->bytes + 1);
         KR_FAIL_IF(!data, KR_NO_MEMORY, "no memory for %zu bytes of input", slot->bytes);
-        bindings[(*count)++] = (kr_binding){slot->name, data, slot->bytes};
-        const int64_t n = kr_shape_count(&slot->shape);
-        double lo = -1, hi = 1;
-        const bool positive = !s && op && op->flags & KR_OP_ELEMENTWISE;
-        bool has_range = false;
-        if (slot->name[0] == 'i') has_range = range_of(s, atoi(slot->name + 1), positive, &lo, &hi);
-        if (slot->dtype == KR_I32 && !has_range) lo = 0, hi = 256;
-        enum { PERIOD = 10007 }; // random numbers take longer than most kernels: they are repeated
-        for (int64_t i = 0; i < n; i++) {
-            const double x = i < PERIOD ? lo + (hi - lo) * kr_random_uniform(1, (uint64_t)k, (uint64_t)i) : 0;
-            if (slot->dtype == KR_F32) ((float *)data)[i] = i < PERIOD ? (float)x : ((float *)data)[i - PERIOD];
-            else if (slot->dtype == KR_I32) ((int32_t *)data)[i] = i < PERIOD ? (int32_t)x : ((int32_t *)data)[i - PERIOD];
+        double lo = slot->dtype == KR_F32 ? -1 : 0, hi = slot->dtype == KR_F32 ? 1 : 256;
+        if (slot->name[0] == 'i')
+            range_of(s, atoi(slot->name + 1), !s && op && op->flags & KR_OP_ELEMENTWISE, &lo, &hi);
+        fill(slot->dtype, data, kr_shape_count(&slot->shape), (uint64_t)k, lo, hi);
+        if (input) {
+            bindings[(*count)++] = (kr_binding){slot->name, data, slot->bytes};
+            continue;
         }
+        const kr_status status = kr_session_write(session, kr_session_find(session, slot->name), data, slot->bytes);
+        free(data);
+        KR_TRY(status);
     }
     return KR_OK;
 }

@@ -1,7 +1,6 @@
 // krait bench: what the machine can do, and how near the kernels come.
 #include "tools/bench.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define FIELD(name) offsetof(kr_bench_settings, name)
@@ -44,17 +43,6 @@ static const kr_usage usage = {
     .positional_min = 1,
     .positional_max = 16,
 };
-
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-kr_bench_time kr_bench_percentiles(double *seconds, int count) {
-    qsort(seconds, (size_t)count, sizeof *seconds, by_value);
-    const double median = count % 2 ? seconds[count / 2] : (seconds[count / 2 - 1] + seconds[count / 2]) / 2;
-    return (kr_bench_time){median, seconds[count / 10], seconds[count - 1 - count / 10]};
-}
 
 static kr_status run(kr_bench_settings *s, const kr_text_list *words) {
     static const char *const kinds[] = {"machine", "op", "model", "decode"};
