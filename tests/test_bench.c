@@ -358,6 +358,29 @@ Test(bench, decode_tells_the_weights_that_stream) {
     json_object_put(o);
 }
 
+Test(bench, dump_is_weights_batch_and_loss) {
+    char path[64], line[256];
+    snprintf(path, sizeof path, "/tmp/krait-bench-%d.safetensors", (int)getpid());
+    snprintf(line, sizeof line, "krait bench model mamba1-tiny --batch-size 3 --seq-len 7 --repeat 3 --json --dump %s", path);
+    json_object_put(run(line));
+    kr_tensor_file *file;
+    cr_assert_eq(kr_tensors_open(path, &file), KR_OK, "%s", kr_status_message());
+    const kr_tensor_entry *tokens = kr_tensors_find(file, "batch.tokens"), *targets = kr_tensors_find(file, "batch.targets");
+    const kr_tensor_entry *loss = kr_tensors_find(file, "loss"), *norm = kr_tensors_find(file, "backbone.norm_f.weight");
+    cr_assert(tokens && targets && loss && norm);
+    double ids[21], next[21], value, ones[32];
+    cr_assert_eq(kr_tensors_to_f64(tokens, ids, 21), KR_OK);
+    cr_assert_eq(kr_tensors_to_f64(targets, next, 21), KR_OK);
+    for (int k = 0; k < 20; k++) cr_expect_eq(next[k], ids[k + 1]);
+    cr_assert_eq(kr_tensors_to_f64(loss, &value, 1), KR_OK);
+    cr_expect(fabs(value - log(256)) < 0.5, "a model that knows nothing has a loss near log 256, not %g", value);
+    cr_assert_eq(kr_tensors_to_f64(norm, ones, 32), KR_OK);
+    for (int k = 0; k < 32; k++) cr_expect_eq(ones[k], 1, "the weights are those before the first step");
+    kr_tensors_close(file);
+    remove(path);
+    refuse(2, "krait bench model mamba1-tiny --mode logits --repeat 3 --dump /tmp/krait-never", "has no loss");
+}
+
 Test(bench, compares_with_an_earlier_run) {
     struct json_object *o = run("f=krait-bench-test-$$.json; krait bench op add 3x5 3x5 --repeat 3 --json > $f && "
                                 "krait bench op add 3x5 3x5 --repeat 3 --json --compare $f; e=$?; rm -f $f; exit $e");

@@ -11,6 +11,7 @@ typedef struct kr_bench_settings {
     const char *model, *config, *attributes; ///< model: of `bench model` and `bench decode`, from their words
     const char *sample;                      ///< of `bench op`: which of an op's samples; null: the default
     const char *compare;                     ///< JSON of an earlier run; null: none
+    const char *dump;                        ///< of `bench model`: where to write weights, batch and loss; null: nowhere
     int threads;                             ///< 0: all
     int isa;                                 ///< index into "auto|base|avx2|avx512"
     int mode;                                ///< kr_mode
@@ -131,5 +132,9 @@ kr_status kr_bench_trial_open(const kr_bench_settings *, kr_bench_trial *);
 /// Runs `warm` times unmeasured, then `count` times into trial->seconds. flags: kr_plan_run's.
 kr_status kr_bench_trial_run(kr_bench_trial *, int64_t warm, int64_t count, unsigned flags);
 void kr_bench_trial_close(kr_bench_trial *);
+/// Writes a safetensors file with the parameters as they are, "batch.tokens" and "batch.targets" i32 [B, L], and "loss"
+/// f32 [1], that of the first run (tools/bench_dump.c).
+/// fails KR_BAD_ARGUMENT: the mode has no loss; KR_IO, KR_NO_MEMORY
+kr_status kr_bench_trial_dump(kr_bench_trial *, const char *path);
 
 #endif

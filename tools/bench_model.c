@@ -206,6 +206,7 @@ static void record_rows(const kr_bench_settings *s, const kr_bench_trial *t, kr_
 
 static kr_status run(const kr_bench_settings *s, kr_bench_trial *t, json_object *record) {
     KR_TRY(kr_bench_trial_open(s, t));
+    if (s->dump) KR_TRY(kr_bench_trial_dump(t, s->dump));
     KR_TRY(kr_bench_trial_run(t, 2, s->repeat, 0));
     const kr_bench_time time = kr_bench_percentiles(t->seconds, (int)s->repeat);
     const size_t resident = kr_memory_highest(); // before the limits are measured in memory of their own

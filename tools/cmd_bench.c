@@ -25,6 +25,8 @@ static const kr_option options[] = {
      .help = "model: rows (default as in pretraining); decode: streams (default 1)"},
     {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L",
      .help = "model: tokens per row (default as in pretraining)"},
+    {"dump", KR_OPTION_TEXT, FIELD(dump), .value = "FILE.safetensors",
+     .help = "model: write the weights as they start, the batch and its loss, for other programs to compute the same"},
     {0},
 };
 
