@@ -17,25 +17,25 @@ static const struct {
     double each;
     bool of_input; // for an element of input 0 instead
 } instructions[] = {
-    {"exp", 9},
-    {"log", 10},
-    {"sigmoid", 14},
-    {"silu", 15},
-    {"silu_grad", 18},
-    {"tanh", 15},
-    {"gelu", 18},
-    {"gelu_grad", 24},
-    {"softplus", 20},
-    {"softplus_grad", 14},
-    {"softmax", 12},
+    {"exp", 9, false},
+    {"log", 10, false},
+    {"sigmoid", 14, false},
+    {"silu", 15, false},
+    {"silu_grad", 18, false},
+    {"tanh", 15, false},
+    {"gelu", 18, false},
+    {"gelu_grad", 24, false},
+    {"softplus", 20, false},
+    {"softplus_grad", 14, false},
+    {"softmax", 12, false},
     {"cross_entropy", 11, true},
-    {"cross_entropy_grad", 11},
+    {"cross_entropy_grad", 11, false},
     // 8 for exp(dt A), 1 for dt u B, 1 for the state, 1 for its part of y
-    {"selective_scan", 11},
+    {"selective_scan", 11, false},
     // those of the forward pass but for y, since states are computed again; 8 multiply-adds of the sweep back
-    {"selective_scan_grad", 18},
+    {"selective_scan_grad", 18, false},
     // 4 taps, and silu
-    {"causal_conv1d", 19},
+    {"causal_conv1d", 19, false},
 };
 
 static double elements(const kr_operand *o) { return o->slot < 0 ? 0 : (double)kr_shape_count(&o->shape); }
