@@ -1,4 +1,4 @@
-// What shows graphs and speeds: `krait graph` and `krait bench`, the Graphviz source, the figures as text and JSON.
+// What shows graphs: `krait graph`, the Graphviz source, the figures as text and JSON.
 #include "compiler/compiler.h"
 #include "models/models.h"
 
@@ -200,36 +200,4 @@ Test(inspect, graph_refuses) {
     refuse(2, "krait graph --from x --seq-len 4", "--seq-len are for --model");
     refuse(1, "krait graph --from /nonexistent.kg", "/nonexistent.kg");
     refuse(1, "krait graph --from /dev/null", "/dev/null:1:1: the first line must be");
-}
-
-Test(inspect, bench_gives_json) {
-    static const char *const commands[] = {
-        "krait bench op rms_norm 4x33 4x33 _ 33 _ --repeat 3 --json",
-        "krait bench op rms_norm_grad --repeat 3 --json",
-        "krait bench op silu 0x5 --repeat 3 --json --threads 1 --isa base",
-        "krait bench op embedding 7x5 i32:3x4 --repeat 3 --json",
-        "krait bench model mamba1-tiny --batch-size 2 --seq-len 8 --repeat 3 --json",
-        "krait bench model mamba1-tiny --mode decode --batch-size 1 --repeat 3 --json",
-    };
-    for (int k = 0; k < 6; k++) {
-        char *text = succeed(commands[k]);
-        struct json_object *o = parse(text);
-        cr_expect(number(o, "p10") <= number(o, "seconds") && number(o, "seconds") <= number(o, "p90"), "%s", text);
-        json_object_put(o);
-        free(text);
-    }
-}
-
-Test(inspect, bench_refuses) {
-    refuse(2, "krait bench", "machine, op NAME or model NAME is missing");
-    refuse(2, "krait bench modle", "did you mean 'model'");
-    refuse(2, "krait bench op", "which op?");
-    refuse(2, "krait bench op rmsnorm", "did you mean 'rms_norm'");
-    refuse(2, "krait bench op slice", "runs no kernel");
-    refuse(2, "krait bench op rms_norm 4x", "'4x' is no shape");
-    refuse(2, "krait bench op rms_norm 4y5", "'4y5' is no shape");
-    refuse(2, "krait bench op rms_norm 4x33 4x33 _ 34 _", "weight is [34], want [33]");
-    refuse(2, "krait bench op rms_norm --attributes epsilon=1", "has no attribute 'epsilon'");
-    refuse(2, "krait bench op adamw --repeat 1", "--repeat");
-    refuse(2, "krait bench model none", "unknown model 'none'");
 }

@@ -1,36 +1,22 @@
 // krait bench model: how fast a model's plan runs, and where the time goes. Speed is measured on plain runs; the table
 // comes from runs with the profiler, which puts a barrier after each step and so costs a little.
 #include "tools/bench.h"
-#include "tools/train.h"
 
+#include <json-c/json.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const char *const mode_names[] = {"train", "eval", "prefill", "decode", "logits"};
 
-typedef struct trial {
-    kr_train_settings train;
-    kr_model_config model;
-    kr_plan *plan;
-    kr_plan_stats stats;
-    kr_device *device;
-    kr_session *session;
-    int64_t batch, length;
-    int32_t *ids;
-    float hyper[3];
-    kr_binding bindings[3];
-    int binding_count;
-    double *seconds;
-} trial;
-
 /// All steps of one op in a plan.
 typedef struct row {
     const char *op;
     int calls;
-    double seconds, flops, bytes, largest; ///< largest: bytes of one call, which decide the level of memory it lives in
+    double seconds, flops, bytes, floor; ///< of one run; floor: seconds at best on this machine
+    kr_bench_time time;
 } row;
 
-static kr_status configure(const kr_bench_settings *s, trial *t) {
+static kr_status configure(const kr_bench_settings *s, kr_bench_trial *t) {
     kr_config *config;
     t->train = kr_train_defaults();
     KR_TRY(kr_config_load(s->config, &config));
@@ -42,7 +28,7 @@ static kr_status configure(const kr_bench_settings *s, trial *t) {
     return status;
 }
 
-static kr_status compile(const kr_bench_settings *s, trial *t) {
+static kr_status compile(const kr_bench_settings *s, kr_bench_trial *t) {
     kr_graph *g;
     const kr_train_settings *d = &t->train;
     const kr_compile_options how = {
@@ -55,7 +41,7 @@ static kr_status compile(const kr_bench_settings *s, trial *t) {
     return status;
 }
 
-static kr_status feed(trial *t) {
+static kr_status feed(kr_bench_trial *t) {
     const int64_t tokens = t->batch * t->length;
     t->ids = malloc((size_t)(tokens + 1) * sizeof *t->ids);
     KR_FAIL_IF(!t->ids, KR_NO_MEMORY, "no memory for %lld tokens", (long long)tokens);
@@ -71,7 +57,7 @@ static kr_status feed(trial *t) {
     return KR_OK;
 }
 
-static kr_status runs(trial *t, int64_t warm, int64_t count, unsigned flags) {
+kr_status kr_bench_trial_run(kr_bench_trial *t, int64_t warm, int64_t count, unsigned flags) {
     for (int64_t k = -warm; k < count; k++) {
         const double start = kr_seconds();
         KR_TRY(kr_plan_run(t->session, t->plan, t->bindings, t->binding_count, flags));
@@ -80,44 +66,85 @@ static kr_status runs(trial *t, int64_t warm, int64_t count, unsigned flags) {
     return KR_OK;
 }
 
+kr_status kr_bench_trial_open(const kr_bench_settings *s, kr_bench_trial *t) {
+    *t = (kr_bench_trial){0};
+    KR_TRY(configure(s, t));
+    KR_TRY(compile(s, t));
+    kr_blas_prepare(); // or its memory would come on top of what the process is said to hold
+    t->planned = kr_memory_estimate(&t->plan, 1, s->threads, 0).total;
+    KR_TRY(kr_device_cpu(&t->device));
+    KR_TRY(kr_session_open(t->device, s->threads, &t->session));
+    KR_TRY(kr_session_add(t->session, t->plan));
+    KR_TRY(kr_session_init(t->session, 0));
+    KR_TRY(feed(t));
+    t->seconds = malloc((size_t)s->repeat * sizeof *t->seconds);
+    KR_FAIL_IF(!t->seconds, KR_NO_MEMORY, "no memory for %lld measurements", (long long)s->repeat);
+    return KR_OK;
+}
+
+void kr_bench_trial_close(kr_bench_trial *t) {
+    free(t->ids);
+    free(t->seconds);
+    kr_session_close(t->session);
+    kr_plan_free(t->plan);
+    if (t->device) kr_device_close(t->device);
+}
+
+// The table -------------------------------------------------------------------------------------------------------
+
 static int by_seconds(const void *a, const void *b) {
     const double x = ((const row *)a)->seconds, y = ((const row *)b)->seconds;
     return (x < y) - (x > y);
 }
 
-/// Sums the profile by op, seconds per run. Gives the number of rows.
-static int collect(const kr_plan *plan, row *rows) {
+/// Steps of the plan by op. Gives the number of rows; row_of[k] is that of step k.
+static int group(const kr_plan *plan, const kr_bench_limits *limits, row *rows, int *row_of) {
     int count = 0;
     for (int k = 0; k < kr_plan_steps(plan); k++) {
         const kr_step *step = kr_plan_step(plan, k);
-        int64_t times;
-        const double seconds = kr_plan_profile(plan, k, &times) * 1e-9;
+        const kr_bench_work work = kr_bench_step_work(step);
         int r = 0;
         while (r < count && strcmp(rows[r].op, step->op)) r++;
         if (r == count) rows[count++] = (row){.op = step->op};
         rows[r].calls++;
-        rows[r].seconds += times ? seconds / (double)times : 0;
         rows[r].flops += step->flops;
         rows[r].bytes += step->bytes;
-        if (step->bytes > rows[r].largest) rows[r].largest = step->bytes;
+        rows[r].floor += kr_bench_floor(limits, kr_isa_best(), &work, NULL);
+        row_of[k] = r;
     }
-    qsort(rows, (size_t)count, sizeof *rows, by_seconds);
     return count;
 }
 
-/// Share of the machine's limits that the steps of a row reach.
-static double share_of_peak(const kr_bench_limits *l, const row *r) {
-    if (!(r->seconds > 0)) return 0;
-    const double bandwidth = kr_bench_bandwidth(l, r->largest), peak = l->flops[kr_isa_best()];
-    const double traffic = r->bytes / r->seconds / bandwidth, arithmetic = r->flops / r->seconds / peak;
-    return traffic > arithmetic ? traffic : arithmetic;
+enum { PROFILES = 10 };
+
+/// Runs with the profiler, some ten times; fills the rows' times and sorts them.
+static kr_status profile(const kr_bench_settings *s, kr_bench_trial *t, row *rows, int count, const int *row_of) {
+    const int runs = s->repeat < PROFILES ? (int)s->repeat : PROFILES, steps = kr_plan_steps(t->plan);
+    double *seconds = calloc((size_t)count * PROFILES + 1, sizeof *seconds);
+    KR_FAIL_IF(!seconds, KR_NO_MEMORY, "no memory for the profile");
+    kr_status status = KR_OK;
+    for (int run = 0; run < runs && !status; run++) {
+        for (int k = 0; k < steps; k++) seconds[row_of[k] * PROFILES + run] -= kr_plan_profile(t->plan, k, NULL) * 1e-9;
+        status = kr_plan_run(t->session, t->plan, t->bindings, t->binding_count, KR_RUN_PROFILE);
+        for (int k = 0; k < steps; k++) seconds[row_of[k] * PROFILES + run] += kr_plan_profile(t->plan, k, NULL) * 1e-9;
+    }
+    for (int r = 0; r < count && !status; r++) {
+        rows[r].time = kr_bench_percentiles(&seconds[r * PROFILES], runs);
+        rows[r].seconds = rows[r].time.median;
+    }
+    free(seconds);
+    qsort(rows, (size_t)count, sizeof *rows, by_seconds);
+    return status;
 }
 
-static void print_text(const kr_bench_settings *s, const trial *t, kr_bench_time time, const kr_bench_limits *l,
-                       const row *rows, int count) {
+static double share(double floor, double seconds) { return seconds > 0 ? floor / seconds : 0; }
+
+static void print_text(const kr_bench_settings *s, const kr_bench_trial *t, kr_bench_time time, const kr_bench_limits *l,
+                       size_t resident, const row *rows, int count) {
     const double tokens = (double)(t->batch * t->length);
-    double total = 0;
-    for (int k = 0; k < count; k++) total += rows[k].seconds;
+    char a[32], b[32], c[32];
+    double total = 0, floor = 0;
+    for (int k = 0; k < count; k++) total += rows[k].seconds, floor += rows[k].floor;
     printf("%s, %s, batch %lld x %lld tokens, %d thread%s, %s, OpenBLAS %s\n", s->model, mode_names[s->mode],
            (long long)t->batch, (long long)t->length, s->threads, s->threads == 1 ? "" : "s",
            kr_isa_name(kr_isa_best()), kr_blas_prepare());
@@ -126,69 +153,91 @@ static void print_text(const kr_bench_settings *s, const trial *t, kr_bench_time
            "peak\n",
            tokens / time.median, time.median * 1e3, time.p10 * 1e3, time.p90 * 1e3, t->stats.flops / time.median / 1e9,
            100 * t->stats.flops / time.median / l->flops[kr_isa_best()]);
-    printf("\n%-24s %6s %10s %7s %9s %9s %9s\n", "op", "calls", "ms a run", "share", "GFLOP/s", "GB/s", "of peak");
+    printf("memory: %s planned, %s resident at most; activations %s\n", kr_bytes_text((double)t->planned, a),
+           kr_bytes_text((double)resident, b), kr_bytes_text((double)t->stats.peak, c));
+    printf("\n%-24s %6s %10s %7s %9s %9s %10s %9s\n", "op", "calls", "ms a run", "share", "GFLOP/s", "GB/s", "floor, ms",
+           "of roof");
     for (int k = 0; k < count; k++) {
         const row *r = &rows[k];
         const double seconds = r->seconds > 0 ? r->seconds : 1e-12;
-        printf("%-24s %6d %10.4f %6.1f%% %9.2f %9.2f %8.1f%%\n", r->op, r->calls, r->seconds * 1e3,
-               100 * r->seconds / total, r->flops / seconds / 1e9, r->bytes / seconds / 1e9, 100 * share_of_peak(l, r));
+        printf("%-24s %6d %10.4f %6.1f%% %9.2f %9.2f %10.4f %8.1f%%\n", r->op, r->calls, r->seconds * 1e3,
+               100 * r->seconds / total, r->flops / seconds / 1e9, r->bytes / seconds / 1e9, r->floor * 1e3,
+               100 * share(r->floor, r->seconds));
     }
-    printf("%-24s %6d %10.4f\n", "all", kr_plan_steps(t->plan), total * 1e3);
+    printf("%-24s %6d %10.4f %7s %9s %9s %10.4f %8.1f%%\n", "all", kr_plan_steps(t->plan), total * 1e3, "", "", "",
+           floor * 1e3, 100 * share(floor, total));
 }
 
-static void print_json(const kr_bench_settings *s, const trial *t, kr_bench_time time, const kr_bench_limits *l,
-                       const row *rows, int count) {
-    printf("{\"model\": \"%s\", \"mode\": \"%s\", \"batch_size\": %lld, \"seq_len\": %lld, \"threads\": %d, \"isa\": "
-           "\"%s\", "
-           "\"blas_core\": \"%s\", \"repeat\": %lld, \"seconds\": %.6g, \"p10\": %.6g, \"p90\": %.6g, "
-           "\"tokens_per_second\": %.6g, "
-           "\"flops_per_second\": %.6g, \"peak_flops\": %.6g, \"ops\": [",
-           t->model.name, mode_names[s->mode], (long long)t->batch, (long long)t->length, s->threads,
-           kr_isa_name(kr_isa_best()), kr_blas_prepare(), (long long)s->repeat, time.median, time.p10, time.p90,
-           (double)(t->batch * t->length) / time.median, t->stats.flops / time.median, l->flops[kr_isa_best()]);
-    for (int k = 0; k < count; k++)
-        printf("%s{\"op\": \"%s\", \"calls\": %d, \"seconds\": %.6g, \"flops\": %.6g, \"bytes\": %.6g, "
-               "\"share_of_peak\": %.4f}",
-               k ? ", " : "", rows[k].op, rows[k].calls, rows[k].seconds, rows[k].flops, rows[k].bytes,
-               share_of_peak(l, &rows[k]));
-    printf("]}\n");
+/// Beside the rows: the settings and totals, under names of their own.
+static void record_rows(const kr_bench_settings *s, const kr_bench_trial *t, kr_bench_time time, const kr_bench_limits *l,
+                        size_t resident, const row *rows, int count, json_object *record) {
+    char name[400], of[500];
+    double floor = 0;
+    for (int k = 0; k < count; k++) floor += rows[k].floor;
+    kr_bench_record_text(record, "model", s->model);
+    kr_bench_record_text(record, "mode", mode_names[s->mode]);
+    json_object_object_add(record, "batch_size", json_object_new_int64(t->batch));
+    json_object_object_add(record, "seq_len", json_object_new_int64(t->length));
+    json_object_object_add(record, "params", json_object_new_int64(t->stats.param_elements));
+    kr_bench_record_real(record, "seconds", time.median);
+    kr_bench_record_real(record, "p10", time.p10);
+    kr_bench_record_real(record, "p90", time.p90);
+    kr_bench_record_real(record, "tokens_per_second", (double)(t->batch * t->length) / time.median);
+    kr_bench_record_real(record, "flops_per_second", t->stats.flops / time.median);
+    kr_bench_record_real(record, "peak_flops", l->flops[kr_isa_best()]);
+    kr_bench_record_real(record, "floor_seconds", floor);
+    json_object_object_add(record, "memory_planned", json_object_new_int64((int64_t)t->planned));
+    json_object_object_add(record, "memory_resident", json_object_new_int64((int64_t)resident));
+    json_object_object_add(record, "memory_activations", json_object_new_int64((int64_t)t->stats.peak));
+    snprintf(name, sizeof name, "%.300s %s %lldx%lld", s->model, mode_names[s->mode], (long long)t->batch,
+             (long long)t->length);
+    kr_bench_record_row(record, name, "s", time);
+    for (int k = 0; k < count; k++) {
+        snprintf(of, sizeof of, "%s: %s", name, rows[k].op);
+        json_object *row = kr_bench_record_row(record, of, "s", rows[k].time);
+        kr_bench_record_text(row, "op", rows[k].op);
+        json_object_object_add(row, "calls", json_object_new_int(rows[k].calls));
+        kr_bench_record_real(row, "flops", rows[k].flops);
+        kr_bench_record_real(row, "bytes", rows[k].bytes);
+        kr_bench_record_real(row, "floor_seconds", rows[k].floor);
+        kr_bench_record_real(row, "share_of_roof", share(rows[k].floor, rows[k].seconds));
+    }
 }
 
-static kr_status run(const kr_bench_settings *s, trial *t) {
-    KR_TRY(configure(s, t));
-    KR_TRY(compile(s, t));
-    KR_TRY(kr_device_cpu(&t->device));
-    KR_TRY(kr_session_open(t->device, s->threads, &t->session));
-    KR_TRY(kr_session_add(t->session, t->plan));
-    KR_TRY(kr_session_init(t->session, 0));
-    KR_TRY(feed(t));
-    t->seconds = malloc((size_t)s->repeat * sizeof *t->seconds);
+static kr_status run(const kr_bench_settings *s, kr_bench_trial *t, json_object *record) {
+    KR_TRY(kr_bench_trial_open(s, t));
+    if (s->dump) KR_TRY(kr_bench_trial_dump(t, s->dump));
+    KR_TRY(kr_bench_trial_run(t, 2, s->repeat, 0));
+    const kr_bench_time time = kr_bench_percentiles(t->seconds, (int)s->repeat);
+    const size_t resident = kr_memory_highest(); // before the limits are measured in memory of their own
+    kr_bench_limits limits;
+    kr_bench_measure(s->threads, 0.03, &limits);
     row *rows = calloc((size_t)kr_plan_steps(t->plan) + 1, sizeof *rows);
+    int *row_of = calloc((size_t)kr_plan_steps(t->plan) + 1, sizeof *row_of);
     kr_status status = KR_OK;
-    if (!t->seconds || !rows)
-        status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for the measurements");
-    if (!status) status = runs(t, 2, s->repeat, 0);
+    if (!rows || !row_of) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for the profile");
     if (!status) {
-        const kr_bench_time time = kr_bench_percentiles(t->seconds, (int)s->repeat);
-        status = runs(t, 0, s->repeat < 10 ? s->repeat : 10, KR_RUN_PROFILE);
-        kr_bench_limits limits;
-        if (!status) {
-            kr_bench_measure(s->threads, 0.05, &limits);
-            const int count = collect(t->plan, rows);
-            (s->json ? print_json : print_text)(s, t, time, &limits, rows, count);
-        }
+        const int count = group(t->plan, &limits, rows, row_of);
+        status = profile(s, t, rows, count, row_of);
+        if (!status) record_rows(s, t, time, &limits, resident, rows, count, record);
+        if (!status && !s->json) print_text(s, t, time, &limits, resident, rows, count);
     }
     free(rows);
+    free(row_of);
     return status;
 }
 
 kr_status kr_bench_model(const kr_bench_settings *s) {
-    trial t = {0};
-    const kr_status status = run(s, &t);
-    free(t.ids);
-    free(t.seconds);
-    kr_session_close(t.session);
-    kr_plan_free(t.plan);
-    if (t.device) kr_device_close(t.device);
-    return status;
+    json_object *before;
+    KR_TRY(kr_bench_compare_read(s->compare, "model", &before));
+    json_object *record = kr_bench_record(s, "model");
+    kr_bench_trial t = {0};
+    const kr_status status = record ? run(s, &t, record) : KR_OK;
+    kr_bench_trial_close(&t);
+    if (status) {
+        json_object_put(record);
+        json_object_put(before);
+        return status;
+    }
+    return kr_bench_record_close(s, record, before);
 }

@@ -6,50 +6,90 @@
 #include <string.h>
 
 /// Types of the inputs, "_" for absent ones; "~lo,hi" behind a type is the range of its random numbers (default -1,1;
-/// integers are 0 to 255).
+/// integers are 0 to 255). name: of a further sample; null for the default one, which comes first.
 typedef struct sample {
-    const char *op, *inputs, *attributes;
+    const char *op, *inputs, *attributes, *name;
 } sample;
 
+// Mamba-2 and Mamba-3 of the same width: 10 heads of 32, 64 states. "large": the scans of the published 130M models over
+// 2,048 tokens. "decode": what one token of those costs.
 static const sample samples[] = {
-    {"matmul", "f32[2048,160] f32[640,160] _ _", "transpose_b=1"},
-    {"rms_norm", "f32[8,256,160] f32[8,256,160] _ f32[160] _", "eps=1e-05"},
-    {"layer_norm", "f32[8,256,160] f32[8,256,160] f32[160] f32[160]", "eps=1e-05"},
-    {"embedding", "f32[256,160] i32[8,256]", ""},
-    {"softmax", "f32[8,256,256]", ""},
-    {"cross_entropy", "f32[8,256,256] i32[8,256]", ""},
-    {"linear_cross_entropy", "f32[8,256,160] f32[256,160] i32[8,256]", ""},
-    {"causal_conv1d", "f32[8,256,320] f32[320,4] f32[320] _ _", "silu=1"},
-    {"linear_scan", "f32[8,256,320]~0.5,1 f32[8,256,320] _ _", ""},
+    {"matmul", "f32[2048,160] f32[640,160] _ _", "transpose_b=1", NULL},
+    {"matmul", "f32[2048,768] f32[3072,768] _ _", "transpose_b=1", "large"},
+    {"matmul", "f32[1,768] f32[50280,768] _ _", "transpose_b=1", "decode"},
+    {"rms_norm", "f32[8,256,160] f32[8,256,160] _ f32[160] _", "eps=1e-05", NULL},
+    {"layer_norm", "f32[8,256,160] f32[8,256,160] f32[160] f32[160]", "eps=1e-05", NULL},
+    {"embedding", "f32[256,160] i32[8,256]", "", NULL},
+    {"softmax", "f32[8,256,256]", "", NULL},
+    {"cross_entropy", "f32[8,256,256] i32[8,256]", "", NULL},
+    {"linear_cross_entropy", "f32[8,256,160] f32[256,160] i32[8,256]", "", NULL},
+    {"causal_conv1d", "f32[8,256,320] f32[320,4] f32[320] _ _", "silu=1", NULL},
+    {"causal_conv1d", "f32[1,2048,1536] f32[1536,4] f32[1536] _ _", "silu=1", "large"},
+    {"linear_scan", "f32[8,256,320]~0.5,1 f32[8,256,320] _ _", "", NULL},
     {"selective_scan",
      "f32[8,256,320] f32[8,256,320] f32[320,16]~-4,-0.5 f32[8,256,16] f32[8,256,16] f32[320] f32[8,256,320] "
      "f32[320]~-5,-3 _ _",
-     "delta_softplus=1"},
-    {"sq_norm", "f32[1048576]", ""},
+     "delta_softplus=1", NULL},
+    {"selective_scan",
+     "f32[1,2048,1536] f32[1,2048,1536] f32[1536,16]~-4,-0.5 f32[1,2048,16] f32[1,2048,16] f32[1536] "
+     "f32[1,2048,1536] f32[1536]~-5,-3 _ _",
+     "delta_softplus=1", "large"},
+    {"ssd_scan",
+     "f32[8,256,320] f32[8,256,10] f32[10]~-4,-0.5 f32[8,256,64] f32[8,256,64] f32[10] _ f32[10]~-5,-3 _ _",
+     "groups=1, chunk=0, dt_softplus=1", NULL},
+    {"ssd_scan",
+     "f32[1,2048,1536] f32[1,2048,24] f32[24]~-4,-0.5 f32[1,2048,128] f32[1,2048,128] f32[24] _ f32[24]~-5,-3 _ _",
+     "groups=1, chunk=0, dt_softplus=1", "large"},
+    {"trapezoid_scan",
+     "f32[8,256,640] f32[8,256,640] f32[8,256,320] f32[8,256,10]~-0.5,-0.01 f32[8,256,10]~0.01,0.5 f32[8,256,10] _ "
+     "f32[10] _ _ _ _",
+     "rank=1, chunk=0", NULL},
+    {"trapezoid_scan",
+     "f32[1,2048,3072] f32[1,2048,3072] f32[1,2048,1536] f32[1,2048,24]~-0.5,-0.01 f32[1,2048,24]~0.01,0.5 "
+     "f32[1,2048,24] _ f32[24] _ _ _ _",
+     "rank=1, chunk=0", "large"},
+    {"rotary_mix",
+     "f32[8,256,64] f32[8,256,64] f32[10,1,64] f32[10,1,64] f32[8,256,16] f32[8,256,10]~0.01,0.5 _ _",
+     "groups=1, rank=1, half=0", NULL},
+    {"rotary_mix",
+     "f32[1,2048,128] f32[1,2048,128] f32[24,1,128] f32[24,1,128] f32[1,2048,32] f32[1,2048,24]~0.01,0.5 _ _",
+     "groups=1, rank=1, half=0", "large"},
+    {"rope", "f32[8,256,160] _", "heads=5, rotary_dim=32, base=10000", NULL},
+    {"attention", "f32[8,256,160] f32[8,256,160] f32[8,256,160] _ _", "heads=5, kv_heads=5", NULL},
+    {"attention", "f32[1,2048,768] f32[1,2048,768] f32[1,2048,768] _ _", "heads=12, kv_heads=12", "large"},
+    {"cache_write", "f32[8,256,160] f32[8,16,160] i32[1]~0,200", "", NULL},
+    {"sq_norm", "f32[1048576]", "", NULL},
     {"adamw", "f32[1048576] f32[1048576] f32[1048576] f32[1048576]~0,1 f32[3]~0.001,0.002 f32[1]~1,2",
-     "beta1=0.9, beta2=0.95, eps=1e-08, weight_decay=0.1, max_norm=1"},
-    {"sum", "f32[2048,320]", "axis=0"},
-    {"mean", "f32[2048,320]", "axis=0"},
-    {"max", "f32[2048,320]", "axis=0"},
-    {"cumsum", "f32[8,256,320]", "axis=1"},
-    {"concat", "f32[2048,320] f32[2048,320]", "axis=1"},
-    {"pad", "f32[2048,320]", "axis=0, before=3, after=0"},
-    {"copy", "f32[2048,640]", ""},
+     "beta1=0.9, beta2=0.95, eps=1e-08, weight_decay=0.1, max_norm=1", NULL},
+    {"sum", "f32[2048,320]", "axis=0", NULL},
+    {"mean", "f32[2048,320]", "axis=0", NULL},
+    {"max", "f32[2048,320]", "axis=0", NULL},
+    {"cumsum", "f32[8,256,320]", "axis=1", NULL},
+    {"concat", "f32[2048,320] f32[2048,320]", "axis=1", NULL},
+    {"pad", "f32[2048,320]", "axis=0, before=3, after=0", NULL},
+    {"copy", "f32[2048,640]", "", NULL},
+    {"clamp", "f32[2048,320]", "lo=-0.5, hi=0.5", NULL},
+    {"affine", "f32[2048,320]", "scale=2, shift=1", NULL},
+    {"cast", "i32[2048,320]", "dtype=0", NULL},
 };
 
-static const sample *find(const char *op, size_t length) {
-    for (size_t k = 0; k < sizeof samples / sizeof *samples; k++)
-        if (strlen(samples[k].op) == length && !memcmp(samples[k].op, op, length)) return &samples[k];
+/// name: null for the default. Null where the op has none of that name.
+static const sample *find(const char *op, size_t length, const char *name) {
+    for (size_t k = 0; k < sizeof samples / sizeof *samples; k++) {
+        const sample *s = &samples[k];
+        if (strlen(s->op) != length || memcmp(s->op, op, length)) continue;
+        if (name ? s->name && !strcmp(s->name, name) : !s->name) return s;
+    }
     return NULL;
 }
 
-/// The sample whose graph has this op in it: its own, or for X_grad that of X.
-static const sample *sample_of(const char *op, bool *gradient) {
+/// The sample whose graph has this op in it: its own, or for X_grad that of X. `name` as above.
+static const sample *sample_of(const char *op, const char *name, bool *gradient) {
     const size_t length = strlen(op);
-    const sample *s = find(op, length);
+    const sample *s = find(op, length, name);
     *gradient = false;
     if (s || length < 6 || strcmp(op + length - 5, "_grad")) return s;
-    const sample *forward = find(op, length - 5);
+    const sample *forward = find(op, length - 5, name);
     *gradient = forward != NULL;
     return forward;
 }
@@ -86,7 +126,9 @@ static kr_status input_types(const kr_op *op, const sample *s, const kr_text_lis
     return KR_OK;
 }
 
-/// %i0 = input "i0" : TYPE ... %o0, %o1 = op(%i0, ...) {attributes}; output "o0" = %o0 ... end
+/// %i0 = param "i0" : TYPE ... %o0, %o1 = op(%i0, ...) {attributes}; output "o0" = %o0 ... end
+/// Tensors of f32 are parameters, which stay where they are: inputs are copied in at each run by one thread, and what
+/// the other threads would have had in their caches is gone.
 static void write_text(FILE *to, const kr_op *op, char *types, const char *attributes) {
     char arguments[512] = "";
     int count = 0;
@@ -96,7 +138,8 @@ static void write_text(FILE *to, const kr_op *op, char *types, const char *attri
         if (*type == '_') strcpy(name, "_");
         else {
             sprintf(name, "%%i%d", count);
-            fprintf(to, "%s = input \"i%d\" : %.*s\n", name, count, (int)strcspn(type, "~"), type);
+            fprintf(to, "%s = %s \"i%d\"%s : %.*s\n", name, strncmp(type, "f32", 3) ? "input" : "param", count,
+                    strncmp(type, "f32", 3) ? "" : " init=constant(0)", (int)strcspn(type, "~"), type);
         }
         strcat(strcat(arguments, count ? ", " : ""), name);
     }
@@ -115,16 +158,17 @@ static void add_loss(kr_graph *g) {
         char name[16];
         if (kr_value_dtype(g, v) != KR_F32 || k) continue; // the others are states and saved values
         snprintf(name, sizeof name, "w%d", k);
-        const kr_value each = kr_mul(g, v, kr_stop_gradient(g, kr_input(g, name, KR_F32, kr_value_shape(g, v))));
+        const kr_value each = kr_mul(g, v, kr_stop_gradient(g, kr_param(g, name, kr_value_shape(g, v), (kr_init){0}, 0)));
         loss = kr_sum(g, kr_reshape(g, each, KR_SHAPE(kr_value_count(g, each))), 0, true);
     }
     kr_graph_clear_outputs(g);
     kr_output(g, "loss", loss);
 }
 
-kr_status kr_bench_sample(const char *name, const kr_text_list *words, const char *attributes, kr_graph **out) {
+kr_status kr_bench_sample(const char *name, const char *which, const kr_text_list *words, const char *attributes,
+                          kr_graph **out) {
     bool gradient;
-    const sample *s = sample_of(name, &gradient);
+    const sample *s = sample_of(name, which, &gradient);
     const kr_op *op = kr_op_find(gradient ? s->op : name);
     if (!op || !kr_op_find(name)) {
         const char *nearest = kr_op_nearest(name);
@@ -133,6 +177,7 @@ kr_status kr_bench_sample(const char *name, const kr_text_list *words, const cha
     }
     KR_FAIL_IF(op->flags & (KR_OP_SOURCE | KR_OP_VIEW), KR_BAD_ARGUMENT,
                "op %s runs no kernel: there is nothing to measure", name);
+    KR_FAIL_IF(which && !s, KR_BAD_ARGUMENT, "op %s has no sample '%s'; leave --sample out, or give shapes", name, which);
     char types[1600], *text = NULL;
     size_t bytes = 0;
     KR_TRY(input_types(op, s, words, types));
@@ -150,9 +195,9 @@ kr_status kr_bench_sample(const char *name, const kr_text_list *words, const cha
     return status == KR_BAD_FILE || status == KR_BAD_SHAPE ? KR_BAD_ARGUMENT : status;
 }
 
-/// Range of input `index` in a sample's list of types.
-static void range_of(const sample *s, int index, bool elementwise, double *lo, double *hi) {
-    if (elementwise) *lo = 0.1, *hi = 1; // inside the domain of log, sqrt and the rest
+/// Range of input `index` in a sample's list of types, where it says one.
+static void range_of(const sample *s, int index, bool positive, double *lo, double *hi) {
+    if (positive) *lo = 0.1, *hi = 1; // inside the domain of log, sqrt and the rest
     const char *type = s ? s->inputs : "";
     for (; index > 0 && *type; index--) type += strcspn(type, " ") + (type[strcspn(type, " ")] == ' ');
     const size_t length = strcspn(type, " ");
@@ -160,26 +205,40 @@ static void range_of(const sample *s, int index, bool elementwise, double *lo, d
     if (range) sscanf(range, "~%lf,%lf", lo, hi);
 }
 
-kr_status kr_bench_fill(const char *name, const kr_plan *plan, kr_binding *bindings, int room, int *count) {
+/// Random numbers in [lo, hi); of whole ones the part before the point.
+static void fill(kr_dtype dtype, void *data, int64_t n, uint64_t stream, double lo, double hi) {
+    enum { PERIOD = 10007 }; // random numbers take longer than most kernels: they are repeated
+    for (int64_t i = 0; i < n; i++) {
+        const double x = i < PERIOD ? lo + (hi - lo) * kr_random_uniform(1, stream, (uint64_t)i) : 0;
+        if (dtype == KR_F32) ((float *)data)[i] = i < PERIOD ? (float)x : ((float *)data)[i - PERIOD];
+        else if (dtype == KR_I32) ((int32_t *)data)[i] = i < PERIOD ? (int32_t)x : ((int32_t *)data)[i - PERIOD];
+    }
+}
+
+kr_status kr_bench_fill(const char *name, kr_session *session, const kr_plan *plan, kr_binding *bindings, int room,
+                        int *count) {
     bool gradient;
-    const sample *s = sample_of(name, &gradient);
+    const sample *s = sample_of(name, NULL, &gradient); // ranges are the same for all samples of an op
     const kr_op *op = kr_op_find(name);
     *count = 0;
     for (int k = 0; k < kr_plan_slots(plan); k++) {
         const kr_slot *slot = kr_plan_slot(plan, k);
-        if (slot->kind != KR_SLOT_IO || slot->is_output) continue;
+        const bool input = slot->kind == KR_SLOT_IO && !slot->is_output;
+        if (!input && slot->kind != KR_SLOT_PARAM) continue;
         KR_FAIL_IF(*count == room, KR_BAD_ARGUMENT, "the plan has more than %d inputs", room);
         void *data = calloc(1, slot->bytes + 1);
         KR_FAIL_IF(!data, KR_NO_MEMORY, "no memory for %zu bytes of input", slot->bytes);
-        bindings[(*count)++] = (kr_binding){slot->name, data, slot->bytes};
-        const int64_t n = kr_shape_count(&slot->shape);
-        double lo = -1, hi = 1;
-        if (slot->name[0] == 'i') range_of(s, atoi(slot->name + 1), op && op->flags & KR_OP_ELEMENTWISE, &lo, &hi);
-        for (int64_t i = 0; i < n; i++) {
-            const double x = kr_random_uniform(1, (uint64_t)k, (uint64_t)i);
-            if (slot->dtype == KR_F32) ((float *)data)[i] = (float)(lo + (hi - lo) * x);
-            else if (slot->dtype == KR_I32) ((int32_t *)data)[i] = (int32_t)(x * 256);
+        double lo = slot->dtype == KR_F32 ? -1 : 0, hi = slot->dtype == KR_F32 ? 1 : 256;
+        if (slot->name[0] == 'i')
+            range_of(s, atoi(slot->name + 1), !s && op && op->flags & KR_OP_ELEMENTWISE, &lo, &hi);
+        fill(slot->dtype, data, kr_shape_count(&slot->shape), (uint64_t)k, lo, hi);
+        if (input) {
+            bindings[(*count)++] = (kr_binding){slot->name, data, slot->bytes};
+            continue;
         }
+        const kr_status status = kr_session_write(session, kr_session_find(session, slot->name), data, slot->bytes);
+        free(data);
+        KR_TRY(status);
     }
     return KR_OK;
 }

@@ -3,7 +3,6 @@
 #include "tools/train.h"
 
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 /// Stack in use and thread-local data of libomp; the rest is what OpenBLAS packs for each thread, which grows with the
@@ -119,18 +118,19 @@ size_t kr_memory_resident(void) {
     return (size_t)resident * (size_t)sysconf(_SC_PAGESIZE);
 }
 
-size_t kr_memory_highest(void) {
-    struct rusage usage;
-    return getrusage(RUSAGE_SELF, &usage) == 0 ? (size_t)usage.ru_maxrss * 1024 : 0;
-}
-
-size_t kr_memory_available(void) {
-    FILE *file = fopen("/proc/meminfo", "re");
+/// Kilobytes in the first line of a file of /proc that reads as `format`, "KEY: %llu"; 0 where there is none.
+static size_t proc_kilobytes(const char *path, const char *format) {
+    FILE *file = fopen(path, "re");
     char line[160];
     unsigned long long kilobytes = 0;
     if (!file) return 0;
     while (fgets(line, sizeof line, file))
-        if (sscanf(line, "MemAvailable: %llu", &kilobytes) == 1) break;
+        if (sscanf(line, format, &kilobytes) == 1) break;
     fclose(file);
-    return (size_t)kilobytes * 1024;
+    return (size_t)kilobytes;
 }
+
+/// Not getrusage: its figure goes through exec, so that a large program that starts this one would be in it.
+size_t kr_memory_highest(void) { return proc_kilobytes("/proc/self/status", "VmHWM: %llu") * 1024; }
+
+size_t kr_memory_available(void) { return proc_kilobytes("/proc/meminfo", "MemAvailable: %llu") * 1024; }
