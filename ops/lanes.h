@@ -53,8 +53,13 @@ KR_INLINE kr_vf kr_v_select(kr_vi mask, kr_vf yes, kr_vf no) {
 }
 KR_INLINE kr_vf kr_v_abs(kr_vf x) { return (kr_vf)((kr_vi)x & kr_v_seti(0x7fffffff)); }
 /// Where either is NaN the result is b for min, b for max (as x86 does); inputs of kernels are tested elsewhere.
+#ifdef __AVX512F__
+KR_INLINE kr_vf kr_v_min(kr_vf a, kr_vf b) { return (kr_vf)_mm512_min_ps((__m512)a, (__m512)b); }
+KR_INLINE kr_vf kr_v_max(kr_vf a, kr_vf b) { return (kr_vf)_mm512_max_ps((__m512)a, (__m512)b); }
+#else
 KR_INLINE kr_vf kr_v_min(kr_vf a, kr_vf b) { return kr_v_select(a < b, a, b); }
 KR_INLINE kr_vf kr_v_max(kr_vf a, kr_vf b) { return kr_v_select(a > b, a, b); }
+#endif
 /// The lanes' sum in one fixed tree, the same at every width.
 KR_INLINE float kr_v_sum(kr_vf v) {
     float a[8], b[4];
@@ -82,43 +87,54 @@ KR_INLINE kr_vf kr_v_sqrt(kr_vf x) {
 #endif
 }
 
+/// -|x|. Set by sign bit, so NaN stays NaN.
+KR_INLINE kr_vf kr_v_minus_abs(kr_vf x) { return (kr_vf)((kr_vi)x | kr_v_seti((int32_t)0x80000000)); }
+
+#ifdef __AVX512DQ__
+/// e^x for x below 2^21 in magnitude where the bit of `keep` is set, else 0: 2^n e^r with x = n log(2) + r. The
+/// polynomial is minimax on |r| <= log(2) / 2 with its first two coefficients exact (3.1e-9); scalef overflows to
+/// infinity by itself.
+KR_INLINE kr_vf kr_v_exp_where(__mmask16 keep, kr_vf x) {
+    const kr_vf magic = kr_v_set(12582912.0f), n = x * kr_v_set(1.44269504f) + magic - magic; // 1.5 * 2^23: rounds
+    kr_vf r = n * kr_v_set(-0.693359375f) + x;
+    r = n * kr_v_set(2.12194440e-4f) + r;
+    kr_vf p = kr_v_set(1.381454018e-3f);
+    p = p * r + kr_v_set(8.368745109e-3f);
+    p = p * r + kr_v_set(4.166839078e-2f);
+    p = p * r + kr_v_set(0.166665204f);
+    p = p * r + kr_v_set(0.4999999343f);
+    p = p * r + kr_v_set(1.0f);
+    p = p * r + kr_v_set(1.0f);
+    return (kr_vf)_mm512_maskz_scalef_ps(keep, (__m512)p, (__m512)n);
+}
+/// Lanes at which e^x is a normal number or more; a NaN is one of them.
+KR_INLINE __mmask16 kr_v_exp_kept(kr_vf x) {
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.33654f), _CMP_NLT_UQ);
+}
+#endif
+
 /// e^x. Relative error below 1e-7; 0 below -87.34, infinity above 88.72, NaN stays NaN.
 KR_INLINE kr_vf kr_v_exp(kr_vf x) {
 #ifdef __AVX512DQ__
-    // x log2(e) in two parts; 2^ of the fraction, scaled by 2^ of the rest
-    const __m512 log2e = _mm512_set1_ps(1.44269504f), far = _mm512_set1_ps(1000.0f);
-    const __m512 v = _mm512_min_ps(far, _mm512_max_ps(_mm512_set1_ps(-1000.0f), (__m512)x)); // a NaN passes
-    const __m512 hi = _mm512_mul_ps(v, log2e), part = _mm512_reduce_ps(hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 lo = _mm512_fmadd_ps(v, _mm512_set1_ps(1.92596303e-8f), _mm512_fmsub_ps(v, log2e, hi));
-    const kr_vf f = (kr_vf)_mm512_add_ps(part, lo);
-    kr_vf p = kr_v_set(1.5353362e-4f);
-    p = p * f + kr_v_set(1.3398875e-3f);
-    p = p * f + kr_v_set(9.6184369e-3f);
-    p = p * f + kr_v_set(5.5503324e-2f);
-    p = p * f + kr_v_set(0.24022648f);
-    p = p * f + kr_v_set(0.69314718f);
-    p = p * f + kr_v_set(1.0f);
-    const __mmask16 under = _mm512_cmp_ps_mask(v, _mm512_set1_ps(-87.33654f), _CMP_LT_OQ);
-    return (kr_vf)_mm512_scalef_ps((__m512)p, _mm512_mask_blend_ps(under, _mm512_sub_ps(hi, part), _mm512_set1_ps(-1000.0f)));
+    return kr_v_exp_where(kr_v_exp_kept(x), kr_v_min(kr_v_set(1000.0f), x)); // a NaN passes
 #else
     const kr_vf magic = kr_v_set(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer in the low bits
     const kr_vf lo = kr_v_set(-87.33654f), hi = kr_v_set(88.72283f);
     const kr_vi under = x < lo, over = x > hi, unknown = x != x; // all ones is a NaN too
-    x = kr_v_select(under, lo, kr_v_select(over, hi, x));
+    x = kr_v_min(hi, kr_v_max(lo, x));
     const kr_vf k = x * kr_v_set(1.44269504f) + magic, n = k - magic;
     kr_vf r = x - n * kr_v_set(0.693359375f);
     r = r + n * kr_v_set(2.12194440e-4f);
-    kr_vf p = kr_v_set(1.9875691500e-4f);
-    p = p * r + kr_v_set(1.3981999507e-3f);
-    p = p * r + kr_v_set(8.3334519073e-3f);
-    p = p * r + kr_v_set(4.1665795894e-2f);
-    p = p * r + kr_v_set(1.6666665459e-1f);
-    p = p * r + kr_v_set(5.0000001201e-1f);
-    p = p * (r * r) + r + kr_v_set(1.0f);
-    kr_vf y = (kr_vf)((kr_vi)p + ((kr_vi)k << 23));
-    y = kr_v_select(over, kr_v_set(__builtin_inff()), y);
-    y = kr_v_select(under, kr_v_set(0), y);
-    return (kr_vf)((kr_vi)y | unknown);
+    kr_vf p = kr_v_set(1.381454018e-3f); // as in kr_v_exp_where
+    p = p * r + kr_v_set(8.368745109e-3f);
+    p = p * r + kr_v_set(4.166839078e-2f);
+    p = p * r + kr_v_set(0.166665204f);
+    p = p * r + kr_v_set(0.4999999343f);
+    p = p * r + kr_v_set(1.0f);
+    p = p * r + kr_v_set(1.0f);
+    kr_vi y = (kr_vi)p + ((kr_vi)k << 23);
+    y = (y & ~over) | (over & kr_v_seti(0x7f800000));
+    return (kr_vf)((y & ~under) | unknown);
 #endif
 }
 
@@ -173,29 +189,49 @@ KR_INLINE kr_vf kr_v_log(kr_vf x) {
     return kr_v_select(x != x, x, y);
 }
 
-/// log(1 + u) for u in [0, 1], relative error below 2e-7 down to u = 0: 2 atanh(s) with s = u / (2 + u).
-/// The polynomial is minimax for (atanh(s) / s - 1) / s^2 over s^2 in [0, 1/9] (4.5e-9 relative to the result).
+/// log(1 + u) for u in [0, 1], relative error below 2e-7 down to u = 0. A polynomial is as many operations as the way
+/// by atanh, and needs no division (minimax for log(1 + u) / u, exact at 0: 3.3e-8).
 KR_INLINE kr_vf kr_v_log1p_unit(kr_vf u) {
-    const kr_vf s = u / (u + kr_v_set(2.0f)), q = s * s; // s <= 1/3
-    kr_vf p = kr_v_set(0.140059759f);
-    p = p * q + kr_v_set(0.140009059f);
-    p = p * q + kr_v_set(0.200107634f);
-    p = p * q + kr_v_set(0.333332081f);
-    return kr_v_set(2.0f) * (s + s * q * p);
+    kr_vf p = kr_v_set(5.3648291915e-3f);
+    p = p * u + kr_v_set(-3.0065811015e-2f);
+    p = p * u + kr_v_set(7.92045647e-2f);
+    p = p * u + kr_v_set(-0.13753804684f);
+    p = p * u + kr_v_set(0.19153655972f);
+    p = p * u + kr_v_set(-0.2485716391f);
+    p = p * u + kr_v_set(0.33321322645f);
+    p = p * u + kr_v_set(-0.49999647964f);
+    p = p * u + kr_v_set(1.0f);
+    return p * u;
 }
 
 /// 1 / (1 + e^-x). Relative error below 2e-7; 0 below -87.34.
 KR_INLINE kr_vf kr_v_sigmoid(kr_vf x) {
-    const kr_vf e = kr_v_exp((kr_vf)((kr_vi)x | kr_v_seti((int32_t)0x80000000))), one = kr_v_set(1.0f); // e^-|x|
+    const kr_vf one = kr_v_set(1.0f);
+#ifdef __AVX512DQ__
+    const __mmask16 kept = kr_v_exp_kept(x); // no way past it for what e^-x makes of the rest
+    const kr_vf e = kr_v_exp_where(kept, -kr_v_min(kr_v_set(88.0f), x));
+    return (kr_vf)_mm512_maskz_div_ps(kept, (__m512)one, (__m512)(one + e));
+#else
+    const kr_vf e = kr_v_exp(kr_v_minus_abs(x));
     return kr_v_select(x < kr_v_set(0), e, one) / (one + e);
+#endif
 }
 /// x * sigmoid(x). Relative error below 2.5e-7; 0 below -87.34.
 KR_INLINE kr_vf kr_v_silu(kr_vf x) { return x * kr_v_sigmoid(x); }
+
+/// e^-|x|, 0 where |x| is above 87.34.
+KR_INLINE kr_vf kr_v_exp_minus_abs(kr_vf x) {
+    const kr_vf v = kr_v_minus_abs(x);
+#ifdef __AVX512DQ__
+    return kr_v_exp_where(kr_v_exp_kept(v), v);
+#else
+    return kr_v_exp(v);
+#endif
+}
 /// x > 20 ? x : log1p(e^x), evaluated as max(x, 0) + log1p(e^-|x|): no overflow, relative error below
 /// 2.5e-7; 0 below -87.34.
 KR_INLINE kr_vf kr_v_softplus(kr_vf x) {
-    const kr_vf e = kr_v_exp((kr_vf)((kr_vi)x | kr_v_seti((int32_t)0x80000000)));
-    return kr_v_select(x > kr_v_set(0), x, kr_v_set(0)) + kr_v_log1p_unit(e);
+    return kr_v_max(x, kr_v_set(0)) + kr_v_log1p_unit(kr_v_exp_minus_abs(x));
 }
 /// tanh, relative error below 2e-7.
 KR_INLINE kr_vf kr_v_tanh(kr_vf x) {
