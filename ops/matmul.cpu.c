@@ -1,11 +1,9 @@
-/// y = act(op(a) op(b) + bias) or op(a) op(b) + bias + residual, three ways, chosen by shape alone:
-///   one to four rows (decode)      b streams through once: dot products along K, or sums of rows of b
-///   operands that fit the caches   tiles in registers (tile.h), which need no second pass for bias and residual
-///   everything else                OpenBLAS, single-threaded, on blocks of the result
-/// A block of the result is cut by the shape only, so every number of threads computes the same bits.
-/// `krait bench op matmul` shows what each is worth: at 2048 x 640 x 160 the tiles reach 158 GFLOP/s on one AVX-512
-/// core, where sgemm on blocks reaches 135 (and 148 on the whole); for the weight gradient 160 x 320 x 2048 it is 252
-/// to 197 on two.
+/// y = act(op(a) op(b) + bias) or op(a) op(b) + bias + residual, three ways, chosen by shape and build alone:
+///   a few rows (decode)  b streams through once: dot products along K, or sums of rows of b
+///   AVX2 and AVX-512     tiles in registers (tile.h); every thread packs and multiplies a share of its own
+///   the base build       OpenBLAS, single-threaded, on blocks of the result, which uses what the machine has
+/// The bits of tiles do not depend on how a product is shared out; blocks for OpenBLAS are cut by the shape only. So
+/// every number of threads computes the same bits.
 #include "ops/tile.h"
 
 #include <cblas.h>
@@ -16,6 +14,12 @@ enum {
     FEW = 4,      // rows
     COLUMNS = 64, // of a unit in that case
     VECTORS = COLUMNS / KR_LANES,
+    STEP = 4, // rows that a share of a product begins at a multiple of
+#ifdef __AVX__
+    USE_TILES = 1,
+#else
+    USE_TILES = 0, // OpenBLAS has what the machine has
+#endif
 };
 
 typedef struct product {
@@ -215,9 +219,9 @@ typedef struct grid {
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// Cycles that a block takes for every step along K: its products (27 a cycle), the packing of its columns of b and
-/// rows of a (half a cycle for an element), and a share of what starting a block takes. Measured on one AVX-512 core;
-/// only the proportions matter.
+/// Cycles that a block takes in OpenBLAS for every step along K: its products (27 a cycle), the packing of its columns
+/// of b and rows of a (half a cycle for an element), and a share of what starting a block takes. Measured on one AVX-512
+/// core; only the proportions matter.
 static double block_time(const product *p, int64_t rows, int64_t cols) {
     return (double)rows * (double)cols / 27 + (double)(rows + cols) / 2 + 1500 / (double)(p->k + 1);
 }
@@ -247,15 +251,45 @@ static grid cut(const product *p) {
     return best;
 }
 
-/// Whether the tiles are the faster way: beyond these sizes sgemm is. Without AVX it always is, for OpenBLAS still has
-/// what the machine has.
-static int in_tiles(const product *p) {
-#ifdef __AVX__
-    return p->n * p->k <= 1 << 23 && (!p->ta || p->m * p->k <= 1 << 23);
-#else
-    (void)p;
-    return 0;
-#endif
+/// Rows row to row + rows, columns column to column + cols of one entry.
+typedef struct block {
+    int64_t entry, row, column, rows, cols;
+} block;
+
+static void multiply_in_tiles(const product *p, const block *at) {
+    const tile_product t = {
+        .m = at->rows,
+        .n = at->cols,
+        .k = p->k,
+        .a = p->a + at->entry * p->step_a + (p->ta ? at->row : at->row * p->lda),
+        .b = p->b + at->entry * p->step_b + (p->tb ? at->column * p->ldb : at->column),
+        .from = p->residual ? p->residual + at->entry * p->step_r + at->row * p->ldr + at->column : 0,
+        .bias = p->bias ? p->bias + at->column : 0,
+        .c = p->c + at->entry * p->step_c + at->row * p->ldc + at->column,
+        .lda = p->lda,
+        .ldb = p->ldb,
+        .ldf = p->ldr,
+        .ldc = p->ldc,
+        .ta = p->ta,
+        .tb = p->tb,
+        .finish = p->activation ? activate_block : 0,
+        .how = p->activation,
+    };
+    tile_multiply(&t);
+}
+
+static void multiply_in_blas(const product *p, const block *at) {
+    const float *a = p->a + at->entry * p->step_a + (p->ta ? at->row : at->row * p->lda);
+    const float *b = p->b + at->entry * p->step_b + (p->tb ? at->column * p->ldb : at->column);
+    const float *residual = p->residual ? p->residual + at->entry * p->step_r + at->row * p->ldr + at->column : 0;
+    float *c = p->c + at->entry * p->step_c + at->row * p->ldc + at->column;
+    const int adds = residual || p->bias || !p->k;
+    if (adds) prepare_block(p, c, residual, at->column, at->rows, at->cols);
+    if (p->k)
+        cblas_sgemm(CblasRowMajor, p->ta ? CblasTrans : CblasNoTrans, p->tb ? CblasTrans : CblasNoTrans,
+                    (int)at->rows, (int)at->cols, (int)p->k, 1.0f, a, (int)p->lda, b, (int)p->ldb, adds ? 1.0f : 0.0f,
+                    c, (int)p->ldc);
+    activate_block(c, at->rows, at->cols, p->ldc, p->activation);
 }
 
 static void in_blocks(const product *p, int part, int parts) {
@@ -264,28 +298,46 @@ static void in_blocks(const product *p, int part, int parts) {
     int64_t begin, end;
     kr_share(p->batch * per_entry, part, parts, &begin, &end);
     for (int64_t unit = begin; unit < end; unit++) {
-        const int64_t entry = unit / per_entry, block = unit % per_entry;
-        const int64_t row = block / g.col_blocks * g.rows, column = block % g.col_blocks * g.cols;
-        const int64_t rows = p->m - row < g.rows ? p->m - row : g.rows,
-                      cols = p->n - column < g.cols ? p->n - column : g.cols;
-        const float *a = p->a + entry * p->step_a + (p->ta ? row : row * p->lda);
-        const float *b = p->b + entry * p->step_b + (p->tb ? column * p->ldb : column);
-        const float *residual = p->residual ? p->residual + entry * p->step_r + row * p->ldr + column : 0;
-        float *c = p->c + entry * p->step_c + row * p->ldc + column;
-        if (p->k && in_tiles(p)) {
-            const float *bias = p->bias ? p->bias + column : 0;
-            const tile_product block_product = {rows, cols,   p->k,   a,      b,      residual, bias,
-                                                c,    p->lda, p->ldb, p->ldr, p->ldc, p->ta,    p->tb};
-            tile_multiply(&block_product);
-            activate_block(c, rows, cols, p->ldc, p->activation);
-            continue;
-        }
-        const int adds = residual || p->bias || !p->k;
-        if (adds) prepare_block(p, c, residual, column, rows, cols);
-        if (p->k)
-            cblas_sgemm(CblasRowMajor, p->ta ? CblasTrans : CblasNoTrans, p->tb ? CblasTrans : CblasNoTrans, (int)rows,
-                        (int)cols, (int)p->k, 1.0f, a, (int)p->lda, b, (int)p->ldb, adds ? 1.0f : 0.0f, c, (int)p->ldc);
-        activate_block(c, rows, cols, p->ldc, p->activation);
+        block at = {unit / per_entry, unit % per_entry / g.col_blocks * g.rows, unit % g.col_blocks * g.cols, 0, 0};
+        at.rows = p->m - at.row < g.rows ? p->m - at.row : g.rows;
+        at.cols = p->n - at.column < g.cols ? p->n - at.column : g.cols;
+        multiply_in_blas(p, &at);
+    }
+}
+
+/// How many threads share the columns, where parts / that many share the rows: a divisor of `parts`, by the cycles that
+/// the largest share takes for every step along K. Its products take 1/27, to pack an element takes half a cycle.
+static int threads_across(const product *p, int parts) {
+    int best = 1;
+    double least = __builtin_inf();
+    for (int across = 1; across <= parts; across++) {
+        if (parts % across) continue;
+        const double rows = (double)(ceil_div(ceil_div(p->m, STEP) * p->batch, parts / across) * STEP);
+        const double cols = (double)(ceil_div(ceil_div(p->n, KR_LANES), across) * KR_LANES);
+        const double time = rows * cols / 27 + (p->ta ? rows / 2 : rows / 8) + cols / 2;
+        if (time >= least) continue;
+        least = time;
+        best = across;
+    }
+    return best;
+}
+
+/// A block per thread and entry. An element has the same bits in whatever block, so these may depend on the number of
+/// threads.
+static void in_tiles(const product *p, int part, int parts) {
+    const int across = threads_across(p, parts), down = parts / across;
+    const int64_t steps = ceil_div(p->m, STEP);
+    int64_t begin, end, left, right;
+    kr_share(p->batch * steps, part / across, down, &begin, &end);
+    kr_share(ceil_div(p->n, KR_LANES), part % across, across, &left, &right);
+    right = right * KR_LANES < p->n ? right * KR_LANES : p->n;
+    while (begin < end) {
+        const int64_t entry = begin / steps, first = begin % steps;
+        const int64_t last = end - begin < steps - first ? first + end - begin : steps;
+        const int64_t bottom = last * STEP < p->m ? last * STEP : p->m;
+        const block at = {entry, first * STEP, left * KR_LANES, bottom - first * STEP, right - left * KR_LANES};
+        if (at.cols > 0) multiply_in_tiles(p, &at);
+        begin += last - first;
     }
 }
 
@@ -293,5 +345,6 @@ KR_KERNEL(matmul) {
     const product p = describe(call);
     if (!p.m || !p.n || !p.batch) return;
     if (p.m <= FEW && (!p.tb || !p.ta)) few_rows(&p, part, parts);
+    else if (USE_TILES && p.k) in_tiles(&p, part, parts);
     else in_blocks(&p, part, parts);
 }

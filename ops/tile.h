@@ -1,19 +1,22 @@
-/// The product of two matrices that fit in the caches: c = from + bias + op(a) op(b), for kernels.
+/// The product of two matrices, for kernels: c = from + bias + op(a) op(b), by one thread.
 ///
 /// The result is made tile by tile: TILE_ROWS by PANEL sums stay in registers while K goes by (the register blocking of
 /// Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication"). A piece of op(b), PACKED floats at
 /// most, is packed into panels [depth][PANEL] that stay in the second cache and serve all rows. a is read where it
-/// lies; when it is transposed, STRIP rows at a time are packed too. Both are packed, and c is written, along their
-/// rows: from memory beyond the caches, whole rows come several times as fast as columns of lines.
-/// Every element is summed along K in one order, whatever tile it is in; where K is longer than a piece is deep, the
-/// sum so far waits in c.
+/// lies, STRIP rows at a time; when it is transposed, a strip is packed too. Both are packed, and c is written, along
+/// their rows: from memory beyond the caches, whole rows come several times as fast as columns of lines. While a strip
+/// is multiplied, the next one and the next piece of b are fetched into the second cache, a few lines before each tile,
+/// and so is the room of the tile in c: what comes from memory then costs bandwidth, but no waiting.
+/// Every element is summed along K in one order, whatever tile, strip or block it is in, so the bits of a product do
+/// not depend on how its rows and columns are shared out; where K is longer than a piece is deep, the sum so far waits
+/// in c.
 #ifndef KRAIT_OPS_TILE_H
 #define KRAIT_OPS_TILE_H
 
 #include "ops/lanes.h"
 
 #if defined(__AVX512F__)
-enum { TILE_ROWS = 12, TILE_PART = 4, TILE_VECTORS = 2 }; // 24 of 32 registers hold sums
+enum { TILE_ROWS = 8, TILE_PART = 4, TILE_VECTORS = 3 }; // 24 of 32 registers hold sums
 #elif defined(__AVX__)
 enum { TILE_ROWS = 6, TILE_PART = 2, TILE_VECTORS = 1 }; // 12 of 16, two registers to a vector
 #else
@@ -21,28 +24,34 @@ enum { TILE_ROWS = 2, TILE_PART = 2, TILE_VECTORS = 1 }; // 8 of 16, four regist
 #endif
 enum {
     PANEL = TILE_VECTORS * KR_LANES,
-    STRIP = 192, // a multiple of TILE_ROWS
-    PACKED = 128 * 320,
-    DEEP = 320, // most of K in a piece
-    DEEP_TRANSPOSED = 128,
+    GROUP = 24, // rows that a panel serves while it is in the first cache; a multiple of TILE_ROWS
+    STRIP = 96, // a multiple of GROUP
+    PACKED = 128 * 1024,
+    DEEP = 640,            // most of K in a piece
+    DEEP_TRANSPOSED = 240, // the same where a is transposed
 };
 
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_FOUR _Pragma("clang loop unroll_count(4)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL_FOUR _Pragma("GCC unroll 4")
 #endif
 
 #define KR_TILE static __attribute__((unused)) // whoever includes this file may want a part of it
 
 /// Matrices with their pitches: a [m, k] or transposed [k, m], b [k, n] or transposed [n, k], c and from [m, n], and
-/// bias [n]. from and bias may be null; from may be c.
+/// bias [n]. from and bias may be null; from may be c. finish, where not null, is called with every block of c that is
+/// done, while it is in the second cache.
 typedef struct tile_product {
     int64_t m, n, k;
     const float *a, *b, *from, *bias;
     float *c;
     int64_t lda, ldb, ldf, ldc;
     int ta, tb;
+    void (*finish)(float *c, int64_t rows, int64_t cols, int64_t pitch, int how);
+    int how;
 } tile_product;
 
 // Packing b -------------------------------------------------------------------------------------------------------
@@ -115,11 +124,19 @@ KR_INLINE void tile(const float *a, int64_t along_m, int64_t along_k, const floa
     kr_vf acc[TILE_ROWS][TILE_VECTORS], add[TILE_VECTORS];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = kr_v_set(0);
-    for (int64_t k = 0; k < depth; k++, panel += PANEL, a += along_k) {
+    // Every third row has a pointer: with one and two pitches as index the loop needs no other addresses. The compiler
+    // is not told how they are related, for it would then compute them from one another in every step.
+    const float *row[(TILE_ROWS + 2) / 3];
+    UNROLL for (int r = 0; r < rows; r += 3) {
+        row[r / 3] = a + r * along_m;
+        __asm__("" : "+r"(row[r / 3]));
+    }
+    UNROLL_FOUR
+    for (int64_t k = 0; k < depth; k++, panel += PANEL) {
         kr_vf w[TILE_VECTORS];
         UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(panel + v * KR_LANES);
         UNROLL for (int r = 0; r < rows; r++) {
-            const kr_vf x = kr_v_set(a[r * along_m]);
+            const kr_vf x = kr_v_set(row[r / 3][k * along_k + r % 3 * along_m]);
             UNROLL for (int v = 0; v < vectors; v++) acc[r][v] += x * w[v];
         }
     }
@@ -142,36 +159,138 @@ typedef void tile_kernel(const float *a, int64_t pitch, const float *panel, int6
         (void)pitch;                                                                                          \
         tile(a, along_m, along_k, panel, depth, c, ldc, from, ldf, bias, cols, rows, vectors);                \
     }
-TILE(tile_wide, pitch, 1, TILE_ROWS, TILE_VECTORS)
-TILE(tile_wide_part, pitch, 1, TILE_PART, TILE_VECTORS)
-TILE(tile_wide_row, pitch, 1, 1, TILE_VECTORS)
-TILE(tile_narrow, pitch, 1, TILE_ROWS, 1)
-TILE(tile_narrow_part, pitch, 1, TILE_PART, 1)
-TILE(tile_narrow_row, pitch, 1, 1, 1)
-TILE(strip_wide, 1, TILE_ROWS, TILE_ROWS, TILE_VECTORS)
-TILE(strip_wide_part, 1, TILE_ROWS, TILE_PART, TILE_VECTORS)
-TILE(strip_wide_row, 1, TILE_ROWS, 1, TILE_VECTORS)
-TILE(strip_narrow, 1, TILE_ROWS, TILE_ROWS, 1)
-TILE(strip_narrow_part, 1, TILE_ROWS, TILE_PART, 1)
-TILE(strip_narrow_row, 1, TILE_ROWS, 1, 1)
-static tile_kernel *const tile_kernels[2][2][3] = {
-    {{tile_wide, tile_wide_part, tile_wide_row}, {tile_narrow, tile_narrow_part, tile_narrow_row}},
-    {{strip_wide, strip_wide_part, strip_wide_row}, {strip_narrow, strip_narrow_part, strip_narrow_row}},
+#define TILES(vectors)                                                     \
+    TILE(tile_##vectors, pitch, 1, TILE_ROWS, vectors)                     \
+    TILE(tile_part_##vectors, pitch, 1, TILE_PART, vectors)                \
+    TILE(tile_row_##vectors, pitch, 1, 1, vectors)                         \
+    TILE(tile_strip_##vectors, 1, TILE_ROWS, TILE_ROWS, vectors)           \
+    TILE(tile_strip_part_##vectors, 1, TILE_ROWS, TILE_PART, vectors)      \
+    TILE(tile_strip_row_##vectors, 1, TILE_ROWS, 1, vectors)
+#define TILES_OF(vectors)                                                             \
+    {                                                                                 \
+        {tile_##vectors, tile_part_##vectors, tile_row_##vectors}, {                  \
+            tile_strip_##vectors, tile_strip_part_##vectors, tile_strip_row_##vectors \
+        }                                                                             \
+    }
+TILES(1)
+#ifdef __AVX512F__
+TILES(2)
+TILES(3)
+#endif
+static tile_kernel *const tile_kernels[TILE_VECTORS][2][3] = {
+    TILES_OF(1),
+#ifdef __AVX512F__
+    TILES_OF(2),
+    TILES_OF(3),
+#endif
 };
 
-/// `rows` rows of c from packed panels: c = from + bias + a panels. a lies in rows with a pitch, or in a strip.
+/// A matrix that will be wanted soon: its lines are fetched row by row, `pace` at a time.
+typedef struct tile_ahead {
+    const float *row;
+    int64_t pitch, rows, lines, line, pace;
+} tile_ahead;
+
+KR_TILE tile_ahead tile_ahead_of(const float *from, int64_t pitch, int64_t rows, int64_t cols, int64_t times) {
+    const int64_t lines = cols / KR_LANES + 1; // a row may begin anywhere in its first line
+    return (tile_ahead){from, pitch, rows, lines, 0, rows * lines / (times ? times : 1) + 1};
+}
+
+KR_INLINE void tile_fetch(tile_ahead *next) {
+    for (int64_t k = next->pace; k > 0 && next->rows > 0; k--) {
+        __builtin_prefetch(next->row + next->line * KR_LANES, 0, 2);
+        if (++next->line < next->lines) continue;
+        next->line = 0;
+        next->row += next->pitch;
+        next->rows--;
+    }
+}
+
+/// `rows` rows of c from packed panels: c = from + bias + a panels. a lies in rows with a pitch, or in a strip. Before
+/// each tile a few lines of `next_a` and `next_b` are fetched, which may be null together.
+KR_TILE void tile_rows_ahead(const float *a, int strip, int64_t lda, const float *panels, int64_t depth, float *c,
+                             int64_t ldc, const float *from, int64_t ldf, const float *bias, int64_t rows, int64_t cols,
+                             tile_ahead *next_a, tile_ahead *next_b) {
+    for (int64_t group = 0; group < rows; group += GROUP) {
+        const int64_t end = rows - group < GROUP ? rows : group + GROUP;
+        for (int64_t j = 0; j < cols; j += PANEL) {
+            const int64_t vectors = cols - j < PANEL ? (cols - j + KR_LANES - 1) / KR_LANES : TILE_VECTORS;
+            for (int64_t r = group; r < end;) {
+                const int64_t left = end - r, step = left >= TILE_ROWS ? TILE_ROWS : left >= TILE_PART ? TILE_PART : 1;
+                const int64_t at = strip ? r / TILE_ROWS * depth * TILE_ROWS + r % TILE_ROWS : r * lda;
+                const int size = step == TILE_ROWS ? 0 : step == TILE_PART ? 1 : 2;
+                if (next_a) {
+                    for (int64_t i = r; i < r + step; i++)
+                        for (int64_t v = 0; v < vectors; v++) __builtin_prefetch(c + i * ldc + j + v * KR_LANES, 1, 3);
+                    tile_fetch(next_a);
+                    tile_fetch(next_b);
+                }
+                tile_kernels[vectors - 1][strip][size](a + at, lda, panels + j * depth, depth, c + r * ldc + j, ldc,
+                                                       from ? from + r * ldf + j : 0, ldf, bias ? bias + j : 0,
+                                                       cols - j);
+                r += step;
+            }
+        }
+    }
+}
+
 KR_TILE void tile_rows(const float *a, int strip, int64_t lda, const float *panels, int64_t depth, float *c,
                        int64_t ldc, const float *from, int64_t ldf, const float *bias, int64_t rows, int64_t cols) {
-    for (int64_t r = 0; r < rows;) {
-        const int64_t left = rows - r, step = left >= TILE_ROWS ? TILE_ROWS : left >= TILE_PART ? TILE_PART : 1;
-        const int64_t at = strip ? r / TILE_ROWS * depth * TILE_ROWS + r % TILE_ROWS : r * lda;
-        const int size = step == TILE_ROWS ? 0 : step == TILE_PART ? 1 : 2;
-        for (int64_t j = 0; j < cols; j += PANEL) {
-            tile_kernel *const kernel = tile_kernels[strip][cols - j <= KR_LANES][size];
-            kernel(a + at, lda, panels + j * depth, depth, c + r * ldc + j, ldc, from ? from + r * ldf + j : 0, ldf,
-                   bias ? bias + j : 0, cols - j);
-        }
-        r += step;
+    tile_rows_ahead(a, strip, lda, panels, depth, c, ldc, from, ldf, bias, rows, cols, 0, 0);
+}
+
+// Blocks ----------------------------------------------------------------------------------------------------------
+
+/// One piece of op(b): its columns j to j + cols, its rows k to k + depth.
+typedef struct tile_piece {
+    int64_t j, k, cols, depth;
+} tile_piece;
+
+/// How b is cut: width by most, the last of each smaller.
+typedef struct tile_cut {
+    int64_t width, most;
+} tile_cut;
+
+KR_TILE tile_piece tile_piece_at(const tile_product *p, const tile_cut *cut, int64_t j, int64_t k) {
+    const int64_t cols = p->n - j, depth = p->k - k;
+    return (tile_piece){j, k, cols < cut->width ? cols : cut->width, depth < cut->most ? depth : cut->most};
+}
+
+/// The piece after that one, along K first; no columns behind the last.
+KR_TILE tile_piece tile_piece_after(const tile_product *p, const tile_cut *cut, const tile_piece *at) {
+    if (at->k + at->depth < p->k) return tile_piece_at(p, cut, at->j, at->k + at->depth);
+    if (at->j + at->cols < p->n) return tile_piece_at(p, cut, at->j + at->cols, 0);
+    return (tile_piece){0};
+}
+
+/// Fetches rows r to r + STRIP of a's piece from k on, in the course of `tiles` tiles.
+KR_TILE tile_ahead tile_ahead_a(const tile_product *p, int64_t r, int64_t k, int64_t depth, int64_t tiles) {
+    const int64_t rows = p->m - r < STRIP ? p->m - r : STRIP;
+    return p->ta ? tile_ahead_of(p->a + k * p->lda + r, p->lda, depth, rows, tiles)
+                 : tile_ahead_of(p->a + r * p->lda + k, p->lda, rows, depth, tiles);
+}
+
+KR_TILE tile_ahead tile_ahead_b(const tile_product *p, const tile_piece *b, int64_t tiles) {
+    return p->tb ? tile_ahead_of(p->b + b->j * p->ldb + b->k, p->ldb, b->cols, b->depth, tiles)
+                 : tile_ahead_of(p->b + b->k * p->ldb + b->j, p->ldb, b->depth, b->cols, tiles);
+}
+
+/// All rows by one piece of b, which is packed.
+KR_TILE void tile_multiply_piece(const tile_product *p, const tile_piece *at, const tile_piece *next,
+                                 const float *panels, float *strip) {
+    const int64_t k = at->k, across = (at->cols + PANEL - 1) / PANEL, ldf = k ? p->ldc : p->ldf;
+    const float *from = k ? p->c : p->from, *bias = k || !p->bias ? 0 : p->bias + at->j;
+    tile_ahead next_b = tile_ahead_b(p, next, across * ((p->m + TILE_ROWS - 1) / TILE_ROWS));
+    for (int64_t r = 0; r < p->m; r += STRIP) {
+        const int64_t rows = p->m - r < STRIP ? p->m - r : STRIP, tiles = across * ((rows + TILE_ROWS - 1) / TILE_ROWS);
+        const float *a = p->ta ? strip : p->a + r * p->lda + k, *add = from ? from + r * ldf + at->j : 0;
+        float *c = p->c + r * p->ldc + at->j;
+        tile_ahead next_a = r + rows < p->m ? tile_ahead_a(p, r + rows, k, at->depth, tiles)
+                                            : tile_ahead_a(p, 0, next->k, next->depth, tiles);
+        if (p->ta) tile_pack_strip(p->a + k * p->lda + r, p->lda, at->depth, rows, strip);
+        tile_rows_ahead(a, p->ta, p->lda, panels, at->depth, c, p->ldc, add, ldf, bias, rows, at->cols, &next_a,
+                        &next_b);
+        if (p->finish && k + at->depth == p->k) p->finish(c, rows, at->cols, p->ldc, p->how);
     }
 }
 
@@ -179,21 +298,15 @@ KR_TILE void tile_rows(const float *a, int strip, int64_t lda, const float *pane
 KR_TILE void tile_multiply(const tile_product *p) {
     _Alignas(64) float panels[PACKED], strip[STRIP * DEEP_TRANSPOSED];
     const int64_t deep = p->ta ? DEEP_TRANSPOSED : DEEP, pieces = (p->k + deep - 1) / deep;
-    const int64_t most = (p->k + pieces - 1) / pieces, width = PACKED / most / PANEL * PANEL;
-    const int64_t height = p->ta ? STRIP : p->m;
-    for (int64_t j = 0; j < p->n; j += width)
-        for (int64_t k = 0; k < p->k; k += most) {
-            const int64_t cols = p->n - j < width ? p->n - j : width, depth = p->k - k < most ? p->k - k : most;
-            const float *from = k ? p->c : p->from, *bias = k || !p->bias ? 0 : p->bias + j;
-            const int64_t ldf = k ? p->ldc : p->ldf;
-            tile_pack(p->b + (p->tb ? j * p->ldb + k : k * p->ldb + j), p->ldb, p->tb, depth, cols, panels);
-            for (int64_t r = 0; r < p->m; r += height) {
-                const int64_t rows = p->m - r < height ? p->m - r : height;
-                const float *a = p->ta ? strip : p->a + r * p->lda + k, *add = from ? from + r * ldf + j : 0;
-                if (p->ta) tile_pack_strip(p->a + k * p->lda + r, p->lda, depth, rows, strip);
-                tile_rows(a, p->ta, p->lda, panels, depth, p->c + r * p->ldc + j, p->ldc, add, ldf, bias, rows, cols);
-            }
-        }
+    const int64_t most = (p->k + pieces - 1) / pieces;
+    const tile_cut cut = {PACKED / most / PANEL * PANEL, most};
+    tile_piece next;
+    for (tile_piece at = tile_piece_at(p, &cut, 0, 0); at.cols; at = next) {
+        next = tile_piece_after(p, &cut, &at);
+        const float *b = p->b + (p->tb ? at.j * p->ldb + at.k : at.k * p->ldb + at.j);
+        tile_pack(b, p->ldb, p->tb, at.depth, at.cols, panels);
+        tile_multiply_piece(p, &at, &next, panels, strip);
+    }
 }
 
 #endif

@@ -98,14 +98,18 @@ Test(matmul, forward_of_nothing) {
     check_forward(&one_row, matmul);
 }
 
-// Enough for several blocks, and past the sizes that tiles are used for.
+// Enough for several strips of rows and several pieces of b, along N and along K.
 Test(matmul, forward_of_large_products) {
     const check_case blocks = product(-1, false, 300, 130, 90, 2, 1, KR_ACT_SILU);
     check_forward(&blocks, matmul);
     const check_case gradient = product(-1, false, 150, 100, 700, 1, 2, 0);
     check_forward(&gradient, matmul);
-    const check_case beyond_tiles = product(-1, false, 1030, 520, 3, 1, 1, 0);
-    check_forward(&beyond_tiles, matmul);
+    for (int transposes = 0; transposes < 4; transposes++) {
+        const check_case pieces = product(-1, false, 30, 420, 700, transposes, 3, 0);
+        check_forward(&pieces, matmul);
+    }
+    const check_case shallow = product(-1, false, 1030, 520, 3, 1, 1, 0);
+    check_forward(&shallow, matmul);
 }
 
 Test(matmul, gradient) {
