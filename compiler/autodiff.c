@@ -1,7 +1,7 @@
 /// Reverse-mode differentiation on the graph. Each op's rule appends the nodes of its own derivative, so the backward
 /// graph prints, fuses and plans like any other. For every value the gradients from all its readers are added in the
-/// order in which the reverse walk meets them, which is fixed by the graph. A node that can add to what it makes gets
-/// the sum so far as an input, so that the gradient of a tied embedding is one table and not three.
+/// order in which the reverse walk meets them, which is fixed by the graph. For a parameter, a node that can add to what it
+/// makes gets the sum so far as an input, so that the gradient of a tied embedding is one table and not three.
 #include "compiler/internal.h"
 
 #include <stdlib.h>
@@ -50,7 +50,9 @@ static kr_status add_to(walk *w, const kr_node *n, int input, kr_value d, int fi
     KR_FAIL_IF(!kr_shape_equal(&want, &got), KR_BAD_SHAPE, "autodiff: the gradient of input %d of %s is %s, want %s", input,
                n->op->name, kr_shape_text(&got, text_got), kr_shape_text(&want, text_want));
     kr_value *sum = &w->grad[v.id];
-    *sum = !sum->id || add_inside(w, first, d, *sum) ? d : kr_add(w->g, *sum, d);
+    // Elsewhere the fuse pass does this, where it weighs what lives longer for it.
+    const bool param = kr_node_source(kr_value_node(w->g, v)) == KR_SOURCE_PARAM;
+    *sum = !sum->id || (param && add_inside(w, first, d, *sum)) ? d : kr_add(w->g, *sum, d);
     return kr_graph_status(w->g);
 }
 
