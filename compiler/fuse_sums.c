@@ -5,11 +5,28 @@
 
 #include <string.h>
 
-/// Would the op's rule accept `v` as its input `at`?
+/// How a value lies in memory when nothing is placed inside a join: false when it has to be copied first.
+static bool layout_of(const kr_graph *g, kr_value v, kr_layout *out) {
+    const kr_node *n = kr_value_node(g, v);
+    const kr_shape shape = kr_value_shape(g, v);
+    kr_layout from;
+    *out = kr_layout_packed(&shape);
+    if (kr_node_source(n) == KR_SOURCE_CONST) memset(out->stride, 0, sizeof out->stride);
+    if (!(n->op->flags & KR_OP_VIEW)) return true;
+    return layout_of(g, n->in[0], &from) && n->op->view(&n->attrs, &from, &shape, out);
+}
+
+static bool readable(const kr_graph *g, const kr_node *n, int at, kr_value v) {
+    kr_layout l;
+    return layout_of(g, v, &l) && kr_layout_accepted(n->op, at, &l);
+}
+
+/// Would the op's rule accept `v` as its input `at`, and its kernel read it where it lies?
 static bool takes_input(const kr_graph *g, const kr_node *n, int at, kr_value v, kr_value first) {
     kr_shape in_shape[32], out_shape[16];
     kr_dtype in_dtype[32], out_dtype[16];
     if (n->inputs > 32 || n->outputs > 16) return false;
+    if (!readable(g, n, at, v) || (first.id && !readable(g, n, 0, first))) return false; // a copy costs more than it saves
     for (int k = 0; k < n->inputs; k++) {
         const kr_value in = k == at ? v : k == 0 && first.id ? first : n->in[k];
         in_shape[k] = kr_value_shape(g, in);

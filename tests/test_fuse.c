@@ -465,3 +465,14 @@ Test(fuse, a_product_that_others_need_keeps_its_value) {
     cr_expect_eq(count(g, "add"), 2);
     kr_graph_free(g);
 }
+
+/// A row added to a product would have to be written out as a matrix first.
+Test(fuse, nothing_is_copied_to_be_a_residual) {
+    kr_graph *g = graph();
+    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(4, 4)), y = kr_linear(g, x, kr_input(g, "w", KR_F32, KR_SHAPE(4, 4)), KR_NONE);
+    kr_output(g, "y", kr_add(g, y, kr_input(g, "row", KR_F32, KR_SHAPE(4))));
+    check_ok(kr_compile(g, &(kr_compile_options){.stop_after = "layout"}, NULL, NULL), "layout");
+    cr_expect_eq(count(g, "copy"), 0);
+    cr_expect_eq(count(g, "add"), 1);
+    kr_graph_free(g);
+}
