@@ -122,6 +122,9 @@ struct kr_session {
 
 /// What kr_session_add made of a plan, or null.
 kr_bound *kr_session_bound(const kr_session *, const kr_plan *);
+/// Elements [first, first + n) of what kr_init_fill makes; first is a multiple of 4.
+void kr_init_fill_part(const kr_init *, uint64_t seed, const char *name, float *out, int64_t first, int64_t n,
+                       int64_t last);
 /// Sets n elements to `value`. fails KR_BAD_ARGUMENT when an integer dtype cannot hold it.
 kr_status kr_splat(kr_dtype, double value, void *out, int64_t n);
 

@@ -9,7 +9,7 @@
 ///   counter low  = index / 4; the four words of one counter serve four neighbouring elements.
 ///
 /// Source: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
-#include "runtime/runtime.h"
+#include "runtime/internal.h"
 
 #include <math.h>
 #include <string.h>
@@ -66,13 +66,14 @@ static float drawn(const kr_init *init, const uint32_t words[4], int which) {
     return (float)(dt + log(-expm1(-dt))); // softplus^-1
 }
 
-void kr_init_fill(const kr_init *init, uint64_t seed, const char *name, float *out, int64_t n, int64_t last) {
+void kr_init_fill_part(const kr_init *init, uint64_t seed, const char *name, float *out, int64_t first, int64_t n,
+                       int64_t last) {
     switch (init->kind) {
     case KR_INIT_CONSTANT:
         for (int64_t i = 0; i < n; i++) out[i] = (float)init->a;
         return;
     case KR_INIT_LOG_ARANGE:
-        for (int64_t i = 0; i < n; i++) out[i] = i < last ? (float)log((double)(i + 1)) : out[i - last];
+        for (int64_t i = 0; i < n; i++) out[i] = i < last ? (float)log((double)((first + i) % last + 1)) : out[i - last];
         return;
     case KR_INIT_UNIFORM:
     case KR_INIT_NORMAL:
@@ -85,7 +86,11 @@ void kr_init_fill(const kr_init *init, uint64_t seed, const char *name, float *o
     const uint64_t stream = kr_hash(name, strlen(name));
     for (int64_t i = 0; i < n; i += 4) {
         uint32_t words[4];
-        kr_philox(seed, stream, (uint64_t)i >> 2, words);
+        kr_philox(seed, stream, (uint64_t)(first + i) >> 2, words);
         for (int k = 0; k < 4 && i + k < n; k++) out[i + k] = drawn(init, words, k);
     }
+}
+
+void kr_init_fill(const kr_init *init, uint64_t seed, const char *name, float *out, int64_t n, int64_t last) {
+    kr_init_fill_part(init, seed, name, out, 0, n, last);
 }

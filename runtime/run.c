@@ -39,29 +39,31 @@ kr_status kr_splat(kr_dtype dtype, double value, void *out, int64_t n) {
     return KR_OK;
 }
 
-/// One parameter's first value, in its own dtype, through `f32`, which is large enough.
+enum { INIT_BLOCK = 1 << 16 }; // elements that are made at a time: a copy of the largest parameter would be a peak
+
+/// One parameter's first value, in its own dtype, through `f32`, which holds a block.
 static kr_status init_param(kr_session *s, const kr_held *h, uint64_t seed, float *f32) {
     const kr_slot *slot = &h->slot;
     const int64_t n = kr_shape_count(&slot->shape), last = slot->shape.rank ? slot->shape.dim[slot->shape.rank - 1] : 1;
+    const size_t size = kr_dtype_size(slot->dtype);
     KR_FAIL_IF(slot->dtype != KR_F32 && slot->dtype != KR_BF16, KR_UNSUPPORTED,
                "session: parameter \"%s\" is %s, only f32 and bf16 can be initialised", slot->name,
                kr_dtype_name(slot->dtype));
-    kr_init_fill(&slot->init, seed, slot->name, f32, n, last);
-    for (int64_t k = 0; slot->dtype == KR_BF16 && k < n; k++) { // in place: element k is read before it is overwritten
-        const uint16_t half = kr_f32_to_bf16(f32[k]);
-        memcpy((char *)f32 + 2 * k, &half, sizeof half);
+    for (int64_t at = 0; at < n; at += INIT_BLOCK) {
+        const int64_t count = n - at < INIT_BLOCK ? n - at : INIT_BLOCK;
+        kr_init_fill_part(&slot->init, seed, slot->name, f32, at, count, last);
+        for (int64_t k = 0; slot->dtype == KR_BF16 && k < count; k++) { // element k is read before it is overwritten
+            const uint16_t half = kr_f32_to_bf16(f32[k]);
+            memcpy((char *)f32 + 2 * k, &half, sizeof half);
+        }
+        KR_TRY(kr_device_write(s->device, (char *)h->address + (size_t)at * size, f32, (size_t)count * size));
+        KR_TRY(kr_device_wait(s->device)); // the buffer is used again
     }
-    KR_TRY(kr_device_write(s->device, h->address, f32, slot->bytes));
-    return kr_device_wait(s->device); // the buffer is used again
+    return KR_OK;
 }
 
 kr_status kr_session_init(kr_session *s, uint64_t seed) {
-    int64_t most = 1;
-    for (int k = 0; k < s->held_count; k++) {
-        const int64_t n = kr_shape_count(&s->held[k]->slot.shape);
-        if (s->held[k]->slot.kind == KR_SLOT_PARAM && n > most) most = n;
-    }
-    float *buffer = kr_host_alloc((size_t)most * sizeof *buffer);
+    float *buffer = kr_host_alloc(INIT_BLOCK * sizeof *buffer);
     if (!buffer) return KR_NO_MEMORY;
     kr_status status = KR_OK;
     for (int k = 0; k < s->held_count && !status; k++) {
@@ -69,7 +71,7 @@ kr_status kr_session_init(kr_session *s, uint64_t seed) {
         status = h->slot.kind == KR_SLOT_PARAM ? init_param(s, h, seed, buffer)
                                                : kr_device_zero(s->device, h->address, h->slot.bytes);
     }
-    kr_host_free(buffer, (size_t)most * sizeof *buffer);
+    kr_host_free(buffer, INIT_BLOCK * sizeof *buffer);
     return status;
 }
 
