@@ -1,6 +1,8 @@
 /// Philox known answers, what is drawn from it, and initialisers.
 #include "runtime/runtime.h"
 
+#include "plans.h"
+
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
@@ -158,4 +160,42 @@ Test(init, nothing_to_fill) {
         const kr_init init = {(kr_init_kind)kind, 1, 2, 3};
         kr_init_fill(&init, 1, "w", NULL, 0, 0);
     }
+}
+
+// A session makes large parameters block by block; that must not show.
+Test(init, of_a_session_is_the_whole_at_once) {
+    enum { ROWS = 1500, COLS = 101, N = ROWS * COLS };
+    static const kr_init inits[] = {{KR_INIT_NORMAL, 0.02, 0, 0}, {KR_INIT_LOG_ARANGE, 0, 0, 0},
+                                    {KR_INIT_DT_BIAS, 0.001, 0.1, 1e-4}, {KR_INIT_UNIFORM, 0.5, 0, 0}};
+    static float want[N], got[N];
+    static uint16_t narrow[N];
+    kr_device *device;
+    kr_session *s;
+    kr_plan *plan;
+    must(kr_device_cpu(&device));
+    must(kr_session_open(device, 2, &s));
+    must(kr_plan_new(&plan));
+    for (int k = 0; k < 4; k++) {
+        char name[2] = {(char)('a' + k), 0};
+        const kr_slot slot = {.kind = KR_SLOT_PARAM, .name = name, .dtype = k == 3 ? KR_BF16 : KR_F32, .init = inits[k],
+                              .shape = KR_SHAPE(ROWS, COLS), .bytes = k == 3 ? sizeof narrow : sizeof got};
+        cr_assert_geq(kr_plan_add_slot(plan, &slot), 0);
+    }
+    must(kr_plan_finish(plan));
+    must(kr_session_add(s, plan));
+    must(kr_session_init(s, 3));
+    for (int k = 0; k < 4; k++) {
+        const char name[2] = {(char)('a' + k), 0};
+        kr_init_fill(&inits[k], 3, name, want, N, COLS);
+        if (k < 3) must(kr_session_read(s, kr_session_find(s, name), got, sizeof got));
+        else must(kr_session_read(s, kr_session_find(s, name), narrow, sizeof narrow));
+        for (int i = 0; i < N && k == 3; i++) {
+            got[i] = kr_bf16_to_f32(narrow[i]);
+            want[i] = kr_bf16_to_f32(kr_f32_to_bf16(want[i]));
+        }
+        for (int i = 0; i < N; i++) cr_assert(got[i] == want[i], "%s, element %d: %g, want %g", name, i, got[i], want[i]);
+    }
+    kr_session_close(s);
+    kr_plan_free(plan);
+    kr_device_close(device);
 }

@@ -69,6 +69,8 @@ static const sample samples[] = {
     {"pad", "f32[2048,320]", "axis=0, before=3, after=0", NULL},
     {"copy", "f32[2048,640]", "", NULL},
     {"clamp", "f32[2048,320]", "lo=-0.5, hi=0.5", NULL},
+    {"fused", "f32[2048,320] f32[2048,320]", "t0 = silu(x0), t1 = mul(x1, t0), out t1", NULL},
+    {"fused_sum", "f32[2048,320] f32[2048,320]", "t0 = mul(x0, x1), sum t0 axis=0 axes=1 shape=[320]", NULL},
     {"affine", "f32[2048,320]", "scale=2, shift=1", NULL},
     {"cast", "i32[2048,320]", "dtype=0", NULL},
 };
@@ -126,6 +128,15 @@ static kr_status input_types(const kr_op *op, const sample *s, const kr_text_lis
     return KR_OK;
 }
 
+/// Outputs of a node; those of a program are its sum and what stands behind "out".
+static int count_outputs(const kr_op *op, const char *attributes) {
+    if (!(op->flags & KR_OP_PROGRAM)) return op->outputs;
+    const char *out = strstr(attributes, "out ");
+    int count = strstr(attributes, "sum ") != NULL;
+    for (; out; out = strchr(out + 1, ' ')) count++;
+    return count;
+}
+
 /// %i0 = param "i0" : TYPE ... %o0, %o1 = op(%i0, ...) {attributes}; output "o0" = %o0 ... end
 /// Tensors of f32 are parameters, which stay where they are: inputs are copied in at each run by one thread, and what
 /// the other threads would have had in their caches is gone.
@@ -143,9 +154,10 @@ static void write_text(FILE *to, const kr_op *op, char *types, const char *attri
         }
         strcat(strcat(arguments, count ? ", " : ""), name);
     }
-    for (int k = 0; k < op->outputs; k++) fprintf(to, "%s%%o%d", k ? ", " : "", k);
+    const int outputs = count_outputs(op, attributes);
+    for (int k = 0; k < outputs; k++) fprintf(to, "%s%%o%d", k ? ", " : "", k);
     fprintf(to, " = %s(%s) {%s}\n", op->name, arguments, attributes);
-    for (int k = 0; k < op->outputs; k++) fprintf(to, "output \"o%d\" = %%o%d\n", k, k);
+    for (int k = 0; k < outputs; k++) fprintf(to, "output \"o%d\" = %%o%d\n", k, k);
     fprintf(to, "end\n");
 }
 
