@@ -344,6 +344,17 @@ Test(bench, model_tells_time_memory_and_parts) {
     }
 }
 
+Test(bench, several_models_in_one_record) {
+    struct json_object *o = run("krait bench model mamba1-tiny tinymamba-1m --batch-size 1 --seq-len 4 --repeat 3 --json");
+    struct json_object *rows = expect_record(o, "model"), *models = child(o, "models");
+    cr_assert_eq(json_object_array_length(models), 2);
+    cr_expect_str_eq(text(json_object_array_get_idx(models, 1), "model"), "tinymamba-1m");
+    cr_expect(number(json_object_array_get_idx(models, 0), "tokens_per_second") > 0);
+    find(rows, "mamba1-tiny train 1x4");
+    find(rows, "tinymamba-1m train 1x4");
+    json_object_put(o);
+}
+
 Test(bench, decode_tells_the_weights_that_stream) {
     struct json_object *o = run("krait bench decode mamba1-tiny --repeat 3 --json");
     struct json_object *row = find(expect_record(o, "decode"), "mamba1-tiny decode, batch 1");
@@ -409,7 +420,8 @@ Test(bench, refuses) {
     refuse(2, "krait bench op all 4x5", "unexpected '4x5'");
     refuse(2, "krait bench op adamw --repeat 1", "--repeat");
     refuse(2, "krait bench model none", "unknown model 'none'");
-    refuse(2, "krait bench decode", "want one model");
+    refuse(2, "krait bench decode", "which model?");
+    refuse(2, "krait bench model mamba1-tiny mamba2-1m --dump /tmp/krait-never", "give one name");
     refuse(2, "krait bench decode mamba1-tiny --seq-len 4", "one token at a time");
     refuse(1, "krait bench op add --compare /dev/null", "/dev/null: no JSON");
     refuse(1, "krait bench model mamba1-tiny --compare /nonexistent.json", "/nonexistent.json");

@@ -8,7 +8,7 @@
 struct json_object; // json-c
 
 typedef struct kr_bench_settings {
-    const char *model, *config, *attributes; ///< model: of `bench model` and `bench decode`, from their words
+    const char *model, *config, *attributes; ///< model: the one that is measured now
     const char *sample;                      ///< of `bench op`: which of an op's samples; null: the default
     const char *compare;                     ///< JSON of an earlier run; null: none
     const char *dump;                        ///< of `bench model`: where to write weights, batch and loss; null: nowhere
@@ -100,8 +100,10 @@ kr_status kr_bench_compare(struct json_object *before, struct json_object *now, 
 kr_status kr_bench_machine(const kr_bench_settings *);
 /// words: the op's name ("all" for every op that has a kernel) and the shapes of its inputs, "8x256x160", "i32:8x256", "_".
 kr_status kr_bench_op(const kr_bench_settings *, const kr_text_list *words);
-kr_status kr_bench_model(const kr_bench_settings *);
-kr_status kr_bench_decode(const kr_bench_settings *);
+/// One model after the other. With --json the totals of a single one stand in the record itself, those of several in a list
+/// "models".
+kr_status kr_bench_model(const kr_bench_settings *, const kr_text_list *names);
+kr_status kr_bench_decode(const kr_bench_settings *, const kr_text_list *names);
 
 /// A graph of one op over parameters (f32) and inputs i0, i1, ... by one of the op's samples (null: the default), or by words as above.
 kr_status kr_bench_sample(const char *op, const char *which, const kr_text_list *words, const char *attributes,

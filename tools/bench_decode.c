@@ -73,16 +73,21 @@ static kr_status run(const kr_bench_settings *s, kr_bench_trial *t, json_object 
     return KR_OK;
 }
 
-kr_status kr_bench_decode(const kr_bench_settings *settings) {
+kr_status kr_bench_decode(const kr_bench_settings *settings, const kr_text_list *names) {
     kr_bench_settings s = *settings;
     s.mode = KR_MODE_DECODE;
     if (!s.batch_size) s.batch_size = 1;
     json_object *before;
     KR_TRY(kr_bench_compare_read(s.compare, "decode", &before));
     json_object *record = kr_bench_record(&s, "decode");
-    kr_bench_trial t = {0};
-    const kr_status status = record ? run(&s, &t, record) : KR_OK;
-    kr_bench_trial_close(&t);
+    kr_status status = KR_OK;
+    for (int k = 0; k < names->count && record && !status; k++) {
+        if (k && !s.json) printf("\n");
+        s.model = names->at[k];
+        kr_bench_trial t = {0};
+        status = run(&s, &t, record);
+        kr_bench_trial_close(&t);
+    }
     if (status) {
         json_object_put(record);
         json_object_put(before);

@@ -220,7 +220,7 @@ void kr_bench_measure(int threads, double seconds, kr_bench_limits *out) {
     // Half of a level, so that nothing else pushes it out; for memory, more than the last cache holds.
     size_t memory = 4 * l3;
     if (memory < (size_t)64 << 20) memory = (size_t)64 << 20;
-    if (memory > (size_t)256 << 20) memory = (size_t)256 << 20;
+    if (memory > (size_t)128 << 20) memory = (size_t)128 << 20;
     const size_t l3_part = out->level_bytes[2] / 2 < 8 * l2 ? out->level_bytes[2] / 2 : 8 * l2;
     const size_t bytes[KR_BENCH_LEVELS] = {l1 / 2, l2 / 2, l3_part, memory / (size_t)threads};
     for (int level = 0; level < KR_BENCH_LEVELS; level++) {

@@ -168,27 +168,27 @@ static void print_text(const kr_bench_settings *s, const kr_bench_trial *t, kr_b
            floor * 1e3, 100 * share(floor, total));
 }
 
-/// Beside the rows: the settings and totals, under names of their own.
+/// The rows go to the record; settings and totals, under names of their own, to `totals`.
 static void record_rows(const kr_bench_settings *s, const kr_bench_trial *t, kr_bench_time time, const kr_bench_limits *l,
-                        size_t resident, const row *rows, int count, json_object *record) {
+                        size_t resident, const row *rows, int count, json_object *record, json_object *totals) {
     char name[400], of[500];
     double floor = 0;
     for (int k = 0; k < count; k++) floor += rows[k].floor;
-    kr_bench_record_text(record, "model", s->model);
-    kr_bench_record_text(record, "mode", mode_names[s->mode]);
-    json_object_object_add(record, "batch_size", json_object_new_int64(t->batch));
-    json_object_object_add(record, "seq_len", json_object_new_int64(t->length));
-    json_object_object_add(record, "params", json_object_new_int64(t->stats.param_elements));
-    kr_bench_record_real(record, "seconds", time.median);
-    kr_bench_record_real(record, "p10", time.p10);
-    kr_bench_record_real(record, "p90", time.p90);
-    kr_bench_record_real(record, "tokens_per_second", (double)(t->batch * t->length) / time.median);
-    kr_bench_record_real(record, "flops_per_second", t->stats.flops / time.median);
-    kr_bench_record_real(record, "peak_flops", l->flops[kr_isa_best()]);
-    kr_bench_record_real(record, "floor_seconds", floor);
-    json_object_object_add(record, "memory_planned", json_object_new_int64((int64_t)t->planned));
-    json_object_object_add(record, "memory_resident", json_object_new_int64((int64_t)resident));
-    json_object_object_add(record, "memory_activations", json_object_new_int64((int64_t)t->stats.peak));
+    kr_bench_record_text(totals, "model", s->model);
+    kr_bench_record_text(totals, "mode", mode_names[s->mode]);
+    json_object_object_add(totals, "batch_size", json_object_new_int64(t->batch));
+    json_object_object_add(totals, "seq_len", json_object_new_int64(t->length));
+    json_object_object_add(totals, "params", json_object_new_int64(t->stats.param_elements));
+    kr_bench_record_real(totals, "seconds", time.median);
+    kr_bench_record_real(totals, "p10", time.p10);
+    kr_bench_record_real(totals, "p90", time.p90);
+    kr_bench_record_real(totals, "tokens_per_second", (double)(t->batch * t->length) / time.median);
+    kr_bench_record_real(totals, "flops_per_second", t->stats.flops / time.median);
+    kr_bench_record_real(totals, "peak_flops", l->flops[kr_isa_best()]);
+    kr_bench_record_real(totals, "floor_seconds", floor);
+    json_object_object_add(totals, "memory_planned", json_object_new_int64((int64_t)t->planned));
+    json_object_object_add(totals, "memory_resident", json_object_new_int64((int64_t)resident));
+    json_object_object_add(totals, "memory_activations", json_object_new_int64((int64_t)t->stats.peak));
     snprintf(name, sizeof name, "%.300s %s %lldx%lld", s->model, mode_names[s->mode], (long long)t->batch,
              (long long)t->length);
     kr_bench_record_row(record, name, "s", time);
@@ -204,7 +204,7 @@ static void record_rows(const kr_bench_settings *s, const kr_bench_trial *t, kr_
     }
 }
 
-static kr_status run(const kr_bench_settings *s, kr_bench_trial *t, json_object *record) {
+static kr_status run(const kr_bench_settings *s, kr_bench_trial *t, json_object *record, json_object *totals) {
     KR_TRY(kr_bench_trial_open(s, t));
     if (s->dump) KR_TRY(kr_bench_trial_dump(t, s->dump));
     KR_TRY(kr_bench_trial_run(t, 2, s->repeat, 0));
@@ -219,7 +219,7 @@ static kr_status run(const kr_bench_settings *s, kr_bench_trial *t, json_object 
     if (!status) {
         const int count = group(t->plan, &limits, rows, row_of);
         status = profile(s, t, rows, count, row_of);
-        if (!status) record_rows(s, t, time, &limits, resident, rows, count, record);
+        if (!status) record_rows(s, t, time, &limits, resident, rows, count, record, totals);
         if (!status && !s->json) print_text(s, t, time, &limits, resident, rows, count);
     }
     free(rows);
@@ -227,17 +227,36 @@ static kr_status run(const kr_bench_settings *s, kr_bench_trial *t, json_object 
     return status;
 }
 
-kr_status kr_bench_model(const kr_bench_settings *s) {
-    json_object *before;
-    KR_TRY(kr_bench_compare_read(s->compare, "model", &before));
-    json_object *record = kr_bench_record(s, "model");
+/// Of several models each has its totals in a list "models"; those of a single one are the record's own.
+static kr_status one(const kr_bench_settings *s, bool alone, json_object *record) {
+    json_object *list, *totals = record;
+    if (!alone) {
+        if (!json_object_object_get_ex(record, "models", &list))
+            json_object_object_add(record, "models", list = json_object_new_array());
+        json_object_array_add(list, totals = json_object_new_object());
+    }
     kr_bench_trial t = {0};
-    const kr_status status = record ? run(s, &t, record) : KR_OK;
+    const kr_status status = run(s, &t, record, totals);
     kr_bench_trial_close(&t);
+    return status;
+}
+
+kr_status kr_bench_model(const kr_bench_settings *settings, const kr_text_list *names) {
+    kr_bench_settings s = *settings;
+    json_object *before;
+    KR_FAIL_IF(s.dump && names->count > 1, KR_BAD_ARGUMENT, "--dump writes one model: give one name");
+    KR_TRY(kr_bench_compare_read(s.compare, "model", &before));
+    json_object *record = kr_bench_record(&s, "model");
+    kr_status status = KR_OK;
+    for (int k = 0; k < names->count && record && !status; k++) {
+        if (k && !s.json) printf("\n");
+        s.model = names->at[k];
+        status = one(&s, names->count == 1, record);
+    }
     if (status) {
         json_object_put(record);
         json_object_put(before);
         return status;
     }
-    return kr_bench_record_close(s, record, before);
+    return kr_bench_record_close(&s, record, before);
 }

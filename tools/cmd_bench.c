@@ -34,7 +34,7 @@ static const kr_option options[] = {
 
 static const kr_usage usage = {
     .command = "bench",
-    .synopsis = "machine | op NAME [SHAPE...] | op all | model NAME | decode NAME",
+    .synopsis = "machine | op NAME [SHAPE...] | op all | model NAME... | decode NAME...",
     .text =
         "machine  arithmetic, memory bandwidth, exp and matrix products of this machine, with one thread and with all\n"
         "op       one op on a sample, or on inputs of the shapes given: 8x256x160, i32:8x256, _ for absent; or all ops\n"
@@ -52,6 +52,8 @@ static kr_status run(kr_bench_settings *s, const kr_text_list *words) {
     static const char *const kinds[] = {"machine", "op", "model", "decode"};
     const char *kind = words->at[0];
     const bool decode = !strcmp(kind, "decode");
+    kr_text_list list = {.count = words->count - 1};
+    memcpy(list.at, words->at + 1, (size_t)list.count * sizeof *list.at);
     if (!s->repeat) s->repeat = decode ? 100 : 20;
     KR_TRY(kr_block_load_all(&s->blocks));
     if (s->isa) KR_TRY(kr_isa_limit((kr_isa)(s->isa - 1)));
@@ -61,16 +63,13 @@ static kr_status run(kr_bench_settings *s, const kr_text_list *words) {
     }
     if (!strcmp(kind, "op")) {
         KR_FAIL_IF(words->count < 2, KR_BAD_ARGUMENT, "which op? krait bench op NAME [SHAPE...]");
-        kr_text_list list = {.count = words->count - 1};
-        memcpy(list.at, words->at + 1, (size_t)list.count * sizeof *list.at);
         return kr_bench_op(s, &list);
     }
     if (decode || !strcmp(kind, "model")) {
-        KR_FAIL_IF(words->count != 2, KR_BAD_ARGUMENT, "want one model: krait bench %s NAME", kind);
+        KR_FAIL_IF(!list.count, KR_BAD_ARGUMENT, "which model? krait bench %s NAME...", kind);
         KR_FAIL_IF(decode && (s->mode || s->seq_len), KR_BAD_ARGUMENT,
                    "bench decode runs one token at a time: --mode and --seq-len are for bench model");
-        s->model = words->at[1];
-        return decode ? kr_bench_decode(s) : kr_bench_model(s);
+        return decode ? kr_bench_decode(s, &list) : kr_bench_model(s, &list);
     }
     const char *nearest = kr_nearest(kind, kinds, 4);
     KR_FAIL(KR_BAD_ARGUMENT, "unknown '%s'%s%s%s; there are machine, op, model and decode", kind,

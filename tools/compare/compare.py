@@ -11,7 +11,6 @@ the mathematics is the same. Results go to a JSON file; report.py makes docs/ben
 import argparse
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -27,32 +26,10 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import rivals  # noqa: E402
+from common import HEAPS, environment, lock, read, write  # noqa: E402
 
-HEAPS = {
-    "default": {},
-    # glibc gives blocks of more than 32 MiB back at once and faults them in again at every step
-    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "200000000000"},
-}
 LOSS_TOLERANCE = 1e-4
 PATIENCE = 600  # seconds, for what is not measured
-
-
-def environment(threads, heap="default"):
-    env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
-    # More threads than asked for later would be made at import; fewer could not be made later.
-    return env | HEAPS[heap] | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1",
-                                "TOKENIZERS_PARALLELISM": "false"}
-
-
-@contextlib.contextmanager
-def lock(path):
-    """Holds a lock file while something is measured, so that several measurements on a machine do not overlap."""
-    if not path:
-        yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def spread(values):
@@ -211,17 +188,6 @@ def versions():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def read(path):
-    return json.loads(path.read_text()) if path.exists() else {"format": 1, "shapes": {}}
-
-
-def write(path, results):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=1) + "\n")
-    part.replace(path)
 
 
 def parse():

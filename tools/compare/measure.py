@@ -5,13 +5,12 @@
 """
 import argparse
 import datetime
+import json
 import pathlib
+import subprocess
 import tempfile
 
-from compare import environment, lock, read, write
-
-import json
-import subprocess
+from common import environment, lock, read, write
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MODELS = ("mamba1-1m", "mamba2-1m", "mamba3-1m")

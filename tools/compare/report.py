@@ -9,9 +9,10 @@ import argparse
 import pathlib
 import re
 import sys
+import xml.etree.ElementTree
 
-from compare import read
 import charts
+from common import read
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SHAPE_TITLES = {
@@ -288,6 +289,9 @@ def main():
     own, training = read(folder / "krait.json"), read(folder / "training.json")
     wanted = {page: fill(page.read_text(), own, training)}
     wanted |= {folder / name: text for name, text in pictures(own, training).items()}
+    for path, text in wanted.items():
+        if path.suffix == ".svg":
+            xml.etree.ElementTree.fromstring(text)  # fails loudly on what no browser would show
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if args.check:
         for path in stale:
