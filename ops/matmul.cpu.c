@@ -11,8 +11,11 @@
 enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION };
 enum { NONE, SILU, RELU, GELU, SIGMOID, SOFTPLUS };
 enum {
-    FEW = 4,      // rows
-    COLUMNS = 64, // of a unit in that case
+    FEW = 8,         // rows, where b is read along K
+    GROUP_ROWS = 4,  // as many of them at a time; no more where b is read across
+    TOGETHER = 2,    // rows of b at a time: a line of each, in the order in which they lie
+    AHEAD = 6 << 10, // floats that are fetched before they are wanted
+    COLUMNS = 64,    // of a unit in that case
     VECTORS = COLUMNS / KR_LANES,
     STEP = 4, // rows that a share of a product begins at a multiple of
 #ifdef __AVX__
@@ -116,36 +119,57 @@ KR_INLINE kr_vf start(const product *p, int64_t entry, int64_t row, int64_t colu
     return v;
 }
 
-/// b is [N, K]: dot products along K, `cols` at a time for `m` rows, 16 partial sums each.
-KR_INLINE void dot_columns(const product *p, const float *a, const float *b, int64_t step_a, float *sums, int m,
+/// b is [N, K]: dot products along K of `m` rows of a with `cols` rows of b, 16 partial sums each. `next` is what
+/// follows in memory, fetched line by line (the prefetcher of the machine stops at every page), or null.
+KR_INLINE void dot_columns(const product *p, const float *a, const float *b, const float *next, float *sums, int m,
                            int cols) {
-    kr_vf acc[FEW][8];
+    kr_vf acc[GROUP_ROWS][TOGETHER];
     for (int r = 0; r < m; r++)
         for (int j = 0; j < cols; j++) acc[r][j] = kr_v_set(0);
     int64_t k = 0;
-    for (; k + KR_LANES <= p->k; k += KR_LANES)
+    for (; k + KR_LANES <= p->k; k += KR_LANES) {
+        for (int j = 0; next && j < cols; j++) __builtin_prefetch(next + k * cols + j * KR_LANES);
         for (int j = 0; j < cols; j++) {
             const kr_vf w = kr_v_load(b + j * p->ldb + k);
-            for (int r = 0; r < m; r++) acc[r][j] += kr_v_load(a + r * step_a + k) * w;
+            for (int r = 0; r < m; r++) acc[r][j] += kr_v_load(a + r * p->lda + k) * w;
         }
+    }
     if (k < p->k)
         for (int j = 0; j < cols; j++) {
             const kr_vf w = kr_v_load_n(b + j * p->ldb + k, p->k - k);
-            for (int r = 0; r < m; r++) acc[r][j] += kr_v_load_n(a + r * step_a + k, p->k - k) * w;
+            for (int r = 0; r < m; r++) acc[r][j] += kr_v_load_n(a + r * p->lda + k, p->k - k) * w;
         }
     for (int r = 0; r < m; r++)
         for (int j = 0; j < cols; j++) sums[r * COLUMNS + j] = kr_v_sum(acc[r][j]);
 }
 
-KR_INLINE void dot_unit(const product *p, int64_t entry, int64_t column, int m) {
+KR_INLINE void dot_rows(const product *p, const float *a, const float *b, const float *next, float *sums, int64_t m,
+                        int cols) {
+    switch (m) {
+    case 1: dot_columns(p, a, b, next, sums, 1, cols); break;
+    case 2: dot_columns(p, a, b, next, sums, 2, cols); break;
+    case 3: dot_columns(p, a, b, next, sums, 3, cols); break;
+    default: dot_columns(p, a, b, next, sums, GROUP_ROWS, cols); break;
+    }
+}
+
+static void dot_unit(const product *p, int64_t entry, int64_t column) {
     const float *a = p->a + entry * p->step_a, *b = p->b + entry * p->step_b + column * p->ldb;
     const int64_t cols = p->n - column < COLUMNS ? p->n - column : COLUMNS;
+    const int64_t rest = (p->n - column) * p->k; // behind b, where its rows are not apart
     float sums[FEW * COLUMNS] = {0};
-    const int together = m <= 2 ? 8 : 4;
-    int64_t j = 0;
-    for (; j + together <= cols; j += together) dot_columns(p, a, b + j * p->ldb, p->lda, sums + j, m, together);
-    for (; j < cols; j++) dot_columns(p, a, b + j * p->ldb, p->lda, sums + j, m, 1);
-    for (int r = 0; r < m; r++) {
+    for (int64_t j = 0; j < cols;) {
+        const int together = cols - j >= TOGETHER ? TOGETHER : 1;
+        const float *row = b + j * p->ldb;
+        const int ahead = p->ldb == p->k && (j + TOGETHER) * p->k + AHEAD <= rest;
+        for (int64_t r = 0; r < p->m; r += GROUP_ROWS) { // the second time b comes from the first cache
+            const float *next = ahead && !r ? row + AHEAD : 0, *rows = a + r * p->lda;
+            if (together == TOGETHER) dot_rows(p, rows, row, next, sums + r * COLUMNS + j, p->m - r, TOGETHER);
+            else dot_rows(p, rows, row, next, sums + r * COLUMNS + j, p->m - r, 1);
+        }
+        j += together;
+    }
+    for (int r = 0; r < p->m; r++) {
         float *c = p->c + entry * p->step_c + r * p->ldc + column;
         for (int64_t v = 0; v < cols; v += KR_LANES) {
             const kr_vf y = start(p, entry, r, column + v, cols - v) + kr_v_load(sums + r * COLUMNS + v);
@@ -159,7 +183,7 @@ KR_INLINE void sum_rows_unit(const product *p, int64_t entry, int64_t column, in
     const float *a = p->a + entry * p->step_a, *b = p->b + entry * p->step_b + column;
     const int64_t cols = p->n - column < COLUMNS ? p->n - column : COLUMNS;
     const int64_t along_m = p->ta ? 1 : p->lda, along_k = p->ta ? p->lda : 1;
-    kr_vf acc[FEW][VECTORS];
+    kr_vf acc[GROUP_ROWS][VECTORS];
     for (int r = 0; r < m; r++)
         for (int v = 0; v < VECTORS; v++) acc[r][v] = kr_v_set(0);
     if (cols == COLUMNS) {
@@ -191,18 +215,13 @@ static void few_rows(const product *p, int part, int parts) {
     for (int64_t unit = begin; unit < end; unit++) {
         const int64_t entry = unit / blocks, column = unit % blocks * COLUMNS;
         if (p->tb) {
-            switch (p->m) {
-            case 1: dot_unit(p, entry, column, 1); break;
-            case 2: dot_unit(p, entry, column, 2); break;
-            case 3: dot_unit(p, entry, column, 3); break;
-            default: dot_unit(p, entry, column, 4); break;
-            }
+            dot_unit(p, entry, column);
         } else {
             switch (p->m) {
             case 1: sum_rows_unit(p, entry, column, 1); break;
             case 2: sum_rows_unit(p, entry, column, 2); break;
             case 3: sum_rows_unit(p, entry, column, 3); break;
-            default: sum_rows_unit(p, entry, column, 4); break;
+            default: sum_rows_unit(p, entry, column, GROUP_ROWS); break;
             }
         }
         const int64_t cols = p->n - column < COLUMNS ? p->n - column : COLUMNS;
@@ -286,9 +305,8 @@ static void multiply_in_blas(const product *p, const block *at) {
     const int adds = residual || p->bias || !p->k;
     if (adds) prepare_block(p, c, residual, at->column, at->rows, at->cols);
     if (p->k)
-        cblas_sgemm(CblasRowMajor, p->ta ? CblasTrans : CblasNoTrans, p->tb ? CblasTrans : CblasNoTrans,
-                    (int)at->rows, (int)at->cols, (int)p->k, 1.0f, a, (int)p->lda, b, (int)p->ldb, adds ? 1.0f : 0.0f,
-                    c, (int)p->ldc);
+        cblas_sgemm(CblasRowMajor, p->ta ? CblasTrans : CblasNoTrans, p->tb ? CblasTrans : CblasNoTrans, (int)at->rows,
+                    (int)at->cols, (int)p->k, 1.0f, a, (int)p->lda, b, (int)p->ldb, adds ? 1.0f : 0.0f, c, (int)p->ldc);
     activate_block(c, at->rows, at->cols, p->ldc, p->activation);
 }
 
@@ -344,7 +362,7 @@ static void in_tiles(const product *p, int part, int parts) {
 KR_KERNEL(matmul) {
     const product p = describe(call);
     if (!p.m || !p.n || !p.batch) return;
-    if (p.m <= FEW && (!p.tb || !p.ta)) few_rows(&p, part, parts);
+    if (p.tb ? p.m <= FEW && !p.ta : p.m <= GROUP_ROWS) few_rows(&p, part, parts);
     else if (USE_TILES && p.k) in_tiles(&p, part, parts);
     else in_blocks(&p, part, parts);
 }

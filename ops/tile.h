@@ -25,6 +25,7 @@ enum { TILE_ROWS = 2, TILE_PART = 2, TILE_VECTORS = 1 }; // 8 of 16, four regist
 enum {
     PANEL = TILE_VECTORS * KR_LANES,
     GROUP = 24, // rows that a panel serves while it is in the first cache; a multiple of TILE_ROWS
+    BURST = 32, // steps along K
     STRIP = 96, // a multiple of GROUP
     PACKED = 128 * 1024,
     DEEP = 640,            // most of K in a piece
@@ -71,14 +72,19 @@ typedef struct tile_product {
             v[i + (s)] = __builtin_shufflevector(x, y, LANES_OF(HIGH_LANE, s)); \
         }
 
-/// to[k * PANEL + j] = from[j * pitch + k], 16 by 16.
-KR_TILE void tile_transpose(const float *from, int64_t pitch, float *to) {
-    kr_vf v[16];
-    UNROLL for (int j = 0; j < 16; j++) v[j] = kr_v_load(from + j * pitch);
+/// v[i][l] becomes v[l][i].
+KR_INLINE void tile_turn(kr_vf v[16]) {
     SWAP_SQUARES(v, 8)
     SWAP_SQUARES(v, 4)
     SWAP_SQUARES(v, 2)
     SWAP_SQUARES(v, 1)
+}
+
+/// to[k * PANEL + j] = from[j * pitch + k], 16 by 16.
+KR_TILE void tile_transpose(const float *from, int64_t pitch, float *to) {
+    kr_vf v[16];
+    UNROLL for (int j = 0; j < 16; j++) v[j] = kr_v_load(from + j * pitch);
+    tile_turn(v);
     UNROLL for (int k = 0; k < 16; k++) kr_v_store(to + k * PANEL, v[k]);
 }
 // clang-format on
@@ -114,13 +120,37 @@ KR_TILE void tile_pack_strip(const float *a, int64_t pitch, int64_t depth, int64
     }
 }
 
+// Fetching ahead -----------------------------------------------------------------------------------------------------
+
+/// A matrix that will be wanted soon: its lines are fetched row by row, `pace` every BURST steps along K; many at once
+/// would keep what the present tile reads waiting.
+typedef struct tile_ahead {
+    const float *row;
+    int64_t pitch, rows, lines, line, pace;
+} tile_ahead;
+
+KR_TILE tile_ahead tile_ahead_of(const float *from, int64_t pitch, int64_t rows, int64_t cols, int64_t bursts) {
+    const int64_t lines = cols / KR_LANES + 1; // a row may begin anywhere in its first line
+    return (tile_ahead){from, pitch, rows, lines, 0, rows * lines / (bursts ? bursts : 1) + 1};
+}
+
+KR_INLINE void tile_fetch(tile_ahead *next) {
+    for (int64_t k = next->pace; k > 0 && next->rows > 0; k--) {
+        __builtin_prefetch(next->row + next->line * KR_LANES, 0, 2);
+        if (++next->line < next->lines) continue;
+        next->line = 0;
+        next->row += next->pitch;
+        next->rows--;
+    }
+}
+
 // Tiles -----------------------------------------------------------------------------------------------------------
 
 // clang-format off
 /// c = from + bias + a panel, for `rows` rows and at most 16 * vectors columns.
 KR_INLINE void tile(const float *a, int64_t along_m, int64_t along_k, const float *panel, int64_t depth, float *c,
-                    int64_t ldc, const float *from, int64_t ldf, const float *bias, int64_t cols, const int rows,
-                    const int vectors) {
+                    int64_t ldc, const float *from, int64_t ldf, const float *bias, int64_t cols, tile_ahead *next,
+                    const int rows, const int vectors) {
     kr_vf acc[TILE_ROWS][TILE_VECTORS], add[TILE_VECTORS];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = kr_v_set(0);
@@ -131,13 +161,20 @@ KR_INLINE void tile(const float *a, int64_t along_m, int64_t along_k, const floa
         row[r / 3] = a + r * along_m;
         __asm__("" : "+r"(row[r / 3]));
     }
-    UNROLL_FOUR
-    for (int64_t k = 0; k < depth; k++, panel += PANEL) {
-        kr_vf w[TILE_VECTORS];
-        UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(panel + v * KR_LANES);
-        UNROLL for (int r = 0; r < rows; r++) {
-            const kr_vf x = kr_v_set(row[r / 3][k * along_k + r % 3 * along_m]);
-            UNROLL for (int v = 0; v < vectors; v++) acc[r][v] += x * w[v];
+    for (int64_t k = 0; k < depth;) {
+        const int64_t end = depth - k < BURST ? depth : k + BURST;
+        if (next) {
+            tile_fetch(&next[0]);
+            tile_fetch(&next[1]);
+        }
+        UNROLL_FOUR
+        for (; k < end; k++, panel += PANEL) {
+            kr_vf w[TILE_VECTORS];
+            UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(panel + v * KR_LANES);
+            UNROLL for (int r = 0; r < rows; r++) {
+                const kr_vf x = kr_v_set(row[r / 3][k * along_k + r % 3 * along_m]);
+                UNROLL for (int v = 0; v < vectors; v++) acc[r][v] += x * w[v];
+            }
         }
     }
     UNROLL for (int v = 0; v < vectors; v++)
@@ -152,19 +189,19 @@ KR_INLINE void tile(const float *a, int64_t along_m, int64_t along_k, const floa
 // clang-format on
 
 typedef void tile_kernel(const float *a, int64_t pitch, const float *panel, int64_t depth, float *c, int64_t ldc,
-                         const float *from, int64_t ldf, const float *bias, int64_t cols);
+                         const float *from, int64_t ldf, const float *bias, int64_t cols, tile_ahead *next);
 #define TILE(name, along_m, along_k, rows, vectors)                                                           \
     static void name(const float *a, int64_t pitch, const float *panel, int64_t depth, float *c, int64_t ldc, \
-                     const float *from, int64_t ldf, const float *bias, int64_t cols) {                       \
+                     const float *from, int64_t ldf, const float *bias, int64_t cols, tile_ahead *next) {     \
         (void)pitch;                                                                                          \
-        tile(a, along_m, along_k, panel, depth, c, ldc, from, ldf, bias, cols, rows, vectors);                \
+        tile(a, along_m, along_k, panel, depth, c, ldc, from, ldf, bias, cols, next, rows, vectors);          \
     }
-#define TILES(vectors)                                                     \
-    TILE(tile_##vectors, pitch, 1, TILE_ROWS, vectors)                     \
-    TILE(tile_part_##vectors, pitch, 1, TILE_PART, vectors)                \
-    TILE(tile_row_##vectors, pitch, 1, 1, vectors)                         \
-    TILE(tile_strip_##vectors, 1, TILE_ROWS, TILE_ROWS, vectors)           \
-    TILE(tile_strip_part_##vectors, 1, TILE_ROWS, TILE_PART, vectors)      \
+#define TILES(vectors)                                                \
+    TILE(tile_##vectors, pitch, 1, TILE_ROWS, vectors)                \
+    TILE(tile_part_##vectors, pitch, 1, TILE_PART, vectors)           \
+    TILE(tile_row_##vectors, pitch, 1, 1, vectors)                    \
+    TILE(tile_strip_##vectors, 1, TILE_ROWS, TILE_ROWS, vectors)      \
+    TILE(tile_strip_part_##vectors, 1, TILE_ROWS, TILE_PART, vectors) \
     TILE(tile_strip_row_##vectors, 1, TILE_ROWS, 1, vectors)
 #define TILES_OF(vectors)                                                             \
     {                                                                                 \
@@ -185,32 +222,11 @@ static tile_kernel *const tile_kernels[TILE_VECTORS][2][3] = {
 #endif
 };
 
-/// A matrix that will be wanted soon: its lines are fetched row by row, `pace` at a time.
-typedef struct tile_ahead {
-    const float *row;
-    int64_t pitch, rows, lines, line, pace;
-} tile_ahead;
-
-KR_TILE tile_ahead tile_ahead_of(const float *from, int64_t pitch, int64_t rows, int64_t cols, int64_t times) {
-    const int64_t lines = cols / KR_LANES + 1; // a row may begin anywhere in its first line
-    return (tile_ahead){from, pitch, rows, lines, 0, rows * lines / (times ? times : 1) + 1};
-}
-
-KR_INLINE void tile_fetch(tile_ahead *next) {
-    for (int64_t k = next->pace; k > 0 && next->rows > 0; k--) {
-        __builtin_prefetch(next->row + next->line * KR_LANES, 0, 2);
-        if (++next->line < next->lines) continue;
-        next->line = 0;
-        next->row += next->pitch;
-        next->rows--;
-    }
-}
-
-/// `rows` rows of c from packed panels: c = from + bias + a panels. a lies in rows with a pitch, or in a strip. Before
-/// each tile a few lines of `next_a` and `next_b` are fetched, which may be null together.
+/// `rows` rows of c from packed panels: c = from + bias + a panels. a lies in rows with a pitch, or in a strip. Meanwhile
+/// the two matrices at `next` are fetched, if it is not null.
 KR_TILE void tile_rows_ahead(const float *a, int strip, int64_t lda, const float *panels, int64_t depth, float *c,
                              int64_t ldc, const float *from, int64_t ldf, const float *bias, int64_t rows, int64_t cols,
-                             tile_ahead *next_a, tile_ahead *next_b) {
+                             tile_ahead *next) {
     for (int64_t group = 0; group < rows; group += GROUP) {
         const int64_t end = rows - group < GROUP ? rows : group + GROUP;
         for (int64_t j = 0; j < cols; j += PANEL) {
@@ -219,15 +235,11 @@ KR_TILE void tile_rows_ahead(const float *a, int strip, int64_t lda, const float
                 const int64_t left = end - r, step = left >= TILE_ROWS ? TILE_ROWS : left >= TILE_PART ? TILE_PART : 1;
                 const int64_t at = strip ? r / TILE_ROWS * depth * TILE_ROWS + r % TILE_ROWS : r * lda;
                 const int size = step == TILE_ROWS ? 0 : step == TILE_PART ? 1 : 2;
-                if (next_a) {
-                    for (int64_t i = r; i < r + step; i++)
-                        for (int64_t v = 0; v < vectors; v++) __builtin_prefetch(c + i * ldc + j + v * KR_LANES, 1, 3);
-                    tile_fetch(next_a);
-                    tile_fetch(next_b);
-                }
+                for (int64_t i = r; next && i < r + step; i++)
+                    for (int64_t v = 0; v < vectors; v++) __builtin_prefetch(c + i * ldc + j + v * KR_LANES, 1, 3);
                 tile_kernels[vectors - 1][strip][size](a + at, lda, panels + j * depth, depth, c + r * ldc + j, ldc,
                                                        from ? from + r * ldf + j : 0, ldf, bias ? bias + j : 0,
-                                                       cols - j);
+                                                       cols - j, next);
                 r += step;
             }
         }
@@ -236,7 +248,7 @@ KR_TILE void tile_rows_ahead(const float *a, int strip, int64_t lda, const float
 
 KR_TILE void tile_rows(const float *a, int strip, int64_t lda, const float *panels, int64_t depth, float *c,
                        int64_t ldc, const float *from, int64_t ldf, const float *bias, int64_t rows, int64_t cols) {
-    tile_rows_ahead(a, strip, lda, panels, depth, c, ldc, from, ldf, bias, rows, cols, 0, 0);
+    tile_rows_ahead(a, strip, lda, panels, depth, c, ldc, from, ldf, bias, rows, cols, 0);
 }
 
 // Blocks ----------------------------------------------------------------------------------------------------------
@@ -263,33 +275,34 @@ KR_TILE tile_piece tile_piece_after(const tile_product *p, const tile_cut *cut, 
     return (tile_piece){0};
 }
 
-/// Fetches rows r to r + STRIP of a's piece from k on, in the course of `tiles` tiles.
-KR_TILE tile_ahead tile_ahead_a(const tile_product *p, int64_t r, int64_t k, int64_t depth, int64_t tiles) {
+/// Fetches rows r to r + STRIP of a's piece from k on, in that many bursts.
+KR_TILE tile_ahead tile_ahead_a(const tile_product *p, int64_t r, int64_t k, int64_t depth, int64_t bursts) {
     const int64_t rows = p->m - r < STRIP ? p->m - r : STRIP;
-    return p->ta ? tile_ahead_of(p->a + k * p->lda + r, p->lda, depth, rows, tiles)
-                 : tile_ahead_of(p->a + r * p->lda + k, p->lda, rows, depth, tiles);
+    return p->ta ? tile_ahead_of(p->a + k * p->lda + r, p->lda, depth, rows, bursts)
+                 : tile_ahead_of(p->a + r * p->lda + k, p->lda, rows, depth, bursts);
 }
 
-KR_TILE tile_ahead tile_ahead_b(const tile_product *p, const tile_piece *b, int64_t tiles) {
-    return p->tb ? tile_ahead_of(p->b + b->j * p->ldb + b->k, p->ldb, b->cols, b->depth, tiles)
-                 : tile_ahead_of(p->b + b->k * p->ldb + b->j, p->ldb, b->depth, b->cols, tiles);
+KR_TILE tile_ahead tile_ahead_b(const tile_product *p, const tile_piece *b, int64_t bursts) {
+    return p->tb ? tile_ahead_of(p->b + b->j * p->ldb + b->k, p->ldb, b->cols, b->depth, bursts)
+                 : tile_ahead_of(p->b + b->k * p->ldb + b->j, p->ldb, b->depth, b->cols, bursts);
 }
 
 /// All rows by one piece of b, which is packed.
 KR_TILE void tile_multiply_piece(const tile_product *p, const tile_piece *at, const tile_piece *next,
                                  const float *panels, float *strip) {
-    const int64_t k = at->k, across = (at->cols + PANEL - 1) / PANEL, ldf = k ? p->ldc : p->ldf;
+    const int64_t k = at->k,
+                  bursts = (at->cols + PANEL - 1) / PANEL * ((at->depth + BURST - 1) / BURST); // of a row of tiles
+    const int64_t ldf = k ? p->ldc : p->ldf;
     const float *from = k ? p->c : p->from, *bias = k || !p->bias ? 0 : p->bias + at->j;
-    tile_ahead next_b = tile_ahead_b(p, next, across * ((p->m + TILE_ROWS - 1) / TILE_ROWS));
+    tile_ahead ahead[2] = {[1] = tile_ahead_b(p, next, bursts * ((p->m + TILE_ROWS - 1) / TILE_ROWS))};
     for (int64_t r = 0; r < p->m; r += STRIP) {
-        const int64_t rows = p->m - r < STRIP ? p->m - r : STRIP, tiles = across * ((rows + TILE_ROWS - 1) / TILE_ROWS);
+        const int64_t rows = p->m - r < STRIP ? p->m - r : STRIP, tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
         const float *a = p->ta ? strip : p->a + r * p->lda + k, *add = from ? from + r * ldf + at->j : 0;
         float *c = p->c + r * p->ldc + at->j;
-        tile_ahead next_a = r + rows < p->m ? tile_ahead_a(p, r + rows, k, at->depth, tiles)
-                                            : tile_ahead_a(p, 0, next->k, next->depth, tiles);
+        ahead[0] = r + rows < p->m ? tile_ahead_a(p, r + rows, k, at->depth, bursts * tiles)
+                                   : tile_ahead_a(p, 0, next->k, next->depth, bursts * tiles);
         if (p->ta) tile_pack_strip(p->a + k * p->lda + r, p->lda, at->depth, rows, strip);
-        tile_rows_ahead(a, p->ta, p->lda, panels, at->depth, c, p->ldc, add, ldf, bias, rows, at->cols, &next_a,
-                        &next_b);
+        tile_rows_ahead(a, p->ta, p->lda, panels, at->depth, c, p->ldc, add, ldf, bias, rows, at->cols, ahead);
         if (p->finish && k + at->depth == p->k) p->finish(c, rows, at->cols, p->ldc, p->how);
     }
 }

@@ -50,9 +50,10 @@ static check_case product(int64_t lead, bool shared, int64_t m, int64_t n, int64
 }
 
 Test(matmul, forward_of_all_sizes) {
-    static const int64_t sizes[][3] = {{1, 1, 1},     {1, 70, 33},   {2, 64, 16},    {3, 130, 50},  {4, 9, 160},
-                                       {5, 7, 3},     {13, 33, 17},  {26, 65, 10},   {12, 32, 256}, {31, 48, 600},
-                                       {100, 5, 300}, {70, 100, 64}, {20, 200, 600}, {210, 20, 130}};
+    static const int64_t sizes[][3] = {{1, 1, 1},     {1, 70, 33},   {2, 64, 16},    {3, 130, 50},   {4, 9, 160},
+                                       {5, 7, 3},     {13, 33, 17},  {26, 65, 10},   {12, 32, 256},  {31, 48, 600},
+                                       {100, 5, 300}, {70, 100, 64}, {20, 200, 600}, {210, 20, 130}, {6, 67, 50},
+                                       {8, 3, 17},    {8, 70, 40}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int transposes = 0; transposes < 4; transposes++) {
             const int extras = (int)(s + (size_t)transposes) % 4;
@@ -107,6 +108,10 @@ Test(matmul, forward_of_large_products) {
     for (int transposes = 0; transposes < 4; transposes++) {
         const check_case pieces = product(-1, false, 30, 420, 700, transposes, 3, 0);
         check_forward(&pieces, matmul);
+    }
+    for (int64_t m = 1; m <= 8; m += 7) { // so much of b that it is fetched ahead
+        const check_case few = product(-1, false, m, 71, 200, 2, 3, 0);
+        check_forward(&few, matmul);
     }
     const check_case shallow = product(-1, false, 1030, 520, 3, 1, 1, 0);
     check_forward(&shallow, matmul);
