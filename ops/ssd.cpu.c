@@ -128,12 +128,13 @@ static void forward_unit(const ssd *s, chunk *c, place at, const float *h0, sink
             c->ahead->count = 0;
             if (!wraps || !ends) want_inputs(s, c, row + (wraps ? size->chunk : 0), at, wraps ? at.head : h + 1, wraps);
             want(c->ahead, out.at + row * out.pitch + h * p, out.pitch, c->tokens, p);
-            if (saved && (!wraps || !ends))
-                want(c->ahead, saved + ((at.b * size->chunks + i + wraps) * size->heads + (wraps ? at.head : h + 1)) * floats, 0, 1, floats);
+            if (saved && i + 1 + wraps < size->chunks)
+                want(c->ahead, saved + ((at.b * size->chunks + i + 1 + wraps) * size->heads + (wraps ? at.head : h + 1)) * floats, 0, 1,
+                     floats);
             load_steps(s, c, row, h, 0);
             load_matrix(c->v, s->x.at + row * s->x.pitch + h * p, s->x.pitch, c->tokens, p);
-            if (saved) store_matrix(saved + ((at.b * size->chunks + i) * size->heads + h) * floats, p, state, n, p);
-            chunk_forward(c, state, !i && !h0, !ends || last);
+            float *save = saved ? saved + ((at.b * size->chunks + i) * size->heads + h) * floats : 0;
+            chunk_forward(c, pass_state(c, state, save, size->heads * floats, !i, ends), !i && !h0, !ends || last);
             store_output(s, c, row, h, out);
         }
     }
@@ -181,7 +182,8 @@ KR_KERNEL(ssd_scan) {
 typedef struct ssd_grad {
     ssd s;
     source dout;
-    const float *dlast, *saved;
+    const float *dlast;
+    float *saved;
     sink dx, ddt, dz;
     float *dh0;
     bool zero_start;
@@ -215,9 +217,9 @@ static void load_dy(const ssd_grad *d, chunk *c, int64_t row, int64_t head) {
 
 /// y of the chunk without the part of D, from what the backward pass has at hand.
 static void recompute_output(const chunk *c, bool fresh) {
-    if (!fresh) multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->q, c->start, c->y, false, 0, 0, c->ahead});
-    multiply(&(product){LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, false,
-                        fresh ? 0 : c->from_start, 1, c->ahead});
+    product y = {LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, .ahead = c->ahead};
+    if (!fresh) y.a0 = c->q, y.b0 = c->start, y.depth0 = c->states, y.scale = c->from_start;
+    multiply(&y);
 }
 
 /// dx and dz, and the sums dD [width].
@@ -302,6 +304,16 @@ static void collect(const chunk *c, bool first) {
         }
 }
 
+/// dq += values k, dk += values^T q, the parts of the chunk itself, where values is the sum over the heads.
+static void finish_group(chunk *c, matrix values) {
+    product dq = {LOWER_LEFT, c->rank, c->rows, c->states, c->rows, values, c->k, c->dq, .ahead = c->ahead};
+    product dk = {LOWER_ACROSS, c->rank, c->rows, c->states, c->rows, values, c->q, c->dk, true, .ahead = c->ahead};
+    if (c->dq_set) dq.from = c->dq, dq.times = 1;
+    if (c->dk_set) dk.from = c->dk, dk.times = 1;
+    multiply(&dq);
+    multiply(&dk);
+}
+
 static void backward_unit(const ssd_grad *d, chunk *c, place at, group_sinks to, float *sums) {
     const ssd *s = &d->s;
     const kr_chunk_size *size = &s->size;
@@ -319,22 +331,21 @@ static void backward_unit(const ssd_grad *d, chunk *c, place at, group_sinks to,
         chunk_resize(c, i + 1 == size->chunks ? size->length - first : size->chunk);
         load_group(s, c, row, at.group);
         chunk_scores(c);
-        clear_matrix(c->dq, c->rows, n);
-        clear_matrix(c->dk, c->rows, n);
+        c->dq_set = c->dk_set = false;
         for (int64_t h = at.head; h < at.head_end; h++) {
             float *sum = sums + (at.b * size->heads + h) * kr_chunk_sums(size), *slope = c->spare[0];
             want_backward(d, c, at, i, h);
             load_steps(s, c, row, h, slope);
             load_matrix(c->v, s->x.at + row * s->x.pitch + h * p, s->x.pitch, c->tokens, p);
             load_dy(d, c, row, h);
-            if (!fresh) load_matrix(c->start, d->saved + ((at.b * size->chunks + i) * size->heads + h) * floats, p, n, p);
-            chunk_backward(c, state_of(c, size, h - at.head, true), fresh, ending);
+            if (!fresh) c->start = saved_state(c, d->saved + ((at.b * size->chunks + i) * size->heads + h) * floats);
+            chunk_backward(c, state_of(c, size, h - at.head, true), fresh, ending, !alone);
             if (d->dz.at) recompute_output(c, fresh);
             store_values(d, c, row, h, sum + KR_LANES);
             store_steps(d, c, row, h, slope, sum);
             if (!alone) collect(c, h == at.head);
         }
-        chunk_finish(c, alone ? c->values : c->sum_weights);
+        if (!alone) finish_group(c, c->sum_weights);
         if (to.dB.at) store_matrix(to.dB.at + first * to.dB.pitch, to.dB.pitch, c->dk, c->rows, n);
         if (to.dC.at) store_matrix(to.dC.at + first * to.dC.pitch, to.dC.pitch, c->dq, c->rows, n);
     }

@@ -68,7 +68,7 @@ static inline int64_t kr_chunk_slots(const kr_chunk_size *s) {
 
 /// The scratch of one slot, as offsets in floats. Matrices have their rows padded to 16.
 typedef struct kr_chunk_layout {
-    int64_t q, k, dq, dk, inter_q;                 ///< [rows, states]
+    int64_t q, k, dq, dk;                          ///< [rows, states]
     int64_t kt;                                    ///< [states, rows]
     int64_t scores, weights, dots, values, sum_weights; ///< [rows, rows]
     int64_t v, scaled_v, y, dy, scaled_dy, dv;     ///< [rows, width]
@@ -76,10 +76,10 @@ typedef struct kr_chunk_layout {
     int64_t start, end;                            ///< [states, width]
     int64_t start_t;                               ///< [width, states]
     int64_t state;                                 ///< for every head of the unit, [states, width] or its transpose
-    int64_t lanes, vectors;                        ///< two [rows, 16]; KR_CHUNK_VECTORS of [rows]
+    int64_t lanes, vectors;                        ///< three [rows, 16]; KR_CHUNK_VECTORS of [rows]
     int64_t floats;
 } kr_chunk_layout;
-enum { KR_CHUNK_VECTORS = 16 };
+enum { KR_CHUNK_VECTORS = 17 };
 
 static inline int64_t kr_chunk_take(int64_t *at, int64_t rows, int64_t pitch) {
     const int64_t from = *at;
@@ -104,7 +104,6 @@ static inline kr_chunk_layout kr_chunk_arrange(const kr_chunk_size *s, bool back
     l.vectors = kr_chunk_take(&at, KR_CHUNK_VECTORS, s->rows_pitch);
     l.dq = kr_chunk_take(&at, back, s->states_pitch);
     l.dk = kr_chunk_take(&at, back, s->states_pitch);
-    l.inter_q = kr_chunk_take(&at, back, s->states_pitch);
     l.dots = kr_chunk_take(&at, back, s->rows_pitch);
     l.values = kr_chunk_take(&at, back, s->rows_pitch);
     l.sum_weights = kr_chunk_take(&at, back, s->rows_pitch);
@@ -115,7 +114,7 @@ static inline kr_chunk_layout kr_chunk_arrange(const kr_chunk_size *s, bool back
     l.start = kr_chunk_take(&at, deep_states, s->width_pitch);
     l.end = kr_chunk_take(&at, deep_states, s->width_pitch);
     l.start_t = kr_chunk_take(&at, wide, s->states_pitch);
-    l.lanes = kr_chunk_take(&at, back, 2 * KR_CHUNK_LANES);
+    l.lanes = kr_chunk_take(&at, back, 3 * KR_CHUNK_LANES);
     l.state = at;
     at += s->block * (backward ? kr_round_up(s->width, KR_CHUNK_LANES) * s->states_pitch
                                : kr_round_up(s->states, KR_CHUNK_LANES) * s->width_pitch);

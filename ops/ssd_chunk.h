@@ -61,20 +61,21 @@ static sink sink_of(const kr_arg *a) { return (sink){a->data, a->data ? kr_arg_p
 /// The chunk at hand. Everything but `adjoint` and the sizes of a short last chunk stays in place for a whole slot.
 typedef struct chunk {
     int64_t tokens, rank, rows, states, width; ///< rows = tokens * rank
-    matrix q, k, dq, dk, inter_q, kt, scores, dots, weights, values, sum_weights, v, scaled_v, y, dy, scaled_dy, dv, vt, start,
-        end, start_t;
+    matrix q, k, dq, dk, kt, scores, dots, weights, values, sum_weights, v, scaled_v, y, dy, scaled_dy, dv, vt, start,
+        end, start_t, loaded;
     float *state;           ///< of the unit's heads, one after the other
     int64_t state_floats;   ///< of one head
-    float *lanes[2];        ///< per token: sums still to be taken over lanes
+    float *lanes[3];        ///< per token or row: sums still to be taken over lanes
     float *decay;           ///< per token: a
     float *ghat, *gamma;    ///< per row, zero in the padding
     float *from_start;      ///< per row: e
     float *to_end;          ///< per row: m_n
     float *scale;           ///< per row: m_n ghat
     float *token;           ///< per row: its token, as integers
-    float *column, *diagonal, *flow, *rho;     ///< per row or token: sums over F
+    float *column, *diagonal, *flow, *rho, *inter; ///< per row or token: sums over F, v G k and dy S q
     float *dghat, *dgamma, *da;                ///< per token: gradients, da of log a
     float *spare[3];
+    bool dq_set, dk_set;    ///< dq and dk hold a part already
     prefetch *ahead;
 } chunk;
 
@@ -82,12 +83,12 @@ static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *b
     chunk c = {.rank = s->rank, .states = s->states, .width = s->width};
     const int64_t r = s->rows_pitch, w = s->width_pitch, n = s->states_pitch;
     c.q = (matrix){base + l->q, n}, c.k = (matrix){base + l->k, n}, c.kt = (matrix){base + l->kt, r};
-    c.dq = (matrix){base + l->dq, n}, c.dk = (matrix){base + l->dk, n}, c.inter_q = (matrix){base + l->inter_q, n};
+    c.dq = (matrix){base + l->dq, n}, c.dk = (matrix){base + l->dk, n};
     c.scores = (matrix){base + l->scores, r}, c.dots = (matrix){base + l->dots, r}, c.weights = (matrix){base + l->weights, r};
     c.values = (matrix){base + l->values, r}, c.sum_weights = (matrix){base + l->sum_weights, r};
     c.v = (matrix){base + l->v, w}, c.scaled_v = (matrix){base + l->scaled_v, w}, c.y = (matrix){base + l->y, w};
     c.dy = (matrix){base + l->dy, w}, c.scaled_dy = (matrix){base + l->scaled_dy, w}, c.dv = (matrix){base + l->dv, w};
-    c.vt = (matrix){base + l->vt, r}, c.start = (matrix){base + l->start, w}, c.end = (matrix){base + l->end, w};
+    c.vt = (matrix){base + l->vt, r}, c.loaded = (matrix){base + l->start, w}, c.end = (matrix){base + l->end, w};
     c.start_t = (matrix){base + l->start_t, n};
     c.state = base + l->state;
     float *vector[KR_CHUNK_VECTORS];
@@ -95,9 +96,10 @@ static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *b
     c.decay = vector[0], c.ghat = vector[1], c.gamma = vector[2], c.from_start = vector[3], c.to_end = vector[4];
     c.scale = vector[5], c.token = vector[6], c.column = vector[7], c.diagonal = vector[8], c.flow = vector[9];
     c.rho = vector[10], c.dghat = vector[11], c.dgamma = vector[12];
-    for (int i = 0; i < 3; i++) c.spare[i] = vector[13 + i];
+    c.inter = vector[13];
+    for (int i = 0; i < 3; i++) c.spare[i] = vector[14 + i];
     c.da = c.flow; // element by element
-    for (int i = 0; i < 2; i++) c.lanes[i] = base + l->lanes + i * kr_round_up(s->chunk * s->rank, KR_LANES) * KR_LANES;
+    for (int i = 0; i < 3; i++) c.lanes[i] = base + l->lanes + i * kr_round_up(s->chunk * s->rank, KR_LANES) * KR_LANES;
     for (int64_t i = 0; i < r; i += KR_LANES) {
         kr_vi token = kr_v_seti(0);
         for (int j = 0; j < KR_LANES; j++) token[j] = (int32_t)((i + j) / s->rank);
@@ -155,7 +157,7 @@ static void scale_rows(matrix to, matrix from, const float *scale, int64_t rows,
 /// q . k for all pairs that can meet.
 static void chunk_scores(const chunk *c) {
     transpose(c->k.at, c->k.pitch, kr_round_up(c->rows, KR_LANES), c->states, c->kt, true);
-    multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->states, c->q, c->kt, c->scores, false, 0, 0, c->ahead});
+    multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->states, c->q, c->kt, c->scores, .ahead = c->ahead});
 }
 
 static void chunk_decays(const chunk *c) {
@@ -203,19 +205,35 @@ static void weigh(const chunk *c) {
     else weigh_columns(c, c->rank);
 }
 
-/// y from q, scores, v, decay, ghat and gamma; then `state` [states, width] after the chunk, unless nobody wants it.
+/// Whether a state [states, width] packed in memory can be used where it lies: it is as its products want it padded.
+static bool in_place(const chunk *c) { return c->width % KR_LANES == 0 && c->states % 4 == 0; }
+
+/// Where a chunk finds the state before it and leaves that after it. `saved` (may be null) is where the state before this
+/// chunk is kept for the backward pass, the next chunk's is `step` further; `state` is the head's scratch.
+typedef struct passage {
+    matrix before, after;
+} passage;
+
+static passage pass_state(const chunk *c, matrix state, float *saved, int64_t step, bool begins, bool ends) {
+    if (!saved) return (passage){state, state};
+    if (begins || !in_place(c)) store_matrix(saved, c->width, state, c->states, c->width);
+    if (!in_place(c)) return (passage){state, state};
+    return (passage){{saved, c->width}, ends ? state : (matrix){saved + step, c->width}};
+}
+
+/// y from q, scores, v, decay, ghat and gamma; then the state [states, width] after the chunk, unless nobody wants it.
 /// fresh: the state before is zero, whatever lies there.
-static void chunk_forward(const chunk *c, matrix state, bool fresh, bool wanted) {
+static void chunk_forward(const chunk *c, passage state, bool fresh, bool wanted) {
     chunk_decays(c);
     weigh(c);
-    if (!fresh)
-        multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->q, state, c->y, false, 0, 0, c->ahead});
-    multiply(&(product){LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, false,
-                        fresh ? 0 : c->from_start, 1, c->ahead});
+    product y = {LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, .ahead = c->ahead};
+    if (!fresh) y.a0 = c->q, y.b0 = state.before, y.depth0 = c->states, y.scale = c->from_start;
+    multiply(&y);
     if (!wanted) return;
     scale_rows(c->scaled_v, c->v, c->scale, c->rows, c->width);
-    multiply(&(product){FULL, c->rank, c->states, c->width, c->rows, c->k, c->scaled_v, state, true,
-                        fresh ? 0 : c->from_start + c->rows - 1, 0, c->ahead});
+    product after = {FULL, c->rank, c->states, c->width, c->rows, c->k, c->scaled_v, state.after, true, .ahead = c->ahead};
+    if (!fresh) after.from = state.before, after.times = c->from_start[c->rows - 1];
+    multiply(&after);
 }
 
 /// Rows of a state [width, states] after one token, S' = decay S + sum_i v_i (outer) k_i: `rows` of them from the p-th.
@@ -308,28 +326,6 @@ static void weigh_back(const chunk *c) {
     else weigh_back_columns(c, c->rank);
 }
 
-/// lanes[t] = sum over the rows of token t of a . b, lane by lane.
-static void dot_rows(const chunk *c, matrix a, matrix b, int64_t cols, float *lanes) {
-    for (int64_t t = 0, i = 0; t < c->tokens; t++) {
-        kr_vf sum = kr_v_set(0);
-        for (int64_t r = 0; r < c->rank; r++, i++)
-            for (int64_t j = 0; j < cols; j += KR_LANES)
-                sum += kr_v_load(a.at + i * a.pitch + j) * kr_v_load(b.at + i * b.pitch + j);
-        kr_v_store(lanes + t * KR_LANES, sum);
-    }
-}
-
-/// lanes[t] += the same for token t and all later ones.
-static void add_later_dots(const chunk *c, matrix a, matrix b, int64_t cols, float *lanes) {
-    kr_vf sum = kr_v_set(0);
-    for (int64_t t = c->tokens - 1, i = c->rows - 1; t >= 0; t--) {
-        for (int64_t r = 0; r < c->rank; r++, i--)
-            for (int64_t j = 0; j < cols; j += KR_LANES)
-                sum += kr_v_load(a.at + i * a.pitch + j) * kr_v_load(b.at + i * b.pitch + j);
-        kr_v_store(lanes + t * KR_LANES, kr_v_load(lanes + t * KR_LANES) + sum);
-    }
-}
-
 static float dot_matrices(matrix a, matrix b, int64_t rows, int64_t cols) {
     kr_vf even = kr_v_set(0), odd = kr_v_set(0);
     for (int64_t i = 0; i < rows; i++)
@@ -341,71 +337,79 @@ static float dot_matrices(matrix a, matrix b, int64_t rows, int64_t cols) {
     return kr_v_sum(even + odd);
 }
 
-static void add_matrix(matrix to, matrix from, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j += KR_LANES) {
-            float *at = to.at + i * to.pitch + j;
-            kr_v_store(at, kr_v_load(at) + kr_v_load(from.at + i * from.pitch + j));
-        }
+/// A saved state, in place or in the scratch.
+static matrix saved_state(const chunk *c, float *saved) {
+    if (in_place(c)) return (matrix){saved, c->width};
+    load_matrix(c->loaded, saved, c->width, c->states, c->width);
+    return c->loaded;
 }
 
 /// The gradients of decays and coefficients from the sums; `through` is e_n <G, S>.
-static void chunk_coefficients(const chunk *c, float through, bool ending) {
+static void chunk_coefficients(const chunk *c, float through, bool fresh, bool ending) {
     const int64_t rank = c->rank, n = c->tokens;
     sum_lanes(c->lanes[0], n, c->flow);
-    if (ending) clear(c->rho, n);
-    else sum_lanes(c->lanes[1], n, c->rho);
+    if (ending || !c->width) clear(c->rho, c->rows);
+    else sum_lanes(c->lanes[1], c->rows, c->rho);
+    if (fresh || !c->states) clear(c->inter, c->rows);
+    else sum_lanes(c->lanes[2], c->rows, c->inter);
+    float later = 0; // from S to this token and all later ones
+    for (int64_t t = n - 1; t >= 0; t--) {
+        for (int64_t r = 0; r < rank; r++) later += c->from_start[t * rank + r] * c->inter[t * rank + r];
+        c->da[t] = c->flow[t] + later;
+    }
     for (int64_t t = 0; t < n; t++) {
-        float column = 0, diagonal = 0;
-        for (int64_t r = 0; r < rank; r++) column += c->column[t * rank + r], diagonal += c->diagonal[t * rank + r];
-        c->dghat[t] = column + c->to_end[t * rank] * c->rho[t];
+        float column = 0, diagonal = 0, rho = 0;
+        for (int64_t i = t * rank; i < (t + 1) * rank; i++) column += c->column[i], diagonal += c->diagonal[i], rho += c->rho[i];
+        c->dghat[t] = column + c->to_end[t * rank] * rho;
         c->dgamma[t] = diagonal;
-        c->da[t] = c->flow[t] + through;
-        through += c->scale[t * rank] * c->rho[t];
+        c->da[t] += through;
+        through += c->scale[t * rank] * rho;
     }
 }
 
-/// Adds to dq and dk what comes from the states around the chunk and leaves the rest of them in `values` (see
-/// chunk_finish); gives dv, dghat, dgamma and da; and makes of `adjoint` [width, states], the gradient of the state
-/// after the chunk, that of the state before it. Reads q, k, scores, v, dy, start, decay, ghat and gamma.
+/// Adds to dq and dk what comes from the states around the chunk and, unless heads share q and k, all the rest;
+/// otherwise that is left in `values`. Gives dv, dghat, dgamma and da; and makes of `adjoint`
+/// [width, states], the gradient of the state after the chunk, that of the state before it. Reads q, k, scores, v, dy,
+/// start, decay, ghat and gamma.
 /// fresh: the state before is zero and its gradient is not wanted; ending: the state after has no gradient.
-static void chunk_backward(const chunk *c, matrix adjoint, bool fresh, bool ending) {
-    static const float one = 1;
+static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending, bool shared) {
     float through = 0;
     chunk_decays(c);
     transpose(c->v.at, c->v.pitch, kr_round_up(c->rows, KR_LANES), c->width, c->vt, true);
-    multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->width, c->dy, c->vt, c->dots, false, 0, 0, c->ahead});
+    multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->width, c->dy, c->vt, c->dots, .ahead = c->ahead});
     weigh_back(c);
+    product dq = {.rank = c->rank, .rows = c->rows, .cols = c->states, .c = c->dq, .ahead = c->ahead}, dk = dq, dv = dq;
+    dk.c = c->dk, dv.c = c->dv, dv.cols = c->width;
+    if (c->dq_set) dq.from = c->dq, dq.times = 1;
+    if (c->dk_set) dk.from = c->dk, dk.times = 1;
+    if (!shared) {
+        dq.extent = LOWER_LEFT, dq.a = c->values, dq.b = c->k, dq.depth = c->rows;
+        dk.extent = LOWER_ACROSS, dk.a = c->values, dk.b = c->q, dk.depth = c->rows, dk.across = true;
+    }
+    dv.extent = LOWER_ACROSS, dv.a = c->weights, dv.b = c->dy, dv.depth = c->rows, dv.across = true;
     if (!fresh) {
         transpose(c->start.at, c->start.pitch, c->states, c->width, c->start_t, true);
-        scale_rows(c->scaled_dy, c->dy, c->from_start, c->rows, c->width);
-        multiply(&(product){FULL, c->rank, c->rows, c->states, c->width, c->scaled_dy, c->start_t, c->inter_q, false, 0, 0, c->ahead});
-        add_later_dots(c, c->inter_q, c->q, c->states, c->lanes[0]);
-        add_matrix(c->dq, c->inter_q, c->rows, c->states);
+        dq.a0 = c->dy, dq.b0 = c->start_t, dq.depth0 = c->width, dq.scale = c->from_start;
+        dq.with = c->q, dq.lanes = c->lanes[2];
     }
     if (!ending) {
         transpose(adjoint.at, adjoint.pitch, c->width, c->states, c->end, true);
-        scale_rows(c->scaled_v, c->v, c->scale, c->rows, c->width);
-        multiply(&(product){FULL, c->rank, c->rows, c->states, c->width, c->scaled_v, adjoint, c->dk, false, &one, 0, c->ahead});
-        multiply(&(product){FULL, c->rank, c->rows, c->width, c->states, c->k, c->end, c->dv, false, 0, 0, c->ahead});
-        dot_rows(c, c->dv, c->v, c->width, c->lanes[1]);
+        dk.a0 = c->v, dk.b0 = adjoint, dk.depth0 = c->width, dk.scale = c->scale;
+        dv.a0 = c->k, dv.b0 = c->end, dv.depth0 = c->states, dv.scale = c->scale;
+        dv.with = c->v, dv.lanes = c->lanes[1];
     }
-    multiply(&(product){LOWER_ACROSS, c->rank, c->rows, c->width, c->rows, c->weights, c->dy, c->dv, true,
-                        ending ? 0 : c->scale, 1, c->ahead});
+    if (!fresh || !shared) multiply(&dq), c->dq_set = true;
+    if (!ending || !shared) multiply(&dk), c->dk_set = true;
+    multiply(&dv);
     if (!fresh) {
-        const float *e = c->from_start + c->rows - 1;
-        if (!ending) through = *e * dot_matrices(adjoint, c->start_t, c->width, c->states);
-        multiply(&(product){FULL, c->rank, c->width, c->states, c->rows, c->scaled_dy, c->q, adjoint, true,
-                            ending ? 0 : e, 0, c->ahead});
+        const float e = c->from_start[c->rows - 1];
+        if (!ending) through = e * dot_matrices(adjoint, c->start_t, c->width, c->states);
+        scale_rows(c->scaled_dy, c->dy, c->from_start, c->rows, c->width);
+        product before = {FULL, c->rank, c->width, c->states, c->rows, c->scaled_dy, c->q, adjoint, true, .ahead = c->ahead};
+        if (!ending) before.from = adjoint, before.times = e;
+        multiply(&before);
     }
-    chunk_coefficients(c, through, ending);
-}
-
-/// dq += values k, dk += values^T q, where values may be the sum over heads that share q and k.
-static void chunk_finish(const chunk *c, matrix values) {
-    static const float one = 1;
-    multiply(&(product){LOWER_LEFT, c->rank, c->rows, c->states, c->rows, values, c->k, c->dq, false, &one, 0, c->ahead});
-    multiply(&(product){LOWER_ACROSS, c->rank, c->rows, c->states, c->rows, values, c->q, c->dk, true, &one, 0, c->ahead});
+    chunk_coefficients(c, through, fresh, ending);
 }
 
 /// The share of the scratch's matrices that must start as zeros: products read the padding of triangles.

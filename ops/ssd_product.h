@@ -32,51 +32,6 @@ typedef struct matrix {
     int64_t pitch;
 } matrix;
 
-/// c = scale c + a b for `rows` rows; scale is one number per row at `step`, or null, and then c is overwritten.
-KR_INLINE void tile(const float *a, int64_t along_rows, int64_t along_depth, matrix b, int64_t depth, matrix c,
-                    const float *scale, int64_t step, const int rows, const int vectors) {
-    kr_vf sum[TALL][WIDE];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = kr_v_set(0);
-    for (int64_t k = 0; k < depth; k++, a += along_depth, b.at += b.pitch) {
-        kr_vf w[WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(b.at + v * KR_LANES);
-        UNROLL for (int r = 0; r < rows; r++) {
-            const kr_vf x = kr_v_set(a[r * along_rows]);
-            UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x * w[v];
-        }
-    }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++) {
-            float *to = c.at + r * c.pitch + v * KR_LANES;
-            kr_v_store(to, scale ? kr_v_set(scale[r * step]) * kr_v_load(to) + sum[r][v] : sum[r][v]);
-        }
-}
-
-typedef void tile_kernel(const float *a, int64_t pitch, matrix b, int64_t depth, matrix c, const float *scale, int64_t step);
-#define TILE(name, along_rows, along_depth, rows, vectors)                                                            \
-    static void name(const float *a, int64_t pitch, matrix b, int64_t depth, matrix c, const float *scale,            \
-                     int64_t step) {                                                                                  \
-        tile(a, along_rows, along_depth, b, depth, c, scale, step, rows, vectors);                                    \
-        (void)pitch;                                                                                                  \
-    }
-TILE(wide_tall, pitch, 1, TALL, WIDE)
-TILE(wide_half, pitch, 1, HALF, WIDE)
-TILE(wide_short, pitch, 1, SHORT, WIDE)
-TILE(narrow_tall, pitch, 1, TALL, 1)
-TILE(narrow_half, pitch, 1, HALF, 1)
-TILE(narrow_short, pitch, 1, SHORT, 1)
-TILE(across_wide_tall, 1, pitch, TALL, WIDE)
-TILE(across_wide_half, 1, pitch, HALF, WIDE)
-TILE(across_wide_short, 1, pitch, SHORT, WIDE)
-TILE(across_narrow_tall, 1, pitch, TALL, 1)
-TILE(across_narrow_half, 1, pitch, HALF, 1)
-TILE(across_narrow_short, 1, pitch, SHORT, 1)
-static tile_kernel *const tile_kernels[2][2][3] = {
-    {{wide_tall, wide_half, wide_short}, {narrow_tall, narrow_half, narrow_short}},
-    {{across_wide_tall, across_wide_half, across_wide_short}, {across_narrow_tall, across_narrow_half, across_narrow_short}},
-};
-
 /// What is known of the operands: nothing; c is wanted on and below the diagonal only; a is lower triangular; a is given
 /// transposed and lies lower triangular.
 enum extent { FULL, LOWER_RESULT, LOWER_LEFT, LOWER_ACROSS };
@@ -110,16 +65,89 @@ KR_INLINE void ask(prefetch *p) {
     }
 }
 
+/// c = times from + scale (a0 b0) + a b, where every term may be absent (null at). Sums that have a part from the state
+/// and a part from the chunk are made in one go, so that they are written once.
 typedef struct product {
-    enum extent extent;
+    enum extent extent;        ///< of a, b and c; a0 and b0 are full
     int64_t rank;              ///< rows of a token; the diagonal is blocks of rank by rank
     int64_t rows, cols, depth;
     matrix a, b, c;
     bool across;               ///< a is given as [depth, rows]
-    const float *scale;
-    int64_t step;
+    matrix a0, b0;
+    int64_t depth0;
+    const float *scale;        ///< of every row of a0 b0
+    matrix with;               ///< [rows, cols]: where lanes is not null, lanes[row] gets (a0 b0)[row] . with[row],
+    float *lanes;              ///< unscaled and still to be summed over lanes
+    matrix from;               ///< may be c
+    float times;
     prefetch *ahead;           ///< may be null
 } product;
+
+/// sum += a b, with b from its first row on.
+KR_INLINE void accumulate(kr_vf sum[TALL][WIDE], const float *a, int64_t along_rows, int64_t along_depth, matrix b,
+                          int64_t depth, const int rows, const int vectors) {
+    for (int64_t k = 0; k < depth; k++, a += along_depth, b.at += b.pitch) {
+        kr_vf w[WIDE];
+        UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(b.at + v * KR_LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const kr_vf x = kr_v_set(a[r * along_rows]);
+            UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x * w[v];
+        }
+    }
+}
+
+/// The tile of c at row i and column j, where a counts from `begin` along its depth.
+KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64_t depth, const bool across,
+                    const int rows, const int vectors) {
+    kr_vf sum[TALL][WIDE];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = kr_v_set(0);
+    if (p->a0.at) {
+        accumulate(sum, p->a0.at + i * p->a0.pitch, p->a0.pitch, 1, (matrix){p->b0.at + j, p->b0.pitch}, p->depth0, rows, vectors);
+        UNROLL for (int r = 0; r < rows && p->lanes; r++) {
+            const float *with = p->with.at + (i + r) * p->with.pitch + j;
+            float *lanes = p->lanes + (i + r) * KR_LANES;
+            kr_vf dot = j ? kr_v_load(lanes) : kr_v_set(0);
+            UNROLL for (int v = 0; v < vectors; v++) dot += sum[r][v] * kr_v_load(with + v * KR_LANES);
+            kr_v_store(lanes, dot);
+        }
+        UNROLL for (int r = 0; r < rows && p->scale; r++)
+            UNROLL for (int v = 0; v < vectors; v++) sum[r][v] *= kr_v_set(p->scale[i + r]);
+    }
+    UNROLL for (int r = 0; r < rows && p->from.at; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            sum[r][v] += kr_v_set(p->times) * kr_v_load(p->from.at + (i + r) * p->from.pitch + j + v * KR_LANES);
+    if (p->a.at) {
+        const float *a = p->a.at + (across ? begin * p->a.pitch + i : i * p->a.pitch + begin);
+        const matrix b = {p->b.at + begin * p->b.pitch + j, p->b.pitch};
+        accumulate(sum, a, across ? 1 : p->a.pitch, across ? p->a.pitch : 1, b, depth, rows, vectors);
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            kr_v_store(p->c.at + (i + r) * p->c.pitch + j + v * KR_LANES, sum[r][v]);
+}
+
+typedef void tile_kernel(const product *p, int64_t i, int64_t j, int64_t begin, int64_t depth);
+#define TILE(name, across, rows, vectors)                                                          \
+    static void name(const product *p, int64_t i, int64_t j, int64_t begin, int64_t depth) {       \
+        tile(p, i, j, begin, depth, across, rows, vectors);                                        \
+    }
+TILE(wide_tall, false, TALL, WIDE)
+TILE(wide_half, false, HALF, WIDE)
+TILE(wide_short, false, SHORT, WIDE)
+TILE(narrow_tall, false, TALL, 1)
+TILE(narrow_half, false, HALF, 1)
+TILE(narrow_short, false, SHORT, 1)
+TILE(across_wide_tall, true, TALL, WIDE)
+TILE(across_wide_half, true, HALF, WIDE)
+TILE(across_wide_short, true, SHORT, WIDE)
+TILE(across_narrow_tall, true, TALL, 1)
+TILE(across_narrow_half, true, HALF, 1)
+TILE(across_narrow_short, true, SHORT, 1)
+static tile_kernel *const tile_kernels[2][2][3] = {
+    {{wide_tall, wide_half, wide_short}, {narrow_tall, narrow_half, narrow_short}},
+    {{across_wide_tall, across_wide_half, across_wide_short}, {across_narrow_tall, across_narrow_half, across_narrow_short}},
+};
 
 static void multiply(const product *p) {
     const int64_t rows = (p->rows + 3) / 4 * 4, cols = (p->cols + KR_LANES - 1) / KR_LANES * KR_LANES;
@@ -136,11 +164,8 @@ static void multiply(const product *p) {
                 if (p->extent == LOWER_ACROSS) begin = i / p->rank * p->rank;
                 if (j >= wide) continue;
             }
-            const float *a = p->a.at + (p->across ? begin * p->a.pitch + i : i * p->a.pitch + begin);
-            const matrix b = {p->b.at + begin * p->b.pitch + j, p->b.pitch}, c = {p->c.at + i * p->c.pitch + j, p->c.pitch};
             if (p->ahead) ask(p->ahead);
-            tile_kernels[p->across][wide - j < WIDE * KR_LANES][size](a, p->a.pitch, b, end > begin ? end - begin : 0, c,
-                                                                      p->scale ? p->scale + i * p->step : 0, p->step);
+            tile_kernels[p->across][wide - j < WIDE * KR_LANES][size](p, i, j, begin, end > begin ? end - begin : 0);
         }
 }
 

@@ -136,7 +136,6 @@ static void load_before(const trapezoid *s, place at, matrix keys, matrix values
 
 /// The state before the first token, with what is pending from the token before it. Gives false where it is zero.
 static bool load_state(const trapezoid *s, const chunk *c, place at, const float *h0, matrix state) {
-    static const float one = 1;
     const kr_chunk_size *z = &s->size;
     const float *from = h0 ? h0 + (at.b * z->heads + at.head) * z->states * z->width : 0;
     if (from) transpose(from, z->states, z->width, z->states, state, true);
@@ -146,7 +145,7 @@ static bool load_state(const trapezoid *s, const chunk *c, place at, const float
     load_before(s, at, c->k, c->scaled_v);
     for (int64_t r = 0; r < z->rank; r++) c->scale[r] = omega;
     scale_rows(c->scaled_v, c->scaled_v, c->scale, z->rank, z->width);
-    multiply(&(product){FULL, 1, z->states, z->width, z->rank, c->k, c->scaled_v, state, true, &one, 0});
+    multiply(&(product){FULL, 1, z->states, z->width, z->rank, c->k, c->scaled_v, state, true, .from = state, .times = 1});
     return true;
 }
 
@@ -202,8 +201,8 @@ static void forward_unit(const trapezoid *s, const kr_call *call, chunk *c, int6
             const bool wraps = at.head + 1 == at.first_head + z->block || at.head + 1 == z->heads;
             c->ahead->count = 0;
             if (!wraps || !ends) want_head(s, c, row + (wraps ? z->chunk : 0), wraps ? at.first_head : at.head + 1);
-            if (saved && (!wraps || !ends))
-                want(c->ahead, saved + ((at.b * z->chunks + i + wraps) * z->heads + (wraps ? at.first_head : at.head + 1)) * floats,
+            if (saved && i + 1 + wraps < z->chunks)
+                want(c->ahead, saved + ((at.b * z->chunks + i + 1 + wraps) * z->heads + (wraps ? at.first_head : at.head + 1)) * floats,
                      0, 1, floats);
             for (int64_t r = 0; r < z->rank; r++)
                 want(c->ahead, out.at + row * out.pitch + (r * z->heads + at.head) * p, out.pitch, c->tokens, p);
@@ -211,8 +210,8 @@ static void forward_unit(const trapezoid *s, const kr_call *call, chunk *c, int6
             chunk_scores(c);
             load_steps(s, c, at, first);
             load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
-            if (saved) store_matrix(saved + ((at.b * z->chunks + i) * z->heads + at.head) * floats, p, state, n, p);
-            chunk_forward(c, state, !i && fresh, !ends || last);
+            float *save = saved ? saved + ((at.b * z->chunks + i) * z->heads + at.head) * floats : 0;
+            chunk_forward(c, pass_state(c, state, save, z->heads * floats, !i, ends), !i && fresh, !ends || last);
             store_output(s, c, at, first, out);
         }
     }
@@ -332,8 +331,8 @@ static void store_before(const trapezoid *s, const kr_call *call, const chunk *c
         omega = first->fresh ? 0 : (1 - first->lambda) * first->dt;
         load_before(s, at, c->k, c->scaled_v);
         transpose(adjoint.at, adjoint.pitch, p, n, c->end, true);
-        multiply(&(product){FULL, 1, z->rank, n, p, c->scaled_v, adjoint, c->dk, false, 0, 0});
-        multiply(&(product){FULL, 1, z->rank, p, n, c->k, c->end, c->dv, false, 0, 0});
+        multiply(&(product){FULL, 1, z->rank, n, p, c->scaled_v, adjoint, c->dk});
+        multiply(&(product){FULL, 1, z->rank, p, n, c->k, c->end, c->dv});
         kr_vf dot = kr_v_set(0);
         for (int64_t r = 0; r < z->rank; r++)
             for (int64_t j = 0; j < n; j += KR_LANES)
@@ -389,7 +388,8 @@ static void backward_chunk(const trapezoid *s, const kr_call *call, chunk *c, pl
     const kr_chunk_size *z = &s->size;
     const int64_t n = z->states, p = z->width, first = i * z->chunk, row = at.row + first, column = at.head * z->rank * n;
     const source dout = source_of(&call->in[DOUT]);
-    const float *dk_last = call->in[DK_LAST].data, *saved = call->in[SAVED].data;
+    const float *dk_last = call->in[DK_LAST].data;
+    float *saved = call->in[SAVED].data;
     const sink dk = sink_of(&call->out[DK]), dq = sink_of(&call->out[DQ]);
     const bool ends = i + 1 == z->chunks;
     const bool fresh = !i && call->attrs->i[ZERO_START] && !call->out[DH0].data && !s->k0;
@@ -400,11 +400,9 @@ static void backward_chunk(const trapezoid *s, const kr_call *call, chunk *c, pl
     load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
     if (dout.at) load_ranks(c, c->dy, dout.at + row * dout.pitch + at.head * p, dout.pitch, z->heads * p, p);
     else clear_matrix(c->dy, c->rows, p);
-    if (!fresh) load_matrix(c->start, saved + ((at.b * z->chunks + i) * z->heads + at.head) * n * p, p, n, p);
-    clear_matrix(c->dq, c->rows, n);
-    clear_matrix(c->dk, c->rows, n);
-    chunk_backward(c, state_at(z, c, at, true), fresh, ends && !call->in[DH_LAST].data);
-    chunk_finish(c, c->values);
+    if (!fresh) c->start = saved_state(c, saved + ((at.b * z->chunks + i) * z->heads + at.head) * n * p);
+    c->dq_set = c->dk_set = false;
+    chunk_backward(c, state_at(z, c, at, true), fresh, ends && !call->in[DH_LAST].data, false);
     for (int64_t r = 0; r < z->rank && ends && dk_last; r++)
         for (int64_t j = 0; j < n; j += KR_LANES) {
             float *to = c->dk.at + (c->rows - z->rank + r) * c->dk.pitch + j;
