@@ -265,7 +265,7 @@ Test(fuse, random_graphs_give_the_same_bits, .timeout = 240) {
     cr_assert_gt(fused_steps, 100);
 }
 
-/// Blocks of every kind: the loss stays, and memory does not grow. (The last 2 % are for the schedule, which can no longer
+/// Blocks of every kind: the loss stays, and memory does not grow. (The last 4 % are for the schedule, which can no longer
 /// move one op of a program by itself.)
 Test(fuse, models_need_no_more_memory) {
     static const char *const blocks[] = {"mamba1", "mamba2", "mamba3", "attention", "gated_mlp", "tinymamba"};
@@ -286,7 +286,7 @@ Test(fuse, models_need_no_more_memory) {
                 kr_plan_free(plan);
             }
             cr_expect_lt(stats[1].steps, stats[0].steps, "%s: %d steps, %d without fusion", blocks[k], stats[1].steps, stats[0].steps);
-            cr_expect(stats[1].peak <= 1.02 * (double)stats[0].peak, "%s: %zu bytes, %zu without fusion", blocks[k], stats[1].peak, stats[0].peak);
+            cr_expect(stats[1].peak <= 1.04 * (double)stats[0].peak, "%s: %zu bytes, %zu without fusion", blocks[k], stats[1].peak, stats[0].peak);
             cr_expect(fabsf(out[1][0] - out[0][0]) <= 1e-6f * fabsf(out[0][0]), "%s: loss %g, %g without fusion", blocks[k], out[1][0], out[0][0]);
             free(out[0]);
             free(out[1]);

@@ -131,9 +131,8 @@ static kr_status input_types(const kr_op *op, const sample *s, const kr_text_lis
 /// Outputs of a node; those of a program are its sum and what stands behind "out".
 static int count_outputs(const kr_op *op, const char *attributes) {
     if (!(op->flags & KR_OP_PROGRAM)) return op->outputs;
-    const char *out = strstr(attributes, "out ");
     int count = strstr(attributes, "sum ") != NULL;
-    for (; out; out = strchr(out + 1, ' ')) count++;
+    for (const char *out = strstr(attributes, "out "); out && (out = strchr(out + 1, ' ')); count++) {}
     return count;
 }
 
