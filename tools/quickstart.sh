@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-steps=700
+steps=1000
 while [ $# -gt 0 ]; do
   case $1 in
     --steps) steps=${2:?--steps needs a number}; shift 2 ;;
