@@ -249,11 +249,7 @@ static void retrace_block(const scan_grad *d, const back_unit *w, int64_t index,
     ahead_start(&r.s.next, index - w->from, w->to - w->from, p.row - CHUNK, tile_at(size, w->from).channel);
     for (int i = 0; i < BACK_FETCH && share < BACK_STREAMS; i++)
         ahead_follow(&r.s.next, i, w->stream[share + i], w->pitch[share + i]);
-    switch (width) {
-    case 4: retrace_4(&r, first); break;
-    case 2: retrace_2(&r, first); break;
-    default: retrace_1(&r, first); break;
-    }
+    (width == 4 ? retrace_4 : width == 2 ? retrace_2 : retrace_1)(&r, first);
 }
 
 /// All tiles of a unit over one chunk, a few at a time.
@@ -265,8 +261,7 @@ static void backward_chunk(const scan_grad *d, const back_unit *w, int64_t chunk
         for (int64_t i = from; i < to; i++) load_chunk(w->tracks + i - from, d, tile_at(size, i), p);
         for (int64_t n = 0; n < size->states;) {
             const int width = block_of(size, size->states - n);
-            for (int64_t i = from; i < to; i++)
-                retrace_block(d, w, i, chunk, p, w->tracks + i - from, n, width);
+            for (int64_t i = from; i < to; i++) retrace_block(d, w, i, chunk, p, w->tracks + i - from, n, width);
             n += width;
         }
         for (int64_t i = from; i < to; i++)
@@ -326,8 +321,8 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
         clear(planes, stride);
         pack(planes + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, LOG2E);
         if (d->dlast)
-            pack(planes + KR_SCAN_ADJOINT * plane, d->dlast + (b * size->channels + at.channel) * states, states, at.lanes,
-                 states, 1);
+            pack(planes + KR_SCAN_ADJOINT * plane, d->dlast + (b * size->channels + at.channel) * states, states,
+                 at.lanes, states, 1);
         if (size->constant_B) pack(fixed, s->B + at.channel * s->B_pitch, s->B_pitch, at.lanes, states, 1);
         if (size->constant_C)
             pack(fixed + 2 * size->constant_B * plane, s->C + at.channel * s->C_pitch, s->C_pitch, at.lanes, states, 1);
