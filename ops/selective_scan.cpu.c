@@ -2,40 +2,40 @@
 ///
 /// Lanes are channels: a tile is 16 neighbouring channels of one token, so loads of u, delta and z are plain vectors, B
 /// and C are broadcasts, and nothing is ever summed over lanes on the way forward. A block of up to 16 states of a tile
-/// stays in registers for a chunk of 32 tokens; any number of states is a row of blocks of 16, 8, 4, 2 and 1.
+/// goes through a chunk of 32 tokens at once; any number of states is a row of blocks of 16, 8, 4, 2 and 1.
 /// The decay exp(dt * A) is 2^(dt * A') with A' = A * log2(e), made once.
 ///
 /// Time runs chunk by chunk, and in each chunk over the tiles of a unit: rows of memory are used while they are near,
 /// and B and C of a chunk stay in L1. The state at the start of every chunk is saved for the backward pass.
 #include "ops/selective_scan_tile.h"
 
-/// h = exp(dt A) h + dt u B and y += C h for `width` states from `first`.
+/// h = exp(dt A) h + dt u B and y += C h for `width` states from `first`. The states stay in memory, that is in L1: as
+/// registers they would push out the constants of the exponential, and the store is forwarded long before the next token.
 KR_INLINE void advance(const int width, const bool mixed, sweep *s, const float *A, float *state, int64_t first) {
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const float *B = s->B + (fixed_B ? first * LANES : first), *C = s->C + (fixed_C ? first * LANES : first);
+    const kr_vf *step = s->dt, *input = s->dtu;
+    const int64_t B_pitch = fixed_B ? 0 : s->B_pitch, C_pitch = fixed_C ? 0 : s->C_pitch;
+    kr_vf *sum = s->y;
     ahead next = s->next;
-    kr_vf h[16];
     A += first * LANES;
     state += first * LANES;
     if (first) ahead_start(&next, 0, 1, 0, 0);
-    EACH16(n, width, h[n] = kr_v_load(state + n * LANES);)
     for (int t = 0; t < s->count;) {
         const int end = run_end(s, t);
-        if (s->fresh >> t & 1) {
-            EACH16(n, width, h[n] = kr_v_set(0);)
-        }
-        for (; t < end; t++, B += fixed_B ? 0 : s->B_pitch, C += fixed_C ? 0 : s->C_pitch) {
-            const kr_vf dt = s->dt[t], dtu = s->dtu[t];
-            kr_vf even = s->y[t], odd = kr_v_set(0);
-            fetch(&next, 0, FETCH);
+        if (s->fresh >> t & 1) clear(state, width * LANES);
+        for (; t < end; t++, B += B_pitch, C += C_pitch) {
+            const kr_vf dt = step[t], dtu = input[t];
+            kr_vf y[4] = {sum[t], kr_v_set(0), kr_v_set(0), kr_v_set(0)};
+            fetch(&next, STREAMS);
             EACH16(n, width,
-                h[n] = kr_v_exp2(dt * kr_v_load(A + n * LANES)) * h[n] + dtu * coefficient(B, fixed_B, n);
-                if (n & 1) odd += coefficient(C, fixed_C, n) * h[n];
-                else even += coefficient(C, fixed_C, n) * h[n];)
-            s->y[t] = even + odd;
+                const kr_vf h = kr_v_exp2(dt * kr_v_load(A + n * LANES)) * kr_v_load(state + n * LANES) +
+                                dtu * coefficient(B, fixed_B, n);
+                kr_v_store(state + n * LANES, h);
+                y[n & 3] += coefficient(C, fixed_C, n) * h;)
+            sum[t] = (y[0] + y[1]) + (y[2] + y[3]);
         }
     }
-    EACH16(n, width, kr_v_store(state + n * LANES, h[n]);)
 }
 
 static NOINLINE void advance_16(sweep *s, const float *A, float *h, int64_t n) { advance(16, false, s, A, h, n); }
@@ -76,7 +76,8 @@ static void forward_chunk(const scan *s, unit k, int64_t index, span p, float *p
     const tile at = tile_at(&s->size, index);
     const float *fixed = planes + KR_SCAN_FIXED * plane;
     const kr_vf D = vector_of(s->D, at), bias = vector_of(s->delta_bias, at);
-    sweep w; // not an initialiser: that would clear its arrays
+    kr_vf dt[CHUNK], dtu[CHUNK], y[CHUNK];
+    sweep w = {.dt = dt, .dtu = dtu, .y = y};
     prepare(&w, s, p, at, fixed, fixed + s->size.constant_B * plane);
     ahead_start(&w.next, index - k.from, k.to - k.from, p.row + CHUNK, tile_at(&s->size, k.from).channel);
     ahead_follow(&w.next, 0, s->u, s->u_pitch);
@@ -85,16 +86,16 @@ static void forward_chunk(const scan *s, unit k, int64_t index, span p, float *p
     ahead_follow(&w.next, 3, out, out_pitch);
     for (int t = 0; t < p.count; t++) {
         const kr_vf u = kr_v_load_n(s->u + (p.row + t) * s->u_pitch + at.channel, at.lanes);
-        const kr_vf dt = step_size(s, kr_v_load_n(s->delta + (p.row + t) * s->delta_pitch + at.channel, at.lanes) + bias);
-        w.dt[t] = dt;
-        w.dtu[t] = dt * u;
-        w.y[t] = D * u;
+        const kr_vf step = step_size(s, kr_v_load_n(s->delta + (p.row + t) * s->delta_pitch + at.channel, at.lanes) + bias);
+        dt[t] = step;
+        dtu[t] = step * u;
+        y[t] = D * u;
     }
     advance_all(&w, &s->size, planes + KR_SCAN_A * plane, planes + KR_SCAN_STATE * plane);
     for (int t = 0; t < p.count; t++) {
         const int64_t row = p.row + t;
         const kr_vf gate = s->z ? kr_v_silu(kr_v_load_n(s->z + row * s->z_pitch + at.channel, at.lanes)) : kr_v_set(1);
-        kr_v_store_n(out + row * out_pitch + at.channel, w.y[t] * gate, at.lanes);
+        kr_v_store_n(out + row * out_pitch + at.channel, y[t] * gate, at.lanes);
     }
 }
 
@@ -105,11 +106,11 @@ KR_KERNEL(selective_scan) {
     float *out = call->out[0].data, *last = call->out[1].data, *saved = call->out[2].data;
     const int64_t states = size->states, plane = kr_scan_plane(size), planes = kr_scan_forward_planes(size);
     const int64_t out_pitch = kr_arg_pitch(&call->out[0]);
-    const int64_t run = kr_scan_run(size), runs = (size->tiles + run - 1) / run;
+    const int64_t runs = (size->tiles + kr_scan_run(size) - 1) / kr_scan_run(size);
     int64_t begin, end;
     kr_share(size->batch * runs, part, parts, &begin, &end);
     for (int64_t n = begin; n < end; n++) {
-        const int64_t b = n / runs, from = n % runs * run, to = from + run < size->tiles ? from + run : size->tiles;
+        const int64_t b = n / runs, from = size->tiles * (n % runs) / runs, to = size->tiles * (n % runs + 1) / runs;
         float *work = (float *)call->work + b * size->tiles * planes * plane;
         for (int64_t i = from; i < to; i++) {
             const tile at = tile_at(size, i);
@@ -127,7 +128,7 @@ KR_KERNEL(selective_scan) {
             for (int64_t i = from; i < to; i++) {
                 float *w = work + i * planes * plane;
                 if (saved)
-                    copy(saved + ((b * size->chunks + c) * size->tiles + i) * plane, w + KR_SCAN_STATE * plane, plane);
+                    stream(saved + ((b * size->chunks + c) * size->tiles + i) * plane, w + KR_SCAN_STATE * plane, plane);
                 forward_chunk(&s, (unit){b, from, to}, i, p, w, out, out_pitch);
             }
         }
@@ -137,4 +138,5 @@ KR_KERNEL(selective_scan) {
                    at.lanes, states);
         }
     }
+    stream_end();
 }

@@ -11,8 +11,13 @@ enum {
     KR_SCAN_LANES = 16,   ///< channels in a tile: one vector
     KR_SCAN_CHUNK = 32,   ///< tokens between two saved states
     KR_SCAN_UNITS = 16,   ///< units of work that there shall be, as far as the next three limits allow
-    KR_SCAN_RUN_LEAST = 4, KR_SCAN_RUN_MOST = 32, ///< tiles of a unit of the forward pass
+    KR_SCAN_RUN_LEAST = 8, KR_SCAN_RUN_MOST = 32, ///< tiles of a unit of the forward pass
     KR_SCAN_SPLIT = 8,    ///< units of a group of the backward pass, each with partial sums of dB and dC
+    KR_SCAN_TRACKS = 12,  ///< tiles that a unit of the backward pass takes through a chunk together, at most
+    KR_SCAN_TRACK = 8 * KR_SCAN_CHUNK * KR_SCAN_LANES, ///< floats that it keeps of each meanwhile
+    KR_SCAN_TRACE = (2 * KR_SCAN_CHUNK + 1) * 4 * KR_SCAN_LANES, ///< floats that it keeps of a block of 4 states
+    KR_SCAN_APART = 512 + 32, ///< floats between the sums and the trace, so that loads of one do not look (in the low 12
+                              ///< bits of the address) like stores to the other a few tokens ago
 };
 
 /// The sizes of one scan. Channels of one group of B and C are contiguous; a tile never crosses a group, so its last
@@ -64,7 +69,9 @@ static inline int64_t kr_scan_forward_floats(const kr_scan_size *s) {
 // Workspace of the backward pass, in this order:
 //   for every batch row and tile: planes A, adjoint of the state and sum dA, then B and sum dB, C and sum dC where
 //   constant, then one vector each of the sums dD and ddelta_bias;
-//   for every unit: dB and dC of one chunk, [CHUNK, N, LANES] each, summed over the unit's tiles but not over lanes;
+//   for every unit: dB and dC of one chunk, [CHUNK, N, LANES] each, summed over the unit's tiles but not over lanes
+//   (blocks of a few states one after the other), the trace of a block, and KR_SCAN_TRACK floats per tile of those that
+//   go together;
 //   for every unit, when a group has several: its share of dB and dC, [L, N] each.
 enum { KR_SCAN_ADJOINT = KR_SCAN_STATE, KR_SCAN_DA, KR_SCAN_FIXED_BACK };
 static inline int64_t kr_scan_backward_planes(const kr_scan_size *s) {
@@ -76,8 +83,15 @@ static inline int64_t kr_scan_tile_floats(const kr_scan_size *s) {
 static inline int64_t kr_scan_units(const kr_scan_size *s) { return s->batch * s->groups * s->split; }
 static inline int64_t kr_scan_lane_sums_at(const kr_scan_size *s) { return s->batch * s->tiles * kr_scan_tile_floats(s); }
 static inline int64_t kr_scan_lane_sums(const kr_scan_size *s) { return 2 * KR_SCAN_CHUNK * kr_scan_plane(s); }
+static inline int64_t kr_scan_tracks(const kr_scan_size *s) {
+    const int64_t most = (s->group_tiles + s->split - 1) / s->split;
+    return most < KR_SCAN_TRACKS ? most : KR_SCAN_TRACKS;
+}
+static inline int64_t kr_scan_unit_floats(const kr_scan_size *s) {
+    return kr_scan_lane_sums(s) + KR_SCAN_APART + KR_SCAN_TRACE + kr_scan_tracks(s) * KR_SCAN_TRACK;
+}
 static inline int64_t kr_scan_partials_at(const kr_scan_size *s) {
-    return kr_scan_lane_sums_at(s) + kr_scan_units(s) * kr_scan_lane_sums(s);
+    return kr_scan_lane_sums_at(s) + kr_scan_units(s) * kr_scan_unit_floats(s);
 }
 static inline int64_t kr_scan_partials(const kr_scan_size *s) {
     return s->split > 1 ? 2 * s->length * s->states : 0;

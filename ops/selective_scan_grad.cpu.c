@@ -3,61 +3,77 @@
 /// 4 states at a time: adjoints and sums of dA stay in registers, and the scratch of a block is 16 KiB.
 ///
 /// What must be summed over channels (dB, dC) is kept per lane over the tiles of a unit and summed over lanes once per
-/// chunk; units have partial sums of their own. What must be summed over the batch (dA, dD, ddelta_bias) is kept per
-/// batch row. The second stage adds both up. All orders are fixed, whatever the number of threads.
+/// chunk; units have partial sums of their own. For all states together these sums are larger than L1, so a block of
+/// states goes through all tiles of the unit before the next does: then its 16 KiB of sums stay where they are, and only
+/// what belongs to a tile (its track) passes through L1. What must be summed over the batch (dA, dD, ddelta_bias) is kept
+/// per batch row. The second stage adds both up. All orders are fixed, whatever the number of threads.
 #include "ops/selective_scan_tile.h"
 
 #define LN2 0.693147181f
-/// States of a block, and the streams that each block asks for.
-enum { BACK_WIDTH = 4, BACK_FETCH = 2 };
+/// States of a block, the streams that each block asks for, and tensors that are streams.
+enum { BACK_WIDTH = 4, BACK_FETCH = 2, BACK_STREAMS = 8 };
 
-/// One tile over one chunk, backwards: a forward sweep and what the reverse needs besides.
-typedef struct back_sweep {
-    sweep s;
-    bool gated;                              ///< y is needed
-    kr_vf u[CHUNK], dy[CHUNK];
-    kr_vf gB[CHUNK], qA[CHUNK];              ///< sums over states: adjoint times B, adjoint times dh/d(dt A')
+/// What one tile of a chunk keeps between its blocks of states.
+typedef struct track {
+    kr_vf dt[CHUNK], dtu[CHUNK], y[CHUNK], dy[CHUNK]; ///< step size, times u; output before the gate, its gradient
+    kr_vf gB[CHUNK], qA[CHUNK];                  ///< sums over states: adjoint times B, adjoint times dh/d(dt A')
     kr_vf delta_slope[CHUNK], gate_slope[CHUNK]; ///< d dt / d delta; dout times d silu(z) / dz
-    float *dB, *dC;                          ///< [CHUNK, N, 16] lane sums, or [N, 16] where constant
-} back_sweep;
+} track;
+_Static_assert(sizeof(track) == KR_SCAN_TRACK * sizeof(float), "the workspace has room for it");
 
 /// What is kept of a block of states for a chunk.
 typedef struct trace {
     kr_vf before[CHUNK + 1][BACK_WIDTH]; ///< [t]: the state before token t
     kr_vf decay[CHUNK][BACK_WIDTH];      ///< [t]: what it is multiplied by; zero where it is reset
 } trace;
+_Static_assert(sizeof(trace) == KR_SCAN_TRACE * sizeof(float), "the workspace has room for it");
 
-/// Recomputes `width` states of the chunk.
-KR_INLINE void recompute(const int width, const bool mixed, back_sweep *r, const float *A, const float *start,
-                         int64_t first, trace *kept) {
-    sweep *s = &r->s;
+/// One block of states of a tile over one chunk, backwards.
+typedef struct back_sweep {
+    sweep s;
+    track *k;
+    trace *kept;
+    const float *A, *start; ///< planes; start: the saved states before the chunk
+    const float *soon;      ///< where those before the next chunk are; an address to ask for, not to read
+    float *adjoint, *dA;    ///< planes
+    const float *dB_before, *dC_before; ///< sums over the tiles so far: [CHUNK, width, 16], or [width, 16] where constant,
+    int64_t before_pitch;               ///< or zeros at pitch 0
+    float *dB, *dC;                     ///< ... and with this tile
+} back_sweep;
+
+/// Recomputes `width` states of the chunk; y and dC come along, since they need nothing from later tokens.
+KR_INLINE void recompute(const int width, const bool mixed, const back_sweep *r, int64_t first, trace *kept) {
+    const sweep *s = &r->s;
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
+    const int64_t B_pitch = fixed_B ? 0 : s->B_pitch, C_pitch = fixed_C ? 0 : s->C_pitch;
+    const int64_t dC_pitch = fixed_C ? 0 : width * LANES, before_pitch = fixed_C ? 0 : r->before_pitch;
     const float *B = s->B + (fixed_B ? first * LANES : first), *C = s->C + (fixed_C ? first * LANES : first);
+    const float *A = r->A + first * LANES, *start = r->start + first * LANES, *dC_before = r->dC_before;
+    float *dC = r->dC;
+    track *k = r->k;
     ahead next = s->next;
     kr_vf h[BACK_WIDTH];
-    A += first * LANES;
-    start += first * LANES;
-    const int64_t share = first / BACK_WIDTH * BACK_FETCH;
-    EACH4(i, BACK_FETCH, next.at[i] = next.at[share % STREAMS + i]; next.skip[i] = next.skip[share % STREAMS + i];)
-    if (share >= STREAMS) ahead_start(&next, 0, 1, 0, 0);
-    EACH4(n, width, kept->before[0][n] = h[n] = kr_v_load(start + n * LANES);)
+    EACH4(n, width,
+        kept->before[0][n] = h[n] = kr_v_load(start + n * LANES);
+        __builtin_prefetch(r->soon + (first + n) * LANES, 0, 2);)
     for (int t = 0; t < s->count;) {
         const int begin = t, end = run_end(s, t);
         if (s->fresh >> t & 1) {
             EACH4(n, width, h[n] = kr_v_set(0);)
         }
-        for (; t < end; t++, B += fixed_B ? 0 : s->B_pitch, C += fixed_C ? 0 : s->C_pitch) {
-            const kr_vf dt = s->dt[t], dtu = s->dtu[t];
-            kr_vf even = s->y[t], odd = kr_v_set(0);
-            fetch(&next, 0, BACK_FETCH);
+        for (; t < end; t++, B += B_pitch, C += C_pitch, dC += dC_pitch, dC_before += before_pitch) {
+            const kr_vf dt = k->dt[t], dtu = k->dtu[t], dy = k->dy[t];
+            kr_vf even = k->y[t], odd = kr_v_set(0);
+            fetch(&next, BACK_FETCH);
             EACH4(n, width,
                 const kr_vf a = kr_v_exp2(dt * kr_v_load(A + n * LANES));
                 h[n] = a * h[n] + dtu * coefficient(B, fixed_B, n);
                 kept->decay[t][n] = a;
                 kept->before[t + 1][n] = h[n];
+                kr_v_store(dC + n * LANES, kr_v_load(dC_before + n * LANES) + dy * h[n]);
                 if (n & 1) odd += coefficient(C, fixed_C, n) * h[n];
                 else even += coefficient(C, fixed_C, n) * h[n];)
-            s->y[t] = even + odd;
+            k->y[t] = even + odd;
         }
         if (s->fresh >> begin & 1) {
             EACH4(n, width, kept->decay[begin][n] = kr_v_set(0);)
@@ -66,70 +82,52 @@ KR_INLINE void recompute(const int width, const bool mixed, back_sweep *r, const
 }
 
 /// Runs the adjoint of `width` states from the end of the chunk to its start.
-KR_INLINE void reverse(const int width, const bool mixed, back_sweep *r, const float *A, float *adjoint, float *dA,
-                       int64_t first, int64_t states, const trace *kept) {
+KR_INLINE void reverse(const int width, const bool mixed, const back_sweep *r, int64_t first, const trace *kept) {
     const sweep *s = &r->s;
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const int64_t B_pitch = fixed_B ? 0 : s->B_pitch, C_pitch = fixed_C ? 0 : s->C_pitch, end = s->count - 1;
+    const int64_t dB_pitch = fixed_B ? 0 : width * LANES, before_pitch = fixed_B ? 0 : r->before_pitch;
     const float *B = s->B + (fixed_B ? first * LANES : first) + end * B_pitch;
     const float *C = s->C + (fixed_C ? first * LANES : first) + end * C_pitch;
-    const int64_t dB_pitch = fixed_B ? 0 : states * LANES, dC_pitch = fixed_C ? 0 : states * LANES;
-    float *dB = r->dB + first * LANES + end * dB_pitch, *dC = r->dC + first * LANES + end * dC_pitch;
+    const float *A = r->A + first * LANES, *dB_before = r->dB_before + end * before_pitch;
+    float *dB = r->dB + end * dB_pitch, *adjoint = r->adjoint + first * LANES, *dA = r->dA + first * LANES;
+    track *k = r->k;
     kr_vf g[BACK_WIDTH], sum[BACK_WIDTH];
-    A += first * LANES;
-    adjoint += first * LANES;
-    dA += first * LANES;
     EACH4(n, width,
         g[n] = kr_v_load(adjoint + n * LANES);
         sum[n] = kr_v_load(dA + n * LANES);)
-    for (int64_t t = end; t >= 0; t--, B -= B_pitch, C -= C_pitch, dB -= dB_pitch, dC -= dC_pitch) {
-        const kr_vf dt = s->dt[t], dtu = s->dtu[t], dy = r->dy[t];
-        kr_vf gB = r->gB[t], qA = r->qA[t];
+    for (int64_t t = end; t >= 0; t--, B -= B_pitch, C -= C_pitch, dB -= dB_pitch, dB_before -= before_pitch) {
+        const kr_vf dt = k->dt[t], dtu = k->dtu[t], dy = k->dy[t];
+        kr_vf gB = k->gB[t], qA = k->qA[t];
         EACH4(n, width,
             g[n] += dy * coefficient(C, fixed_C, n);
-            kr_v_store(dC + n * LANES, kr_v_load(dC + n * LANES) + dy * kept->before[t + 1][n]);
-            kr_v_store(dB + n * LANES, kr_v_load(dB + n * LANES) + g[n] * dtu);
+            kr_v_store(dB + n * LANES, kr_v_load(dB_before + n * LANES) + g[n] * dtu);
             gB += g[n] * coefficient(B, fixed_B, n);
             g[n] *= kept->decay[t][n];
             const kr_vf q = g[n] * kept->before[t][n];
             qA += q * kr_v_load(A + n * LANES);
             sum[n] += q * dt;)
-        r->gB[t] = gB;
-        r->qA[t] = qA;
+        k->gB[t] = gB;
+        k->qA[t] = qA;
     }
     EACH4(n, width,
         kr_v_store(adjoint + n * LANES, g[n]);
         kr_v_store(dA + n * LANES, sum[n]);)
 }
 
-/// The planes of one tile.
-typedef struct back_planes {
-    const float *A, *start; ///< start: the saved state before the chunk
-    float *adjoint, *dA;
-    int64_t states;
-} back_planes;
-
-KR_INLINE void retrace(const int width, const bool mixed, back_sweep *r, const back_planes *p, int64_t first) {
-    trace kept;
-    recompute(width, mixed, r, p->A, p->start, first, &kept);
-    reverse(width, mixed, r, p->A, p->adjoint, p->dA, first, p->states, &kept);
+KR_INLINE void retrace(const int width, const bool mixed, const back_sweep *r, int64_t first) {
+    recompute(width, mixed, r, first, r->kept);
+    reverse(width, mixed, r, first, r->kept);
 }
 
-static NOINLINE void retrace_4(back_sweep *r, const back_planes *p, int64_t n) { retrace(4, false, r, p, n); }
-static NOINLINE void retrace_2(back_sweep *r, const back_planes *p, int64_t n) { retrace(2, false, r, p, n); }
-static NOINLINE void retrace_1(back_sweep *r, const back_planes *p, int64_t n) { retrace(1, true, r, p, n); }
+static NOINLINE void retrace_4(const back_sweep *r, int64_t first) { retrace(4, false, r, first); }
+static NOINLINE void retrace_2(const back_sweep *r, int64_t first) { retrace(2, false, r, first); }
+static NOINLINE void retrace_1(const back_sweep *r, int64_t first) { retrace(1, true, r, first); }
 
-static void retrace_all(back_sweep *r, const kr_scan_size *size, const back_planes *p) {
-    for (int64_t n = 0; n < size->states;) {
-        const int64_t left = size->constant_B || size->constant_C ? 1 : size->states - n;
-        const int width = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        switch (width) {
-        case 4: retrace_4(r, p, n); break;
-        case 2: retrace_2(r, p, n); break;
-        default: retrace_1(r, p, n); break;
-        }
-        n += width;
-    }
+/// The largest block of states that has code of its own. Constant B or C go one state at a time.
+static int block_of(const kr_scan_size *s, int64_t left) {
+    if (s->constant_B || s->constant_C) return 1;
+    return left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
 /// Step size and its slope from one exponential.
@@ -137,9 +135,9 @@ KR_INLINE kr_vf step_and_slope(const scan *s, kr_vf raw, kr_vf *slope) {
     const kr_vf one = kr_v_set(1), zero = kr_v_set(0);
     *slope = one;
     if (!s->softplus) return raw;
-    const kr_vf e = kr_v_exp((kr_vf)((kr_vi)raw | kr_v_seti((int32_t)0x80000000))); // e^-|raw|
+    const kr_vf e = kr_v_exp_minus_abs(raw);
     *slope = kr_v_select(raw < zero, e, one) / (one + e);
-    return kr_v_select(raw > zero, raw, zero) + kr_v_log1p_unit(e);
+    return kr_v_max(raw, zero) + kr_v_log1p_unit(e);
 }
 
 /// A gradient that is written row by row; data is null when nobody reads it.
@@ -174,7 +172,7 @@ static scan_grad scan_grad_of(const kr_call *call) {
 }
 
 /// Reads what one tile needs of a chunk.
-static NOINLINE void load_chunk(back_sweep *r, const scan_grad *d, tile at, span p) {
+static NOINLINE void load_chunk(track *k, const scan_grad *d, tile at, span p) {
     const scan *s = &d->s;
     const kr_vf D = vector_of(s->D, at), bias = vector_of(s->delta_bias, at), one = kr_v_set(1);
     for (int t = 0; t < p.count; t++) {
@@ -182,61 +180,94 @@ static NOINLINE void load_chunk(back_sweep *r, const scan_grad *d, tile at, span
         const kr_vf u = kr_v_load_n(s->u + row * s->u_pitch + at.channel, at.lanes);
         const kr_vf raw = kr_v_load_n(s->delta + row * s->delta_pitch + at.channel, at.lanes) + bias;
         const kr_vf dout = d->dout ? kr_v_load_n(d->dout + row * d->dout_pitch + at.channel, at.lanes) : kr_v_set(0);
-        const kr_vf dt = step_and_slope(s, raw, &r->delta_slope[t]);
-        r->s.dt[t] = dt;
-        r->s.dtu[t] = dt * u;
-        r->s.y[t] = D * u;
-        r->u[t] = u;
-        r->gB[t] = r->qA[t] = kr_v_set(0);
+        const kr_vf dt = step_and_slope(s, raw, &k->delta_slope[t]);
+        k->dt[t] = dt;
+        k->dtu[t] = dt * u;
+        k->y[t] = D * u;
+        k->gB[t] = k->qA[t] = kr_v_set(0);
         if (s->z) {
             const kr_vf z = kr_v_load_n(s->z + row * s->z_pitch + at.channel, at.lanes), gate = kr_v_sigmoid(z);
-            r->dy[t] = dout * z * gate;
-            r->gate_slope[t] = dout * gate * (one + z * (one - gate));
-        } else r->dy[t] = dout;
+            k->dy[t] = dout * z * gate;
+            k->gate_slope[t] = dout * gate * (one + z * (one - gate));
+        } else k->dy[t] = dout;
     }
 }
 
 /// Writes the gradients of one tile for a chunk; sums: dD and ddelta_bias.
-static NOINLINE void store_chunk(const back_sweep *r, const scan_grad *d, tile at, span p, float *sums) {
-    const kr_vf D = vector_of(d->s.D, at);
+static NOINLINE void store_chunk(const track *k, const scan_grad *d, tile at, span p, float *sums) {
+    const scan *s = &d->s;
+    const kr_vf D = vector_of(s->D, at);
     kr_vf dD = kr_v_load(sums), dbias = kr_v_load(sums + LANES);
     for (int t = 0; t < p.count; t++) {
-        const kr_vf ddt = r->qA[t] * kr_v_set(LN2) + r->u[t] * r->gB[t], ddelta = ddt * r->delta_slope[t];
-        dD += r->dy[t] * r->u[t];
+        // du may be written over u, but not before this
+        const kr_vf u = kr_v_load_n(s->u + (p.row + t) * s->u_pitch + at.channel, at.lanes);
+        const kr_vf ddt = k->qA[t] * kr_v_set(LN2) + u * k->gB[t], ddelta = ddt * k->delta_slope[t];
+        dD += k->dy[t] * u;
         dbias += ddelta;
-        put(d->du, p.row + t, at, D * r->dy[t] + r->s.dt[t] * r->gB[t]);
+        put(d->du, p.row + t, at, D * k->dy[t] + k->dt[t] * k->gB[t]);
         put(d->ddelta, p.row + t, at, ddelta);
-        if (r->gated) put(d->dz, p.row + t, at, r->gate_slope[t] * r->s.y[t]);
+        if (d->dz.data) put(d->dz, p.row + t, at, k->gate_slope[t] * k->y[t]);
     }
     kr_v_store(sums, dD);
     kr_v_store(sums + LANES, dbias);
 }
 
-/// One tile over one chunk. `planes` are the tile's; lane_dB and lane_dC the unit's sums for this chunk.
-static void backward_chunk(const scan_grad *d, tile at, span p, const float *start, float *planes, float *lane_dB,
-                           float *lane_dC, int64_t order, int64_t run) {
-    const scan *s = &d->s;
-    const kr_scan_size *size = &s->size;
-    const int64_t plane = kr_scan_plane(size);
+/// One unit of work: a share of one group of one batch row.
+typedef struct back_unit {
+    int64_t b, group, from, to;  ///< tiles from .. to
+    float *tiles;                ///< planes of the batch row's tiles
+    float *lane_dB, *lane_dC;    ///< sums of a chunk
+    track *tracks;
+    trace *kept;
+    const float *stream[BACK_STREAMS]; ///< tensors whose next lines are asked for
+    int64_t pitch[BACK_STREAMS];
+} back_unit;
+
+/// A block of `width` states from `first` of tile `index` over a chunk.
+static void retrace_block(const scan_grad *d, const back_unit *w, int64_t index, int64_t chunk, span p, track *k,
+                          int64_t first, int width) {
+    static const float zeros[BACK_WIDTH * LANES] __attribute__((aligned(64)));
+    const kr_scan_size *size = &d->s.size;
+    const int64_t plane = kr_scan_plane(size), sums = first * CHUNK * LANES, share = first / BACK_WIDTH * BACK_FETCH;
+    float *planes = w->tiles + index * kr_scan_tile_floats(size);
     float *fixed_B = planes + KR_SCAN_FIXED_BACK * plane, *fixed_C = fixed_B + 2 * size->constant_B * plane;
-    back_sweep r; // not an initialiser: that would clear its arrays
-    prepare(&r.s, s, p, at, fixed_B, fixed_C);
-    r.gated = d->dz.data != 0;
-    r.dB = size->constant_B ? fixed_B + plane : lane_dB;
-    r.dC = size->constant_C ? fixed_C + plane : lane_dC;
-    ahead_start(&r.s.next, order, run, p.row - CHUNK, at.channel - order * LANES);
-    ahead_follow(&r.s.next, 0, s->u, s->u_pitch);
-    ahead_follow(&r.s.next, 1, s->delta, s->delta_pitch);
-    ahead_follow(&r.s.next, 2, s->z, s->z_pitch);
-    ahead_follow(&r.s.next, 3, d->dout, d->dout_pitch);
-    ahead_follow(&r.s.next, 4, d->du.data, d->du.pitch);
-    ahead_follow(&r.s.next, 5, d->ddelta.data, d->ddelta.pitch);
-    ahead_follow(&r.s.next, 6, d->dz.data, d->dz.pitch);
-    load_chunk(&r, d, at, p);
-    const back_planes states = {planes + KR_SCAN_A * plane, start, planes + KR_SCAN_ADJOINT * plane,
-                                planes + KR_SCAN_DA * plane, size->states};
-    retrace_all(&r, size, &states);
-    store_chunk(&r, d, at, p, planes + kr_scan_backward_planes(size) * plane);
+    const tile at = tile_at(size, index);
+    back_sweep r = {.k = k, .kept = w->kept, .A = planes + KR_SCAN_A * plane, .adjoint = planes + KR_SCAN_ADJOINT * plane,
+                    .dA = planes + KR_SCAN_DA * plane,
+                    .start = d->saved + ((w->b * size->chunks + chunk) * size->tiles + index) * plane,
+                    .dB = w->lane_dB + sums, .dC = w->lane_dC + sums, .before_pitch = width * LANES};
+    r.soon = chunk ? r.start - size->tiles * plane : r.start;
+    r.dB_before = r.dB;
+    r.dC_before = r.dC;
+    if (index == w->from) { // nothing to add to yet
+        r.dB_before = r.dC_before = zeros;
+        r.before_pitch = 0;
+    }
+    if (size->constant_B) r.dB_before = r.dB = fixed_B + plane + first * LANES;
+    if (size->constant_C) r.dC_before = r.dC = fixed_C + plane + first * LANES;
+    prepare(&r.s, &d->s, p, at, fixed_B, fixed_C);
+    ahead_start(&r.s.next, index - w->from, w->to - w->from, p.row - CHUNK, tile_at(size, w->from).channel);
+    for (int i = 0; i < BACK_FETCH && share < BACK_STREAMS; i++)
+        ahead_follow(&r.s.next, i, w->stream[share + i], w->pitch[share + i]);
+    (width == 4 ? retrace_4 : width == 2 ? retrace_2 : retrace_1)(&r, first);
+}
+
+/// All tiles of a unit over one chunk, a few at a time.
+static void backward_chunk(const scan_grad *d, const back_unit *w, int64_t chunk, span p) {
+    const kr_scan_size *size = &d->s.size;
+    const int64_t most = kr_scan_tracks(size), stride = kr_scan_tile_floats(size);
+    for (int64_t from = w->from, to; from < w->to; from = to) {
+        to = w->to - from < most ? w->to : from + most;
+        for (int64_t i = from; i < to; i++) load_chunk(w->tracks + i - from, d, tile_at(size, i), p);
+        for (int64_t n = 0; n < size->states;) {
+            const int width = block_of(size, size->states - n);
+            for (int64_t i = from; i < to; i++) retrace_block(d, w, i, chunk, p, w->tracks + i - from, n, width);
+            n += width;
+        }
+        for (int64_t i = from; i < to; i++)
+            store_chunk(w->tracks + i - from, d, tile_at(size, i), p,
+                        w->tiles + i * stride + kr_scan_backward_planes(size) * kr_scan_plane(size));
+    }
 }
 
 /// Lane i of the result is the sum over the lanes of v[i], each in the same tree.
@@ -248,21 +279,21 @@ static kr_vf sum_each(const kr_vf *v) {
     return low_1(c[0], c[1]) + high_1(c[0], c[1]);
 }
 
-/// [count, N, 16] lane sums to rows [N] at `pitch`, 16 sums at a time; clears them for the next chunk.
-static NOINLINE void flush(float *lanes, int count, int64_t states, float *to, int64_t pitch) {
-    const int64_t total = count * states;
-    for (int64_t at = 0; at < total; at += LANES) {
-        const int64_t left = at_most(total - at, LANES);
-        float *from = lanes + at * LANES, sum[LANES];
-        kr_vf v[LANES];
-        for (int i = 0; i < LANES; i++) v[i] = i < left ? kr_v_load(from + i * LANES) : kr_v_set(0);
-        clear(from, left * LANES);
-        kr_v_store(sum, sum_each(v));
-        for (int64_t i = 0; i < left && to;) { // the sums may belong to several tokens
-            const int64_t t = (at + i) / states, n = (at + i) % states, some = at_most(left - i, states - n);
-            for (int64_t k = 0; k < some; k++) to[t * pitch + n + k] = sum[i + k];
-            i += some;
+/// Lane sums of a chunk to rows [N] at `pitch`, 16 sums at a time.
+static NOINLINE void flush(const kr_scan_size *s, const float *lanes, int count, float *to, int64_t pitch) {
+    for (int64_t first = 0; first < s->states && to;) {
+        const int64_t width = block_of(s, s->states - first), total = count * width;
+        for (int64_t at = 0; at < total; at += LANES) {
+            const int64_t left = at_most(total - at, LANES);
+            const float *from = lanes + first * CHUNK * LANES + at * LANES;
+            float sum[LANES];
+            kr_vf v[LANES];
+            for (int i = 0; i < LANES; i++) v[i] = i < left ? kr_v_load(from + i * LANES) : kr_v_set(0);
+            kr_v_store(sum, sum_each(v));
+            for (int64_t i = 0; i < left; i++) // blocks are 4, 2 or 1 wide, so whole tokens
+                to[(at + i) / width * pitch + first + (at + i) % width] = sum[i];
         }
+        first += width;
     }
 }
 
@@ -276,33 +307,36 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
     const int64_t from = group * size->group_tiles + size->group_tiles * share / size->split;
     const int64_t to = group * size->group_tiles + size->group_tiles * (share + 1) / size->split;
     float *tiles = work + b * size->tiles * stride;
-    float *lane_dB = work + kr_scan_lane_sums_at(size) + unit * kr_scan_lane_sums(size);
+    float *lane_dB = work + kr_scan_lane_sums_at(size) + unit * kr_scan_unit_floats(size);
     float *lane_dC = lane_dB + kr_scan_lane_sums(size) / 2;
     float *partial = work + kr_scan_partials_at(size) + unit * kr_scan_partials(size);
-    clear(lane_dB, kr_scan_lane_sums(size));
+    float *kept = lane_dB + kr_scan_lane_sums(size) + KR_SCAN_APART;
+    const back_unit w = {b, group, from, to, tiles, lane_dB, lane_dC, (track *)(kept + KR_SCAN_TRACE), (trace *)kept,
+                         {s->u, s->delta, s->z, d->dout, d->du.data, d->ddelta.data, d->dz.data},
+                         {s->u_pitch, s->delta_pitch, s->z_pitch, d->dout_pitch, d->du.pitch, d->ddelta.pitch, d->dz.pitch}};
+    if (from == to) clear(lane_dB, kr_scan_lane_sums(size));
     for (int64_t i = from; i < to; i++) {
         const tile at = tile_at(size, i);
-        float *w = tiles + i * stride, *fixed = w + KR_SCAN_FIXED_BACK * plane;
-        clear(w, stride);
-        pack(w + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, LOG2E);
+        float *planes = tiles + i * stride, *fixed = planes + KR_SCAN_FIXED_BACK * plane;
+        clear(planes, stride);
+        pack(planes + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, LOG2E);
         if (d->dlast)
-            pack(w + KR_SCAN_ADJOINT * plane, d->dlast + (b * size->channels + at.channel) * states, states, at.lanes, states, 1);
+            pack(planes + KR_SCAN_ADJOINT * plane, d->dlast + (b * size->channels + at.channel) * states, states,
+                 at.lanes, states, 1);
         if (size->constant_B) pack(fixed, s->B + at.channel * s->B_pitch, s->B_pitch, at.lanes, states, 1);
         if (size->constant_C)
             pack(fixed + 2 * size->constant_B * plane, s->C + at.channel * s->C_pitch, s->C_pitch, at.lanes, states, 1);
     }
     for (int64_t c = size->chunks - 1; c >= 0; c--) {
         const span p = span_at(s, b, c);
-        for (int64_t i = from; i < to; i++)
-            backward_chunk(d, tile_at(size, i), p, d->saved + ((b * size->chunks + c) * size->tiles + i) * plane,
-                           tiles + i * stride, lane_dB, lane_dC, i - from, to - from);
+        backward_chunk(d, &w, c, p);
         const int64_t row = p.row * size->groups + group, within = c * CHUNK * states;
         const bool direct = size->split == 1;
         if (!size->constant_B)
-            flush(lane_dB, p.count, states, !direct ? partial + within : d->dB.data ? d->dB.data + row * d->dB.pitch : 0,
+            flush(size, lane_dB, p.count, !direct ? partial + within : d->dB.data ? d->dB.data + row * d->dB.pitch : 0,
                   direct ? d->dB.pitch * size->groups : states);
         if (!size->constant_C)
-            flush(lane_dC, p.count, states,
+            flush(size, lane_dC, p.count,
                   !direct ? partial + size->length * states + within : d->dC.data ? d->dC.data + row * d->dC.pitch : 0,
                   direct ? d->dC.pitch * size->groups : states);
     }

@@ -139,6 +139,27 @@ KR_INLINE void copy(float *to, const float *from, int64_t floats) {
     for (int64_t k = 0; k < floats; k += LANES) kr_v_store(to + k, kr_v_load(from + k));
 }
 
+/// Copies past the caches, where alignment allows: for what is not read again before it would be evicted anyway. Such a
+/// store need not fetch the line that it replaces. stream_end orders them before whatever the thread signals next.
+KR_INLINE void stream(float *to, const float *from, int64_t floats) {
+#ifdef __SSE2__
+    if (((uintptr_t)to & 63) == 0) {
+#ifdef __AVX512F__
+        for (int64_t k = 0; k < floats; k += LANES) _mm512_stream_ps(to + k, (__m512)kr_v_load(from + k));
+#else
+        for (int64_t k = 0; k < floats; k += 4) _mm_stream_ps(to + k, _mm_loadu_ps(from + k));
+#endif
+        return;
+    }
+#endif
+    copy(to, from, floats);
+}
+KR_INLINE void stream_end(void) {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
 KR_INLINE void clear(float *x, int64_t floats) {
     for (int64_t k = 0; k < floats; k += LANES) kr_v_store(x + k, kr_v_set(0));
 }
@@ -151,24 +172,24 @@ KR_INLINE kr_vf vector_of(const float *x, tile at) { return x ? kr_v_load_n(x + 
 /// so while a chunk is computed, every token asks for one line per tensor of the next chunk, in the order of memory:
 /// all lines of the unit in one row, then the next row. Addresses are numbers, not pointers: they may lie outside of the
 /// tensor, and nothing is read through them.
-enum { STREAMS = 8, FETCH = 4, LINE = 64 }; ///< room for tensors; the most that one token asks for
+enum { STREAMS = 4, LINE = 64 }; ///< most tensors that one token asks for
 typedef struct ahead {
-    uintptr_t at[STREAMS], skip[STREAMS]; ///< skip: from the end of the unit in one row to its start in the next
-    int left, run;                        ///< lines left in this row, lines in a row
-    int64_t row, channel;                 ///< where the share starts
+    uintptr_t row[STREAMS], pitch[STREAMS]; ///< where the unit's lines in the row start, and how far the next row is
+    uintptr_t offset, width;                ///< of the next line in the row; of the unit in a row
+    int64_t first, channel;                 ///< the row and the channel where the share starts
 } ahead;
 
 /// What tile `index` of the `run` tiles of a unit shall ask for: its share of the lines of the chunk that starts at `row`;
 /// `channel` is the unit's first. Streams that follow nothing stand still at something that is near anyway.
 KR_INLINE void ahead_start(ahead *a, int64_t index, int64_t run, int64_t row, int64_t channel) {
-    const int64_t line = index * CHUNK, column = line % run;
-    a->run = (int)run;
-    a->left = (int)(run - column);
-    a->row = row + line / run;
-    a->channel = channel + column * LANES;
+    const int64_t line = index * CHUNK;
+    a->offset = (uintptr_t)(line % run * LINE);
+    a->width = (uintptr_t)(run * LINE);
+    a->first = row + line / run;
+    a->channel = channel;
     for (int i = 0; i < STREAMS; i++) {
-        a->at[i] = (uintptr_t)a;
-        a->skip[i] = (uintptr_t)-(LINE * run);
+        a->row[i] = (uintptr_t)a - a->offset;
+        a->pitch[i] = 0;
     }
 }
 
@@ -176,23 +197,25 @@ KR_INLINE void ahead_start(ahead *a, int64_t index, int64_t run, int64_t row, in
 KR_INLINE void ahead_follow(ahead *a, int i, const float *x, int64_t pitch) {
     const int64_t size = sizeof(float);
     if (!x) return;
-    a->at[i] = (uintptr_t)x + (uintptr_t)((a->row * pitch + a->channel) * size);
-    a->skip[i] = (uintptr_t)(pitch * size - LINE * a->run);
+    a->row[i] = (uintptr_t)x + (uintptr_t)((a->first * pitch + a->channel) * size);
+    a->pitch[i] = (uintptr_t)(pitch * size);
 }
 
-/// Asks for the next line of streams from .. from + count.
-KR_INLINE void fetch(ahead *a, const int from, const int count) {
-    EACH4(i, count, __builtin_prefetch((const void *)a->at[from + i], 0, 2); a->at[from + i] += LINE;)
-    if (--a->left) return;
-    a->left = a->run;
-    EACH4(i, count, a->at[from + i] += a->skip[from + i];)
+/// Asks for the next line of the first `count` streams.
+KR_INLINE void fetch(ahead *a, const int count) {
+    EACH4(i, count, __builtin_prefetch((const void *)(a->row[i] + a->offset), 0, 2);)
+    a->offset += LINE;
+    if (a->offset < a->width) return;
+    __asm__ volatile(""); // a branch that is rarely taken, not vectors of addresses that are updated every time
+    a->offset = 0;
+    EACH4(i, count, a->row[i] += a->pitch[i];)
 }
 
 /// One tile over one chunk.
 typedef struct sweep {
     int count;
     uint32_t fresh;
-    kr_vf dt[CHUNK], dtu[CHUNK], y[CHUNK]; ///< step size, step size times u, sum so far
+    kr_vf *dt, *dtu, *y;                   ///< of a token: step size, step size times u, sum so far
     const float *B, *C;                    ///< token rows at a pitch, or one vector per state where constant
     int64_t B_pitch, C_pitch;
     bool constant_B, constant_C;
@@ -211,7 +234,7 @@ KR_INLINE int run_end(const sweep *s, int t) {
     return end < s->count ? end : s->count;
 }
 
-/// Everything but the arrays and `next`. fixed_B and fixed_C are the planes of constant B and C.
+/// Everything but dt, dtu, y and `next`. fixed_B and fixed_C are the planes of constant B and C.
 KR_INLINE void prepare(sweep *w, const scan *s, span p, tile at, const float *fixed_B, const float *fixed_C) {
     const kr_scan_size *size = &s->size;
     w->count = p.count;
