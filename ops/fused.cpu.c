@@ -32,6 +32,7 @@ typedef struct machine {
     int used[KR_FUSED_REGISTERS];   ///< is the register read or put out?
     int output[KR_FUSED_REGISTERS]; ///< which output the register is, or -1
     int direct[KR_FUSED_OUTPUTS];   ///< may its instruction write the tensor? Not when an input that lies there is read later
+    int64_t before;                 ///< where the last elements to be summed began
     int filled[KR_FUSED_INPUTS];    ///< the input is one value everywhere and its strip holds it already
     float *strip[KR_FUSED_REGISTERS];
     // Vectors of short rows are stored whole, so a strip has room for one more.
@@ -155,7 +156,7 @@ static const float *run_strip(machine *m, int64_t at, int64_t n, int wanted) {
     const int64_t padded = (n + KR_LANES - 1) / KR_LANES * KR_LANES;
     int64_t index[KR_MAX_RANK];
     const float *at_register[KR_FUSED_REGISTERS];
-    kr_walk_at(&m->w, 0, at, index);
+    kr_walk_at(&m->w, m->p.outputs, at, index); // of an input: outputs may be absent
     for (int i = 0; i < m->inputs; i++) at_register[i] = m->used[i] ? load(m, i, index, n) : 0;
     float *later[KR_FUSED_OUTPUTS] = {0};
     for (int k = 0; k < p->length; k++) {
@@ -197,7 +198,7 @@ static void ask_for(const machine *m, int64_t at, int64_t n) {
     enum { LINE = 64 / sizeof(float) };
     const int last = m->w.rank - 1, operands = m->p.outputs + m->inputs;
     int64_t index[KR_MAX_RANK];
-    kr_walk_at(&m->w, 0, at, index);
+    kr_walk_at(&m->w, m->p.outputs, at, index);
     while (n > 0) {
         const int64_t room = m->w.dim[last] - index[last], run = n < room ? n : room;
         for (int k = 0; k < operands; k++) {
@@ -231,6 +232,9 @@ KR_KERNEL(fused) {
 /// The elements of what is summed; the outputs are written on the way.
 static const float *fetch(void *of, int64_t at, int64_t n, float *temp) {
     machine *m = (machine *)of;
+    const int64_t next = at + (at - m->before); // sums go through rows at one distance
+    if (next > at && next + n <= m->w.total) ask_for(m, next, n);
+    m->before = at;
     for (int64_t done = 0, run; done < n; done += run) {
         run = strip_length(&m->w, at + done, at + n);
         memcpy(temp + done, run_strip(m, at + done, run, m->p.summed), (size_t)run * sizeof *temp);
@@ -242,6 +246,7 @@ KR_KERNEL(fused_sum) {
     machine m;
     machine_make(&m, call);
     const kr_reduce_cut c = kr_reduce_cut_axes(&call->in->shape, m.p.axis, m.p.axes);
+    m.before = 0;
     const source results = {fetch, &m};
     first_stage(SUM, 1, &results, &c, (float *)call->out->data, (float *)call->work, part, parts);
 }
