@@ -104,19 +104,25 @@ KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64
         UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = kr_v_set(0);
     if (p->a0.at) {
         accumulate(sum, p->a0.at + i * p->a0.pitch, p->a0.pitch, 1, (matrix){p->b0.at + j, p->b0.pitch}, p->depth0, rows, vectors);
-        UNROLL for (int r = 0; r < rows && p->lanes; r++) {
-            const float *with = p->with.at + (i + r) * p->with.pitch + j;
-            float *lanes = p->lanes + (i + r) * KR_LANES;
-            kr_vf dot = j ? kr_v_load(lanes) : kr_v_set(0);
-            UNROLL for (int v = 0; v < vectors; v++) dot += sum[r][v] * kr_v_load(with + v * KR_LANES);
-            kr_v_store(lanes, dot);
+        if (p->lanes) {
+            UNROLL for (int r = 0; r < rows; r++) {
+                const float *with = p->with.at + (i + r) * p->with.pitch + j;
+                float *lanes = p->lanes + (i + r) * KR_LANES;
+                kr_vf dot = j ? kr_v_load(lanes) : kr_v_set(0);
+                UNROLL for (int v = 0; v < vectors; v++) dot += sum[r][v] * kr_v_load(with + v * KR_LANES);
+                kr_v_store(lanes, dot);
+            }
         }
-        UNROLL for (int r = 0; r < rows && p->scale; r++)
-            UNROLL for (int v = 0; v < vectors; v++) sum[r][v] *= kr_v_set(p->scale[i + r]);
+        if (p->scale) {
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] *= kr_v_set(p->scale[i + r]);
+        }
     }
-    UNROLL for (int r = 0; r < rows && p->from.at; r++)
-        UNROLL for (int v = 0; v < vectors; v++)
-            sum[r][v] += kr_v_set(p->times) * kr_v_load(p->from.at + (i + r) * p->from.pitch + j + v * KR_LANES);
+    if (p->from.at) {
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                sum[r][v] += kr_v_set(p->times) * kr_v_load(p->from.at + (i + r) * p->from.pitch + j + v * KR_LANES);
+    }
     if (p->a.at) {
         const float *a = p->a.at + (across ? begin * p->a.pitch + i : i * p->a.pitch + begin);
         const matrix b = {p->b.at + begin * p->b.pitch + j, p->b.pitch};
