@@ -10,6 +10,7 @@ typedef struct kr_bench_settings {
     int threads;                             ///< 0: all
     int isa;                                 ///< index into "auto|base|avx2|avx512"
     int mode;                                ///< kr_mode
+    int precision;                           ///< kr_precision
     int64_t batch_size, seq_len, repeat;
     bool json;
     kr_text_list blocks;                     ///< shared objects to load before
