@@ -35,6 +35,7 @@ typedef struct product {
     int64_t lda, ldb, ldc, ldr;             // elements from row to row, as stored
     int64_t step_a, step_b, step_c, step_r; // elements from one entry of the batch to the next
     int ta, tb, activation, precision;
+    kr_bf16_path path;
 } product;
 
 static product describe(const kr_call *call) {
@@ -47,7 +48,8 @@ static product describe(const kr_call *call) {
                  .ta = call->attrs->i[TRANSPOSE_A] != 0,
                  .tb = call->attrs->i[TRANSPOSE_B] != 0,
                  .activation = (int)call->attrs->i[ACTIVATION],
-                 .precision = (int)call->attrs->i[PRECISION]};
+                 .precision = (int)call->attrs->i[PRECISION],
+                 .path = call->attrs->i[PRECISION] == BF16 ? call->bf16 : KR_BF16_EMULATED};
     p.k = da[!p.ta];
     p.a = a->data, p.b = b->data, p.bias = bias->data, p.residual = residual->data, p.c = c->data;
     p.lda = kr_arg_pitch(a), p.ldb = kr_arg_pitch(b), p.ldc = kr_arg_pitch(c);
@@ -299,7 +301,7 @@ static void multiply_in_tiles(const product *p, const block *at) {
         .how = p->activation,
     };
     if (p->precision == F32) tile_multiply(&t);
-    else bf16_multiply(&t, p->precision == BF16 ? kr_bf16_best() : KR_BF16_EMULATED);
+    else bf16_multiply(&t, p->path);
 }
 
 static void multiply_in_blas(const product *p, const block *at) {

@@ -14,7 +14,6 @@
 #define KRAIT_OPS_TILE_BF16_H
 
 #include "ops/tile.h"
-#include "runtime/bf16.h"
 
 enum {
     BF16_SIDE = 16,            // rows or columns of a tile, and pairs

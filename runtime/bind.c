@@ -1,4 +1,5 @@
 /// Binding: a plan's operands as addresses, once, so that a run resolves nothing and allocates nothing.
+#include "runtime/bf16.h"
 #include "runtime/internal.h"
 
 #include <stdlib.h>
@@ -41,7 +42,8 @@ kr_status kr_bound_new(kr_plan *plan, void *const *address, kr_bound **out) {
         const kr_step *step = plan->steps[i];
         kr_bound_step *s = &b->steps[i];
         s->step = step;
-        s->call = (kr_call){next, next + step->inputs, step->inputs, step->outputs, NULL, &step->attrs, 0};
+        s->call = (kr_call){next, next + step->inputs, step->inputs, step->outputs, NULL, &step->attrs, 0,
+                            kr_bf16_best()};
         for (int k = 0; k < step->inputs + step->outputs; k++) {
             const kr_operand *operand = k < step->inputs ? &step->in[k] : &step->out[k - step->inputs];
             *next++ = resolve(operand, address);

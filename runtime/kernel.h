@@ -40,6 +40,14 @@ typedef struct kr_arg {
     int64_t stride[KR_MAX_RANK];
 } kr_arg;
 
+/// How operands rounded to bf16 are multiplied. All add in f32 and differ in the last bits only.
+typedef enum kr_bf16_path {
+    KR_BF16_EMULATED = 0, ///< widened again and multiplied in f32, at every instruction set level
+    KR_BF16_VECTOR,       ///< AVX512_BF16: pairs of products in 16 lanes
+    KR_BF16_MATRIX,       ///< AMX: tiles of 16 by 32 and 32 by 16
+    KR_BF16_PATH_COUNT
+} kr_bf16_path;
+
 /// One call: everything is decided before the run, nothing is allocated during it.
 typedef struct kr_call {
     const kr_arg *in;
@@ -48,6 +56,7 @@ typedef struct kr_call {
     void *work;               ///< as many bytes as the descriptor's `work` asked for, 64-byte aligned, undefined content
     const kr_attrs *attrs;
     int64_t round;            ///< of a step that runs its stages several times: 0, 1, ...
+    kr_bf16_path bf16;        ///< for products that round to bf16: the best of this machine
 } kr_call;
 
 /// Does part `part` of `parts` of one call. Kernels never allocate, never open parallel regions and hold no state.

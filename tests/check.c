@@ -1,4 +1,5 @@
 #include "tests/check.h"
+#include "runtime/bf16.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
@@ -124,7 +125,7 @@ kr_status check_call(const kr_op *op, const kr_attrs *attrs, const kr_arg *in, i
     if (posix_memalign((void **)&work, 64, work_bytes + GUARD)) KR_FAIL(KR_NO_MEMORY, "no memory for the test");
     memset(work, FILL, work_bytes + GUARD);
     kr_call call = {.in = in, .out = out, .inputs = inputs, .outputs = kr_op_outputs(op, attrs),
-                          .work = work_bytes ? work : NULL, .attrs = attrs};
+                          .work = work_bytes ? work : NULL, .attrs = attrs, .bf16 = kr_bf16_best()};
     const int64_t rounds = op->rounds ? op->rounds(attrs, in_shape, out_shape, inputs) : 1;
     for (; call.round < rounds; call.round++)
         for (int s = 0; s < op->stage_count; s++) {
