@@ -12,6 +12,13 @@ typedef struct rows {
 static rows rows_of(const kr_arg *a) { return (rows){a->data, a->data ? kr_arg_pitch(a) : 0}; }
 static float *at_row(rows r, int64_t row) { return r.data ? r.data + row * r.pitch : 0; }
 
+/// Asks for the line of a row that is wanted soon, also one beyond the end: rows are slices of wider ones, and the
+/// machine does not guess where the next begins.
+KR_INLINE void ask(rows r, int64_t row, int64_t at) {
+    enum { SOON = 2 };
+    if (r.data) __builtin_prefetch((const void *)((uintptr_t)r.data + (uintptr_t)(((row + SOON) * r.pitch + at) * 4)), 0, 3);
+}
+
 KR_INLINE kr_vf load_or_zero(const float *p, int64_t at, int64_t left) {
     return p ? kr_v_load_n(p + at, left) : kr_v_set(0);
 }
@@ -40,6 +47,7 @@ KR_KERNEL(rms_norm) {
             kr_vf squares = kr_v_set(0);
             for (int64_t i = 0; i < group; i += KR_LANES) {
                 const int64_t at = first + i, left = group - i;
+                ask(x, row, at), ask(residual, row, at), ask(z, row, at), ask(y, row, at), ask(stream, row, at);
                 kr_vf v = kr_v_load_n(xr + at, left);
                 if (rr) v += kr_v_load_n(rr + at, left);
                 if (sr) kr_v_store_n(sr + at, v, left);
@@ -124,12 +132,12 @@ typedef struct rms_parts {
 } rms_parts;
 
 KR_INLINE rms_parts rms_load(const rms_backward *p, const float *dy, const float *r, const float *z, int64_t at,
-                             int64_t left, float rho) {
+                             int64_t left, float rho, const float *sigmoid) {
     rms_parts v = {.dy = kr_v_load_n(dy + at, left), .r = kr_v_load_n(r + at, left)};
     v.n = v.r * kr_v_set(rho);
     if (z) {
         v.z = kr_v_load_n(z + at, left);
-        v.s = kr_v_sigmoid(v.z);
+        v.s = sigmoid ? kr_v_load(sigmoid) : kr_v_sigmoid(v.z);
         if (!p->before) v.n *= v.z * v.s;
     }
     v.u = v.dy * kr_v_load_n(p->weight + at, left);
@@ -138,6 +146,8 @@ KR_INLINE rms_parts rms_load(const rms_backward *p, const float *dy, const float
 }
 
 static void rms_backward_row(const rms_backward *p, int64_t row, float *dweight, float *dbias) {
+    enum { KEPT = 2048 }; // sigmoids of the first pass wait for the second, which costs less than making them again
+    float sigmoids[KEPT + KR_LANES];
     const float *dy = at_row(p->dy, row), *ds = at_row(p->dstream, row), *r = at_row(p->r, row), *z = at_row(p->z, row);
     float *dx = at_row(p->dx, row), *dz = at_row(p->dz, row);
     for (int64_t first = 0; first < p->d; first += p->group) {
@@ -146,7 +156,10 @@ static void rms_backward_row(const rms_backward *p, int64_t row, float *dweight,
         kr_vf products = kr_v_set(0);
         for (int64_t i = 0; i < p->group; i += KR_LANES) {
             const int64_t at = first + i, left = p->group - i;
-            const rms_parts v = rms_load(p, dy, r, z, at, left, rho);
+            ask(p->dy, row, at), ask(p->r, row, at), ask(p->z, row, at), ask(p->dx, row, at), ask(p->dz, row, at);
+            ask(p->dstream, row, at);
+            const rms_parts v = rms_load(p, dy, r, z, at, left, rho, 0);
+            if (z && i < KEPT) kr_v_store(sigmoids + i, v.s);
             products += v.u * v.n;
             const kr_vf passed = z && p->before ? v.dy * (v.z * v.s) : v.dy;
             if (p->sums_weight) kr_v_store_n(dweight + at, kr_v_load_n(dweight + at, left) + passed * v.n, left);
@@ -157,7 +170,7 @@ static void rms_backward_row(const rms_backward *p, int64_t row, float *dweight,
         if (!dx && !dz) continue;
         for (int64_t i = 0; i < p->group; i += KR_LANES) {
             const int64_t at = first + i, left = p->group - i;
-            const rms_parts v = rms_load(p, dy, r, z, at, left, rho);
+            const rms_parts v = rms_load(p, dy, r, z, at, left, rho, z && i < KEPT ? sigmoids + i : 0);
             kr_vf dv = kr_v_set(rho) * (v.u - v.n * kr_v_set(mean));
             kr_vf gate = kr_v_set(0);
             if (z && p->before) {
