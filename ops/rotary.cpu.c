@@ -9,11 +9,12 @@ KR_KERNEL(rotary_mix_turns) {
 
 /// Bias and rotation of 16 pairs of one head and rank: y = Rot(x + bias).
 KR_INLINE void rotate(const float *x, int64_t x_pitch, const float *bias, float *y, int64_t y_pitch, int64_t apart,
-                      int64_t j, int64_t left, int64_t tokens, const kr_vf *sine, const kr_vf *cosine) {
+                      int64_t j, int64_t left, int64_t tokens, int64_t next, const kr_vf *sine, const kr_vf *cosine) {
     kr_vf bias_a, bias_b;
     kr_pairs_load(bias, apart, j, left, &bias_a, &bias_b);
     for (int64_t t = 0; t < tokens; t++) {
         kr_vf a, b;
+        ask(y + t * y_pitch, next + (apart ? j : 2 * j), 1);
         kr_pairs_load(x + t * x_pitch, apart, j, left, &a, &b);
         a += bias_a, b += bias_b;
         kr_pairs_store(y + t * y_pitch, apart, j, left, a * cosine[t] - b * sine[t], a * sine[t] + b * cosine[t]);
@@ -22,9 +23,12 @@ KR_INLINE void rotate(const float *x, int64_t x_pitch, const float *bias, float 
 
 /// Bias alone, for 16 columns that do not turn, of which `left` exist.
 KR_INLINE void shift(const float *x, int64_t x_pitch, const float *bias, float *y, int64_t y_pitch, int64_t tokens,
-                     int64_t left) {
+                     int64_t left, int64_t next) {
     const kr_vf more = kr_v_load_n(bias, left);
-    for (int64_t t = 0; t < tokens; t++) kr_v_store_n(y + t * y_pitch, kr_v_load_n(x + t * x_pitch, left) + more, left);
+    for (int64_t t = 0; t < tokens; t++) {
+        ask(y + t * y_pitch, next, 1);
+        kr_v_store_n(y + t * y_pitch, kr_v_load_n(x + t * x_pitch, left) + more, left);
+    }
 }
 
 static void mix_span(const mix *m, double *running, int64_t row, int64_t tokens, float *const y[2],
@@ -42,7 +46,7 @@ static void mix_span(const mix *m, double *running, int64_t row, int64_t tokens,
                 if (!y[w]) continue;
                 const float *x = m->x[w] + row * m->x_pitch[w] + in, *bias = m->bias[w] + out;
                 float *to = y[w] + row * y_pitch[w] + out;
-                rotate(x, m->x_pitch[w], bias, to, y_pitch[w], m->apart, s, left, tokens, sine, cosine);
+                rotate(x, m->x_pitch[w], bias, to, y_pitch[w], m->apart, s, left, tokens, N, sine, cosine);
             }
         }
     int64_t from[2], until[2];
@@ -55,7 +59,7 @@ static void mix_span(const mix *m, double *running, int64_t row, int64_t tokens,
             for (int k = 0; k < 2 && y[w]; k++)
                 for (int64_t n = from[k]; n < until[k]; n += KR_LANES)
                     shift(x + n, m->x_pitch[w], bias + n, y[w] + row * y_pitch[w] + out + n, y_pitch[w], tokens,
-                          until[k] - n);
+                          until[k] - n, N);
         }
 }
 

@@ -119,6 +119,14 @@ static void turn(const mix *m, int64_t row, int64_t tokens, int64_t h, const kr_
     *(vd_unaligned *)running = theta;
 }
 
+/// Asks for two lines `floats` behind x, whatever lies there: rows of heads are far apart, and the machine does not
+/// guess that the next head's come next.
+KR_INLINE void ask(const float *x, int64_t floats, const int to_write) {
+    const uintptr_t at = (uintptr_t)x + (uintptr_t)floats * sizeof *x;
+    if (to_write) __builtin_prefetch((const void *)at, 1, 3), __builtin_prefetch((const void *)(at + 64), 1, 3);
+    else __builtin_prefetch((const void *)at, 0, 3), __builtin_prefetch((const void *)(at + 64), 0, 3);
+}
+
 /// The columns of a row that do not turn: two ranges.
 KR_INLINE void still(const mix *m, int64_t from[2], int64_t to[2]) {
     from[0] = m->apart ? m->s.pairs : 2 * m->s.pairs;

@@ -35,12 +35,13 @@ KR_KERNEL(rotary_mix_grad_turns) {
 /// sets dx, the others add; dbias gets the sum over the tokens and e what the rotation's angle feels.
 KR_INLINE void rotate_back(const float *x, int64_t x_pitch, const float *bias, const float *dy, int64_t dy_pitch,
                            float *dx, int64_t dx_pitch, float *dbias, int64_t apart, int64_t j, int64_t left,
-                           int64_t tokens, int first, const kr_vf *sine, const kr_vf *cosine, kr_vf *e) {
+                           int64_t tokens, int64_t next, int first, const kr_vf *sine, const kr_vf *cosine, kr_vf *e) {
     kr_vf bias_a, bias_b, sum_a, sum_b;
     kr_pairs_load(bias, apart, j, left, &bias_a, &bias_b);
     kr_pairs_load(dbias, apart, j, left, &sum_a, &sum_b);
     for (int64_t t = 0; t < tokens; t++) {
         kr_vf p, q, a, b;
+        ask(dy + t * dy_pitch, next + (apart ? j : 2 * j), 0);
         kr_pairs_load(dy + t * dy_pitch, apart, j, left, &p, &q);
         kr_pairs_load(x + t * x_pitch, apart, j, left, &a, &b);
         kr_vf wa = p * cosine[t] + q * sine[t], wb = q * cosine[t] - p * sine[t];
@@ -58,9 +59,10 @@ KR_INLINE void rotate_back(const float *x, int64_t x_pitch, const float *bias, c
 
 /// 16 columns that do not turn, of which `left` exist.
 KR_INLINE void shift_back(const float *dy, int64_t dy_pitch, float *dx, int64_t dx_pitch, float *dbias, int64_t tokens,
-                          int64_t left, int first) {
+                          int64_t left, int64_t next, int first) {
     kr_vf sum = kr_v_load_n(dbias, left);
     for (int64_t t = 0; t < tokens; t++) {
+        ask(dy + t * dy_pitch, next, 0);
         const kr_vf w = kr_v_load_n(dy + t * dy_pitch, left);
         sum += w;
         if (dx) kr_v_store_n(dx + t * dx_pitch, first ? w : w + kr_v_load_n(dx + t * dx_pitch, left), left);
@@ -83,7 +85,7 @@ static void still_back(const mix_grad *d, float *sums, int64_t row, int64_t toke
         for (int k = 0; k < 2; k++)
             for (int64_t n = from[k]; n < to[k]; n += KR_LANES)
                 shift_back(dy + r * N + n, d->dy_pitch[w], dx ? dx + in + n : 0, d->dx_pitch[w], sums + r * N + n,
-                           tokens, to[k] - n, h % share == 0);
+                           tokens, to[k] - n, N, h % share == 0);
     }
 }
 
@@ -106,7 +108,7 @@ static void span_back(const mix_grad *d, double *running, float *e_total, float 
                 rotate_back(m->x[w] + row * m->x_pitch[w] + in, m->x_pitch[w], m->bias[w] + at,
                             d->dy[w] + row * d->dy_pitch[w] + at, d->dy_pitch[w],
                             d->dx[w] ? d->dx[w] + row * d->dx_pitch[w] + in : 0, d->dx_pitch[w],
-                            sums + w * H * R * N + at, m->apart, s, left, tokens, h % share == 0, sine, cosine, e);
+                            sums + w * H * R * N + at, m->apart, s, left, tokens, N, h % share == 0, sine, cosine, e);
             }
             if (!d->e) continue;
             kr_vf total = kr_v_load(e_total + h * m->s.width + s);
