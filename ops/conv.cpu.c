@@ -94,6 +94,11 @@ KR_INLINE void fetch(const float *x, int64_t floats) {
     __builtin_prefetch((const void *)((uintptr_t)x + (uintptr_t)(floats * (int64_t)sizeof *x)), 0, 2);
 }
 
+/// The same for a line that will be written.
+KR_INLINE void fetch_own(const float *x, int64_t floats) {
+    __builtin_prefetch((const void *)((uintptr_t)x + (uintptr_t)(floats * (int64_t)sizeof *x)), 1, 3);
+}
+
 /// A token of four taps for the channels from .. to. x, y: its rows.
 static void forward_four(const conv *v, const float *x, float *y, int64_t y_pitch, int64_t from, int64_t to) {
     enum { SOON = 2 }; // rows
@@ -103,7 +108,7 @@ static void forward_four(const conv *v, const float *x, float *y, int64_t y_pitc
         const four f = four_of(v, c, left);
         const float *at = x + c;
         fetch(at, SOON * pitch);
-        fetch(y + c, SOON * y_pitch);
+        fetch_own(y + c, SOON * y_pitch);
         const kr_vf p = convolve_four(&f, kr_v_load_n(at, left), kr_v_load_n(at - pitch, left),
                                       kr_v_load_n(at - 2 * pitch, left), kr_v_load_n(at - 3 * pitch, left));
         kr_v_store_n(y + c, v->silu ? kr_v_silu(p) : p, left);
@@ -238,7 +243,12 @@ static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first,
         const int64_t column = (line % VECTORS - order) * LANES;
         fetch(soon_x, row * v->pitch + column);
         fetch(soon_dy, row * d->dy_pitch + column);
-        fetch(soon_dx, row * dx_pitch + column);
+        fetch_own(soon_dx, row * dx_pitch + column);
+        if (line % VECTORS == VECTORS - 1) { // rows that do not start with a line end in one more
+            fetch(soon_x, row * v->pitch + column + LANES);
+            fetch(soon_dy, row * d->dy_pitch + column + LANES);
+            fetch_own(soon_dx, row * dx_pitch + column + LANES);
+        }
         const kr_vf x0 = kr_v_load_n(x, left);
         const kr_vf dp = activation_grad(v, convolve_four(&f, x0, x1, x2, x3), kr_v_load_n(dy, left));
         s0 += dp * x0;
