@@ -57,8 +57,8 @@ static kr_status read_numbered(kr_reader *r, const char *what, char *letter, int
 
 /// "x1" or "t3", one of the results so far.
 static kr_status read_register(kr_reader *r, int results, int *out) {
-    char letter;
-    int number;
+    char letter = 0;
+    int number = 0;
     kr_reader_skip(r);
     const char *where = r->at;
     KR_TRY(read_numbered(r, "a register such as x0 or t0", &letter, &number));
@@ -72,8 +72,8 @@ static kr_status read_register(kr_reader *r, int results, int *out) {
 /// t0 = op(x0, x1, lo=0, hi=1)
 static kr_status read_instruction(kr_reader *r, kr_program *p) {
     kr_instruction *c = &p->code[p->length];
-    char letter, name[64];
-    int number;
+    char letter = 0, name[64];
+    int number = 0;
     kr_reader_skip(r);
     const char *where = r->at;
     KR_WRONG_IF(p->length == KR_PROGRAM_LENGTH, where, "a program has at most %d instructions", KR_PROGRAM_LENGTH);

@@ -62,7 +62,8 @@ ran=0
 for page; do
   name=$(basename "$page" .md)
   mkdir "$work/$name" "$work/$name.blocks"
-  for entry in "$source"/*; do ln -s "$entry" "$work/$name"; done
+  # Runs of whoever works in the sources are not the book's, and must not get its own among them.
+  for entry in "$source"/*; do [ "$entry" = "$source/runs" ] || ln -s "$entry" "$work/$name"; done
   blocks "$page" "$work/$name.blocks" || { echo "$page: cannot be taken apart"; exit 1; }
   for block in "$work/$name.blocks"/*.sh; do
     [ -e "$block" ] || continue

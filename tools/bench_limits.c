@@ -117,8 +117,14 @@ __attribute__((noinline, target("amx-tile,amx-bf16"))) static float amx_loop(int
     float data[256];
     for (int k = 0; k < 256; k++) data[k] = scale * add;
     _tile_loadconfig(&shape);
-    _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3);
-    _tile_loadd(4, data, 64), _tile_loadd(5, data, 64), _tile_loadd(6, data, 64), _tile_loadd(7, data, 64);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, data, 64);
+    _tile_loadd(5, data, 64);
+    _tile_loadd(6, data, 64);
+    _tile_loadd(7, data, 64);
     for (int64_t r = 0; r < rounds; r++) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
