@@ -7,6 +7,9 @@
 ///
 /// Bits. Instructions are the functions of map.def that the separate ops run (map_run.h): a fused program gives the
 /// bits of its ops one by one. A sum goes through reduce_walk.h, which asks for elements in an order of its own.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=off") // across statements gcc would: the bits of an op would depend on its neighbours
+#endif
 #define KR_WALK_OPERANDS 11 // the inputs and outputs of a program
 
 #include "ops/fused.h"

@@ -3,6 +3,9 @@
 /// The loop hands each op pointers to packed f32 runs of a multiple of 16 elements: straight into the tensors where
 /// they are contiguous, otherwise into gathered copies that stay in L1. An element is always computed by the same
 /// instructions, wherever it lies, so the cut into runs, blocks and parts does not show in the bits.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=off") // across statements gcc would: the bits of an op would depend on its neighbours
+#endif
 #include "ops/map_run.h"
 #include "ops/strided.h"
 

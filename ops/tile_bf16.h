@@ -163,15 +163,14 @@ KR_TILE __attribute__((target("avx512bf16"))) void bf16_block_vector(const uint3
 
 /// All tiles: 16 rows of 64 bytes. The registers are the thread's own; they are given back after every product.
 KR_TILE AMX void bf16_matrix_begin(void) {
-    struct {
+    enum { BYTES = 4 * BF16_SIDE, ROWS = BF16_SIDE };
+    // Constant: gcc's intrinsic owns up to reading 8 bytes only, and stores of a local one would vanish.
+    static const struct {
         uint8_t palette, start, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int t = 0; t < 8; t++) {
-        config.row_bytes[t] = 4 * BF16_SIDE;
-        config.rows[t] = BF16_SIDE;
-    }
+    } config = {1, 0, {0}, {BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES, BYTES},
+                {ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS, ROWS}};
     _tile_loadconfig(&config);
 }
 
@@ -180,6 +179,7 @@ KR_TILE AMX void bf16_matrix_end(void) { _tile_release(); }
 KR_TILE AMX void bf16_block_matrix(const uint32_t *a, const uint32_t *b, int64_t steps, float *sums) {
     enum { PITCH = 4 * BF16_SIDE, OUT = 4 * BF16_BLOCK }; // bytes
     const int64_t row = steps * BF16_TILE;
+    __asm__ volatile("" : : "r"(a), "r"(b) : "memory"); // gcc's tile loads do not say that they read memory
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
