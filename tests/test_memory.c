@@ -135,7 +135,21 @@ static void expect_same_checkpoint(const char *a, const char *b) {
     }
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED 0
+#endif
+
 Test(memory, training_in_less_gives_the_same_bits) {
+    // What is announced counts the process as it stands, and the sanitizer's share differs from run to run by more than
+    // can be saved here. test_rematerialise goes through the same plans in such builds.
+    if (SANITIZED) cr_skip_test("the sanitizer's own memory varies too much");
     cr_assert_eq(krait(TRAIN "--output-dir whole --memory-report"), 0, "%s", output);
     expect_said("resident at most");
     const double most = announced("expected resident"), arena = announced("  activation");
