@@ -40,6 +40,9 @@ kr_status kr_pass_lower(kr_compilation *);
 /// by the caller.
 kr_status kr_passes_after_rematerialise(kr_compilation *c);
 void kr_compilation_free(kr_compilation *); ///< all but the plan and the graph
+/// FLOPs and bytes of memory traffic of a node as its op states them, for these shapes of its inputs and outputs (rank -1:
+/// an output that nobody reads); else every element once (compiler/cost.c).
+void kr_node_cost(const kr_graph *, const kr_node *, const kr_shape *in, const kr_shape *out, double *flops, double *bytes);
 /// Estimated time of a node at fixed rates (compiler/cost.c).
 double kr_node_ns(const kr_graph *, const kr_node *);
 

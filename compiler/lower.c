@@ -78,13 +78,7 @@ static kr_status measure(kr_compilation *c, const kr_node *n, const kr_operand *
         if (out[i].slot < 0) shapes[n->inputs + i].rank = -1; // nobody reads it
     }
     step->rounds = n->op->rounds ? n->op->rounds(&n->attrs, shapes, shapes + n->inputs, n->inputs) : 1;
-    if (n->op->cost) n->op->cost(&n->attrs, shapes, shapes + n->inputs, n->inputs, &step->flops, &step->bytes);
-    else {
-        for (int i = 0; i < n->inputs; i++)
-            if (n->in[i].id) step->bytes += (double)kr_tensor_bytes(in[i].dtype, &in[i].shape);
-        for (int i = 0; i < n->outputs; i++) step->bytes += (double)kr_tensor_bytes(out[i].dtype, &out[i].shape);
-        step->flops = n->outputs ? (double)kr_shape_count(&out[0].shape) : 0;
-    }
+    kr_node_cost(c->g, n, shapes, shapes + n->inputs, &step->flops, &step->bytes);
     c->stats.flops += step->flops;
     c->stats.bytes += step->bytes;
     free(shapes);
