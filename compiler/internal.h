@@ -48,6 +48,12 @@ double kr_node_ns(const kr_graph *, const kr_node *);
 
 /// Homes of all values of the graph as it stands, without changing it. Also used by the schedule and memory passes.
 kr_status kr_homes(const kr_graph *, kr_home *homes);
+/// Bytes from the first to the last element of the value that owns a buffer: more than its elements where rows are padded.
+size_t kr_home_bytes(const kr_graph *, const kr_home *homes, uint32_t root);
+/// How often outputs and assigns name each value, by id; the caller frees it. NULL: no memory.
+int *kr_root_uses(const kr_graph *);
+/// Bit i of a descriptor's mask of inputs or outputs; the last bit stands for all from 31 on.
+bool kr_mask_has(uint32_t mask, int i);
 bool kr_layout_contiguous(const kr_layout *);
 /// One pitch for all leading axes and a contiguous last axis.
 bool kr_layout_rows(const kr_layout *);

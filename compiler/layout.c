@@ -1,6 +1,5 @@
-/// Where every value lives: which buffer, and with what strides inside it. Views share the buffer of what they look at;
-/// the inputs of a join (concat) are written by their producers straight into slices of its output where the producer
-/// can write rows. What a consumer cannot read in place is copied first: this pass inserts those copies.
+/// What a consumer cannot read where it lives (compiler/homes.c) is copied first: this pass inserts those copies. Outputs
+/// and assigned values get buffers of their own.
 #include "compiler/internal.h"
 
 #include <stdlib.h>
@@ -40,72 +39,10 @@ bool kr_layout_rows(const kr_layout *l) {
     return true;
 }
 
-static bool bit(uint32_t mask, int i) { return mask >> (i < 31 ? i : 31) & 1; }
+bool kr_mask_has(uint32_t mask, int i) { return mask >> (i < 31 ? i : 31) & 1; }
 
 bool kr_layout_accepted(const kr_op *op, int i, const kr_layout *l) {
-    return kr_layout_contiguous(l) || bit(op->strided_in, i) || (bit(op->rows_in, i) && kr_layout_rows(l));
-}
-
-/// Values that outputs and assigns name, and how often.
-static int *root_uses(const kr_graph *g) {
-    int *uses = calloc(kr_graph_values(g) + 1u, sizeof *uses);
-    if (!uses) return NULL;
-    for (int i = 0; i < kr_graph_outputs(g); i++) uses[kr_graph_output_at(g, i)->value.id]++;
-    for (int i = 0; i < kr_graph_assigns(g); i++) uses[kr_graph_assign_at(g, i)->value.id]++;
-    return uses;
-}
-
-/// Gives the inputs of join node j their places inside its output, where their producers can write there.
-static void place_pieces(const kr_graph *g, const kr_node *j, const int *uses, kr_home *homes) {
-    const kr_home whole = homes[j->out[0].id];
-    const int axis = (int)j->attrs.i[0];
-    int64_t at = 0;
-    for (int i = 0; i < j->inputs; i++) {
-        const kr_value v = j->in[i];
-        const kr_shape shape = kr_value_shape(g, v);
-        const kr_node *producer = kr_value_node(g, v);
-        kr_home home = whole;
-        home.layout.shape = shape;
-        home.layout.offset += at * whole.layout.stride[axis];
-        at += shape.dim[axis];
-        if (homes[v.id].root || uses[v.id] || kr_node_source(producer) || (producer->op->flags & KR_OP_VIEW)) continue;
-        const bool packed = kr_layout_contiguous(&home.layout), rows = kr_layout_rows(&home.layout);
-        if (packed || (rows && bit(producer->op->rows_out, kr_value_output(g, v)))) homes[v.id] = home;
-    }
-}
-
-kr_status kr_homes(const kr_graph *g, kr_home *homes) {
-    memset(homes, 0, (kr_graph_values(g) + 1u) * sizeof *homes);
-    int *uses = root_uses(g);
-    KR_FAIL_IF(!uses, KR_NO_MEMORY, "layout: no memory");
-    // Joins from last to first, so that a join inside a join finds its own place before its pieces look for theirs.
-    for (int i = kr_graph_nodes(g) - 1; i >= 0; i--) {
-        const kr_node *n = kr_graph_node(g, i);
-        if (!(n->op->flags & KR_OP_JOIN)) continue;
-        const kr_shape shape = kr_value_shape(g, n->out[0]);
-        kr_home *home = &homes[n->out[0].id];
-        if (!home->root) *home = (kr_home){.root = n->out[0].id, .layout = kr_layout_packed(&shape)};
-        place_pieces(g, n, uses, homes);
-    }
-    free(uses);
-    for (int i = 0; i < kr_graph_nodes(g); i++) {
-        const kr_node *n = kr_graph_node(g, i);
-        for (int k = 0; k < n->outputs; k++) {
-            const kr_value v = n->out[k];
-            const kr_shape shape = kr_value_shape(g, v);
-            kr_home *home = &homes[v.id];
-            if (n->op->flags & KR_OP_VIEW) {
-                const kr_home from = homes[n->in[0].id];
-                kr_layout seen = from.layout;
-                if (!n->op->view(&n->attrs, &from.layout, &shape, &seen)) continue; // no home: the layout pass copies
-                *home = (kr_home){.root = from.root, .layout = seen};
-            } else if (!home->root) {
-                *home = (kr_home){.root = v.id, .layout = kr_layout_packed(&shape)};
-                if (kr_node_source(n) == KR_SOURCE_CONST) memset(home->layout.stride, 0, sizeof home->layout.stride);
-            }
-        }
-    }
-    return KR_OK;
+    return kr_layout_contiguous(l) || kr_mask_has(op->strided_in, i) || (kr_mask_has(op->rows_in, i) && kr_layout_rows(l));
 }
 
 static kr_value copy_before(kr_graph *g, const kr_node *reader, kr_value v) {
@@ -139,7 +76,7 @@ static kr_status copy_unreadable(kr_graph *g, const kr_home *homes, int *copies)
 
 /// Outputs and assigned values need a buffer of their own: not a view, not a source, not shared with another root.
 static kr_status own_roots(kr_graph *g) {
-    int *uses = root_uses(g);
+    int *uses = kr_root_uses(g);
     KR_FAIL_IF(!uses, KR_NO_MEMORY, "layout: no memory");
     const int outputs = kr_graph_outputs(g);
     for (int i = 0; i < outputs + kr_graph_assigns(g); i++) {

@@ -174,7 +174,8 @@ static kr_status number_buffers(state *s, kr_memory *m) {
             if (s->c->homes[v].root != v || s->alias[v] != v) continue;
             if (s->last[v] < 0 && s->root_last[v] <= i && (n->op->skip_out >> k & 1)) continue; // nobody reads it
             m->of_value[v] = m->count;
-            m->buffers[m->count++] = (kr_buffer){.kind = s->kind[v], .slot = -1, .bytes = value_bytes(s->g, n->out[k]),
+            m->buffers[m->count++] = (kr_buffer){.kind = s->kind[v], .slot = -1,
+                                                 .bytes = kr_home_bytes(s->g, s->c->homes, v),
                                                  .first = s->root_first[v], .last = s->root_last[v]};
         }
         if (n->op->work && !(n->op->flags & KR_OP_VIEW)) {

@@ -161,9 +161,8 @@ kr_status kr_pass_schedule(kr_compilation *c) {
     if (!status) {
         for (uint32_t v = 1; v < values; v++) {
             const kr_node *n = kr_value_node(c->g, (kr_value){v});
-            const kr_shape shape = kr_value_shape(c->g, (kr_value){v});
             if (n && !n->dead && w.homes[v].root == v && !kr_node_source(n))
-                w.bytes[v] = (int64_t)kr_tensor_bytes(kr_value_dtype(c->g, (kr_value){v}), &shape);
+                w.bytes[v] = (int64_t)kr_home_bytes(c->g, w.homes, v);
         }
         status = schedule(&w);
     }

@@ -173,6 +173,63 @@ Test(compile, plans_give_what_the_interpreter_gives) {
     kr_graph_free(reference);
 }
 
+/// Rows of 150 floats read in slices; `flat`: a reader besides that takes no rows, only the packed tensor.
+static kr_graph *wide(bool flat) {
+    kr_graph *g;
+    check_ok(kr_graph_new(&g), "graph");
+    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(3, 5, 12));
+    const kr_value y = kr_linear(g, x, param(g, "in", KR_SHAPE(150, 12)), KR_NONE);
+    kr_value part[3];
+    kr_split(g, y, -1, (int64_t[]){64, 64, 22}, 3, part);
+    const kr_value gated = kr_mul(g, kr_silu(g, part[0]), kr_rms_norm(g, part[1], param(g, "norm", KR_SHAPE(64)), 1e-5));
+    kr_output(g, "y", kr_linear(g, gated, param(g, "out", KR_SHAPE(7, 64)), KR_NONE));
+    if (flat) kr_output(g, "flat", kr_exp(g, kr_reshape(g, y, KR_SHAPE(15 * 150))));
+    kr_output(g, "loss", kr_reshape(g, kr_mean(g, kr_reshape(g, kr_exp(g, part[2]), KR_SHAPE(-1)), 0, true), KR_SHAPE(1)));
+    check_ok(kr_graph_status(g), "wide graph");
+    return g;
+}
+
+Test(compile, rows_that_are_read_in_slices_begin_on_lines) {
+    for (int flat = 0; flat < 2; flat++) {
+        kr_graph *g = wide(flat);
+        kr_plan *plan;
+        check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, &plan, NULL), "compile");
+        int products = 0;
+        for (int i = 0; i < kr_plan_steps(plan); i++) {
+            const kr_step *s = kr_plan_step(plan, i);
+            cr_assert(strcmp(s->op, "copy"), "step %d copies", i);
+            if (strcmp(s->op, "matmul") || s->out[0].shape.dim[2] != 150) continue;
+            products++;
+            cr_assert_eq(s->out[0].stride[1], flat ? 150 : 160);
+            cr_assert_eq(s->out[0].stride[0], 5 * s->out[0].stride[1]);
+        }
+        cr_assert_eq(products, 1);
+        kr_plan_free(plan);
+        kr_graph_free(g);
+    }
+}
+
+Test(compile, rows_on_lines_change_no_value) {
+    kr_graph *reference = wide(false);
+    check_ok(kr_compile(reference, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "autodiff"}, NULL, NULL), "autodiff");
+    kr_device *device;
+    check_ok(kr_device_guarded(&device), "device");
+    for (int i = 0; i < kr_graph_outputs(reference); i++) {
+        const char *name = kr_graph_output_at(reference, i)->name;
+        kr_graph *g = wide(false);
+        kr_plan *plan;
+        check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS}, &plan, NULL), "compile");
+        int64_t n;
+        float *want = interpret(reference, name, &n), *got = run_plan(g, plan, device, 2, name, n);
+        for (int64_t k = 0; k < n; k++)
+            cr_assert(fabsf(got[k] - want[k]) <= 1e-6f * (1 + fabsf(want[k])), "%s[%ld]: %g, want %g", name, (long)k, got[k], want[k]);
+        kr_plan_free(plan);
+        kr_graph_free(g);
+    }
+    kr_device_close(device);
+    kr_graph_free(reference);
+}
+
 static kr_model_config tiny(void) {
     kr_model_config c = kr_model_defaults();
     c.d_model = 24;
