@@ -99,16 +99,35 @@ KR_INLINE void fetch_own(const float *x, int64_t floats) {
     __builtin_prefetch((const void *)((uintptr_t)x + (uintptr_t)(floats * (int64_t)sizeof *x)), 1, 3);
 }
 
+/// Four taps of 16 channels at x.
+KR_INLINE kr_vf forward_vector(const conv *v, const float *x, int64_t c) {
+    const float *w = v->weights + c;
+    const int64_t pitch = v->pitch;
+    kr_vf p = v->bias ? kr_v_load(v->bias + c) : kr_v_set(0);
+    p += kr_v_load(w + 3 * v->width) * kr_v_load(x - 3 * pitch);
+    p += kr_v_load(w + 2 * v->width) * kr_v_load(x - 2 * pitch);
+    p += kr_v_load(w + v->width) * kr_v_load(x - pitch);
+    return p + kr_v_load(w) * kr_v_load(x);
+}
+
 /// A token of four taps for the channels from .. to. x, y: its rows.
 static void forward_four(const conv *v, const float *x, float *y, int64_t y_pitch, int64_t from, int64_t to) {
-    enum { SOON = 2 }; // rows
+    enum { SOON = 2, GROUP = 4 }; // rows; vectors whose activations, chains of 30 operations, are under way together
     const int64_t pitch = v->pitch;
-    for (int64_t c = from; c < to; c += LANES) {
+    int64_t c = from;
+    for (; c + GROUP * LANES <= to; c += GROUP * LANES) {
+        kr_vf p[GROUP];
+        for (int i = 0; i < GROUP; i++) {
+            fetch(x + c + i * LANES, SOON * pitch);
+            fetch_own(y + c + i * LANES, SOON * y_pitch);
+            p[i] = forward_vector(v, x + c + i * LANES, c + i * LANES);
+        }
+        for (int i = 0; i < GROUP; i++) kr_v_store(y + c + i * LANES, v->silu ? kr_v_silu(p[i]) : p[i]);
+    }
+    for (; c < to; c += LANES) {
         const int64_t left = v->channels - c;
         const four f = four_of(v, c, left);
         const float *at = x + c;
-        fetch(at, SOON * pitch);
-        fetch_own(y + c, SOON * y_pitch);
         const kr_vf p = convolve_four(&f, kr_v_load_n(at, left), kr_v_load_n(at - pitch, left),
                                       kr_v_load_n(at - 2 * pitch, left), kr_v_load_n(at - 3 * pitch, left));
         kr_v_store_n(y + c, v->silu ? kr_v_silu(p) : p, left);
@@ -127,7 +146,7 @@ static void next_state(const conv *v, int64_t b, float *next, int64_t from, int6
 }
 
 KR_KERNEL(causal_conv1d) {
-    enum { TOKENS = 64, WIDE = 256 };
+    enum { TOKENS = 64, WIDE = 1024 };
     const conv v = conv_of(call, call->in);
     float *y = call->out[0].data, *next = call->out[1].data;
     const int64_t y_pitch = kr_arg_pitch(&call->out[0]);
@@ -218,9 +237,9 @@ static void back_token(const conv_grad *d, float *sums, int64_t b, int64_t t, in
 }
 
 /// Tokens first .. end of 16 channels, all with four taps at full reach and without a gradient from the next state.
-/// The last three inputs, what their gradients have so far, and all sums stay in registers. This is vector `order` of
-/// the unit: each asks for its share of the lines of the next run, in the order of memory, that is row by row.
-static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first, int64_t end, int64_t c, int64_t order) {
+/// The last three inputs, what their gradients have so far, and all sums stay in registers. The lines of the same
+/// channels in the next run are asked for.
+static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first, int64_t end, int64_t c) {
     const conv *v = &d->v;
     const int64_t left = v->channels - c, dx_pitch = d->dx_pitch;
     const four f = four_of(v, c, left);
@@ -239,16 +258,8 @@ static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first,
         d3 = kr_v_load_n(dx - 3 * dx_pitch, left);
     }
     for (int64_t t = first; t < end; t++, x += v->pitch, dy += d->dy_pitch) {
-        const int64_t line = order * (end - first) + t - first, row = line / VECTORS;
-        const int64_t column = (line % VECTORS - order) * LANES;
-        fetch(soon_x, row * v->pitch + column);
-        fetch(soon_dy, row * d->dy_pitch + column);
-        fetch_own(soon_dx, row * dx_pitch + column);
-        if (line % VECTORS == VECTORS - 1) { // rows that do not start with a line end in one more
-            fetch(soon_x, row * v->pitch + column + LANES);
-            fetch(soon_dy, row * d->dy_pitch + column + LANES);
-            fetch_own(soon_dx, row * dx_pitch + column + LANES);
-        }
+        fetch(soon_x, 0), fetch(soon_dy, 0), fetch_own(soon_dx, 0);
+        soon_x += v->pitch, soon_dy += d->dy_pitch, soon_dx += dx_pitch;
         const kr_vf x0 = kr_v_load_n(x, left);
         const kr_vf dp = activation_grad(v, convolve_four(&f, x0, x1, x2, x3), kr_v_load_n(dy, left));
         s0 += dp * x0;
@@ -281,7 +292,7 @@ static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first,
 
 /// How many tokens from t on back_four can take: until a reset, or to where the next state's gradient flows in.
 static int64_t run_of_four(const conv_grad *d, int64_t b, int64_t t) {
-    enum { MOST = 64 }; // their rows are still near when the next channels come
+    enum { MOST = 8 }; // lines of the next run are under way meanwhile: a core can have about 16
     const conv *v = &d->v;
     const int64_t limit = d->dnext ? v->length - 3 : v->length;
     int64_t n = 0;
@@ -303,7 +314,7 @@ static void back_row(const conv_grad *d, float *sums, int64_t b, int64_t from, i
         const int64_t reach = reach_of(v, t, start);
         const int64_t run = d->dy && is_four(v, t, reach) ? run_of_four(d, b, t) : 0;
         for (int64_t c = from; c < to; c += LANES) {
-            if (run) back_four(d, sums, b, t, t + run, c, (c - from) / LANES);
+            if (run) back_four(d, sums, b, t, t + run, c);
             else back_token(d, sums, b, t, reach, last, c);
         }
         t += run ? run : 1;
@@ -322,7 +333,8 @@ KR_KERNEL(causal_conv1d_grad) {
         float *sums = (float *)call->work + (v->taps + p * (v->taps + 1)) * v->width;
         for (int64_t k = 0; k <= v->taps; k++)
             for (int64_t c = from; c < to; c += LANES) kr_v_store(sums + k * v->width + c, kr_v_set(0));
-        for (int64_t b = v->batch * p / partials; b < v->batch * (p + 1) / partials; b++) back_row(&d, sums, b, from, to);
+        for (int64_t b = v->batch * p / partials; b < v->batch * (p + 1) / partials; b++)
+            back_row(&d, sums, b, from, to);
     }
 }
 
