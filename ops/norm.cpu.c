@@ -12,11 +12,13 @@ typedef struct rows {
 static rows rows_of(const kr_arg *a) { return (rows){a->data, a->data ? kr_arg_pitch(a) : 0}; }
 static float *at_row(rows r, int64_t row) { return r.data ? r.data + row * r.pitch : 0; }
 
+/// Rows from one that is worked on to the one whose lines are asked for: as many floats as a core can have under way.
+static int64_t rows_ahead(int64_t d) { return d >= 768 ? 1 : 768 / d; }
+
 /// Asks for the line of a row that is wanted soon, also one beyond the end: rows are slices of wider ones, and the
 /// machine does not guess where the next begins.
 KR_INLINE void ask(rows r, int64_t row, int64_t at) {
-    enum { SOON = 2 };
-    if (r.data) __builtin_prefetch((const void *)((uintptr_t)r.data + (uintptr_t)(((row + SOON) * r.pitch + at) * 4)), 0, 3);
+    if (r.data) __builtin_prefetch((const void *)((uintptr_t)r.data + (uintptr_t)((row * r.pitch + at) * 4)), 0, 3);
 }
 
 KR_INLINE kr_vf load_or_zero(const float *p, int64_t at, int64_t left) {
@@ -42,12 +44,13 @@ KR_KERNEL(rms_norm) {
     for (int64_t row = begin; row < end; row++) {
         const float *xr = at_row(x, row), *rr = at_row(residual, row), *zr = at_row(z, row);
         float *yr = at_row(y, row), *sr = at_row(stream, row);
+        const int64_t soon = row + rows_ahead(d);
         const int keep = rr || (zr && !before); // v differs from x: it waits in y for the second pass
         for (int64_t first = 0; first < d; first += group) {
             kr_vf squares = kr_v_set(0);
             for (int64_t i = 0; i < group; i += KR_LANES) {
                 const int64_t at = first + i, left = group - i;
-                ask(x, row, at), ask(residual, row, at), ask(z, row, at), ask(y, row, at), ask(stream, row, at);
+                ask(x, soon, at), ask(residual, soon, at), ask(z, soon, at), ask(y, soon, at), ask(stream, soon, at);
                 kr_vf v = kr_v_load_n(xr + at, left);
                 if (rr) v += kr_v_load_n(rr + at, left);
                 if (sr) kr_v_store_n(sr + at, v, left);
@@ -150,14 +153,15 @@ static void rms_backward_row(const rms_backward *p, int64_t row, float *dweight,
     float sigmoids[KEPT + KR_LANES];
     const float *dy = at_row(p->dy, row), *ds = at_row(p->dstream, row), *r = at_row(p->r, row), *z = at_row(p->z, row);
     float *dx = at_row(p->dx, row), *dz = at_row(p->dz, row);
+    const int64_t soon = row + rows_ahead(p->d);
     for (int64_t first = 0; first < p->d; first += p->group) {
         const int64_t number = row * (p->d / p->group) + first / p->group;
         const float rho = p->rho[number];
         kr_vf products = kr_v_set(0);
         for (int64_t i = 0; i < p->group; i += KR_LANES) {
             const int64_t at = first + i, left = p->group - i;
-            ask(p->dy, row, at), ask(p->r, row, at), ask(p->z, row, at), ask(p->dx, row, at), ask(p->dz, row, at);
-            ask(p->dstream, row, at);
+            ask(p->dy, soon, at), ask(p->r, soon, at), ask(p->z, soon, at), ask(p->dx, soon, at), ask(p->dz, soon, at);
+            ask(p->dstream, soon, at);
             const rms_parts v = rms_load(p, dy, r, z, at, left, rho, 0);
             if (z && i < KEPT) kr_v_store(sigmoids + i, v.s);
             products += v.u * v.n;
