@@ -2,9 +2,9 @@
 /// the inputs of a join (concat) are written by their producers straight into slices of its output where the producer
 /// can write rows.
 ///
-/// Rows that are read or written in slices begin on cache lines. In Mamba-2 the output of in_proj has 1,098 floats a row:
-/// packed, every 64-byte access to any row but one in eight would straddle two lines and cost twice. Such a value gets a
-/// pitch of whole lines, unless one of its readers could then not read it in place.
+/// Rows that are read or written in slices begin on cache lines. In Mamba-2 the output of in_proj has 1,098 floats a
+/// row: packed, every 64-byte access to any row but one in eight would straddle two lines and cost twice. Such a value
+/// gets a pitch of whole lines, unless one of its readers could then not read it in place.
 #include "compiler/internal.h"
 
 #include <stdlib.h>
@@ -36,11 +36,13 @@ static void want_lines(const kr_graph *g, const int *uses, bool *lines) {
     }
     for (uint32_t v = 1; v <= kr_graph_values(g); v++) {
         if (!lines[v]) continue;
-        const kr_node *n = kr_value_node(g, (kr_value){v});
-        const kr_shape shape = kr_value_shape(g, (kr_value){v});
-        const size_t row = shape.rank > 1 ? (size_t)shape.dim[shape.rank - 1] * kr_dtype_size(kr_value_dtype(g, (kr_value){v})) : 0;
+        const kr_value value = {v};
+        const kr_node *n = kr_value_node(g, value);
+        const kr_shape shape = kr_value_shape(g, value);
+        const int64_t columns = shape.rank > 1 ? shape.dim[shape.rank - 1] : 0;
+        const size_t row = (size_t)columns * kr_dtype_size(kr_value_dtype(g, value));
         lines[v] = row >= WIDE && row % LINE && !uses[v] && !(n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) &&
-                   kr_mask_has(n->op->rows_out, kr_value_output(g, (kr_value){v}));
+                   kr_mask_has(n->op->rows_out, kr_value_output(g, value));
     }
 }
 
@@ -75,20 +77,29 @@ static kr_home own_home(const kr_graph *g, kr_value v, const bool *lines) {
     return home;
 }
 
-/// Gives the inputs of join node j their places inside its output, where their producers can write there.
+/// Gives the inputs of join node j their places inside its output, where their producers can write there. A piece that
+/// is another's value reshaped gives that value the place.
 static void place_pieces(const kr_graph *g, const kr_node *j, const int *uses, kr_home *homes) {
     const kr_home whole = homes[j->out[0].id];
     const int axis = (int)j->attrs.i[0];
     int64_t at = 0;
     for (int i = 0; i < j->inputs; i++) {
-        const kr_value v = j->in[i];
-        const kr_shape shape = kr_value_shape(g, v);
+        kr_value v = j->in[i];
         const kr_node *producer = kr_value_node(g, v);
         kr_home home = whole;
-        home.layout.shape = shape;
+        home.layout.shape = kr_value_shape(g, v);
         home.layout.offset += at * whole.layout.stride[axis];
-        at += shape.dim[axis];
-        if (homes[v.id].root || uses[v.id] || kr_node_source(producer) || (producer->op->flags & KR_OP_VIEW)) continue;
+        at += home.layout.shape.dim[axis];
+        bool placeable = !uses[v.id];
+        while (placeable && (producer->op->flags & KR_OP_SAME_ORDER)) {
+            const kr_shape before = kr_value_shape(g, producer->in[0]);
+            const kr_layout seen = home.layout;
+            placeable = producer->op->view(&producer->attrs, &seen, &before, &home.layout);
+            v = producer->in[0];
+            producer = kr_value_node(g, v);
+            placeable &= !uses[v.id];
+        }
+        if (!placeable || homes[v.id].root || kr_node_source(producer) || (producer->op->flags & KR_OP_VIEW)) continue;
         const bool packed = kr_layout_contiguous(&home.layout), rows = kr_layout_rows(&home.layout);
         if (packed || (rows && kr_mask_has(producer->op->rows_out, kr_value_output(g, v)))) homes[v.id] = home;
     }

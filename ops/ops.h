@@ -149,6 +149,7 @@ enum {
     KR_OP_PROGRAM = 256,     ///< the attributes hold a tile program: kr_program_of
     KR_OP_ADDS = 512,        ///< output is in[0] + in[1]: fusion may leave it to an op that adds an input (see `added`)
     KR_OP_SUMS = 1024,       ///< output is the sum of in[0] over axis attrs.i[0]: it may end a tile program
+    KR_OP_SAME_ORDER = 2048, ///< a view of all elements in their order: its own `view` with the input's shape undoes it
 };
 
 /// What a layout looks like to the compiler: strides in elements and an offset in elements from the root buffer.

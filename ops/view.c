@@ -109,9 +109,9 @@ static kr_value simplify_reshape(kr_graph *g, const kr_node *n) {
     return inner->op == n->op ? (kr_reshape)(g, inner->in[0], n->attrs.shape) : KR_NONE;
 }
 
-const kr_op kr_op_reshape = {.name = "reshape", .inputs = 1, .outputs = 1, .flags = KR_OP_VIEW | KR_OP_CHEAP,
-    .strided_in = 1, .attr.shape = "shape", .shape = reshape_shape, .grad = grad_reshape, .simplify = simplify_reshape,
-    .view = reshape_view, .cost = no_cost};
+const kr_op kr_op_reshape = {.name = "reshape", .inputs = 1, .outputs = 1,
+    .flags = KR_OP_VIEW | KR_OP_CHEAP | KR_OP_SAME_ORDER, .strided_in = 1, .attr.shape = "shape",
+    .shape = reshape_shape, .grad = grad_reshape, .simplify = simplify_reshape, .view = reshape_view, .cost = no_cost};
 
 kr_value (kr_reshape)(kr_graph *g, kr_value v, kr_shape shape) {
     if (g->status) return KR_NONE;

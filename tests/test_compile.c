@@ -181,10 +181,13 @@ static kr_graph *wide(bool flat) {
     const kr_value y = kr_linear(g, x, param(g, "in", KR_SHAPE(150, 12)), KR_NONE);
     kr_value part[3];
     kr_split(g, y, -1, (int64_t[]){64, 64, 22}, 3, part);
-    const kr_value gated = kr_mul(g, kr_silu(g, part[0]), kr_rms_norm(g, part[1], param(g, "norm", KR_SHAPE(64)), 1e-5));
-    kr_output(g, "y", kr_linear(g, gated, param(g, "out", KR_SHAPE(7, 64)), KR_NONE));
+    const kr_value heads = kr_rms_norm(g, kr_reshape(g, part[1], KR_SHAPE(3, 5, 1, 64)), param(g, "norm", KR_SHAPE(64)), 1e-5);
+    const kr_value gated = kr_mul(g, kr_silu(g, part[0]), kr_reshape(g, heads, KR_SHAPE(3, 5, 64)));
+    const kr_value out = kr_linear(g, gated, param(g, "out", KR_SHAPE(7, 64)), KR_NONE);
+    kr_output(g, "y", out);
     if (flat) kr_output(g, "flat", kr_exp(g, kr_reshape(g, y, KR_SHAPE(15 * 150))));
-    kr_output(g, "loss", kr_reshape(g, kr_mean(g, kr_reshape(g, kr_exp(g, part[2]), KR_SHAPE(-1)), 0, true), KR_SHAPE(1)));
+    const kr_value both = kr_concat(g, (kr_value[]){kr_square(g, out), kr_exp(g, part[2])}, 2, -1);
+    kr_output(g, "loss", kr_reshape(g, kr_mean(g, kr_reshape(g, both, KR_SHAPE(-1)), 0, true), KR_SHAPE(1)));
     check_ok(kr_graph_status(g), "wide graph");
     return g;
 }
@@ -207,6 +210,18 @@ Test(compile, rows_that_are_read_in_slices_begin_on_lines) {
         kr_plan_free(plan);
         kr_graph_free(g);
     }
+}
+
+Test(compile, gradients_of_reshaped_pieces_are_written_into_slices_too) {
+    kr_graph *g = wide(false);
+    kr_plan *plan;
+    check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS}, &plan, NULL), "compile");
+    for (int i = 0; i < kr_plan_steps(plan); i++) {
+        const kr_step *s = kr_plan_step(plan, i);
+        cr_assert(strcmp(s->op, "concat") && strcmp(s->op, "pad") && strcmp(s->op, "copy"), "step %d is a %s of %s", i, s->op, s->scope);
+    }
+    kr_plan_free(plan);
+    kr_graph_free(g);
 }
 
 Test(compile, rows_on_lines_change_no_value) {
