@@ -1,13 +1,10 @@
 /// krait bench: what its records hold, how two are compared, and the roofs that speeds are held against. No test here
 /// looks at how long anything takes.
+#include "program.h"
 #include "tools/bench.h"
 
-#include <criterion/criterion.h>
 #include <json-c/json.h>
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
 
 // Comparison ------------------------------------------------------------------------------------------------------
 
@@ -228,23 +225,7 @@ Test(bench, limits_are_there) {
 
 // Commands --------------------------------------------------------------------------------------------------------
 
-/// Runs a line of shell in which `krait` is the program under test; stdout. free() it.
-static char *shell(int *status, const char *line) {
-    const char *binary = getenv("KRAIT_BINARY");
-    cr_assert_not_null(binary, "run this suite through meson: KRAIT_BINARY is not set");
-    char command[4096], *text = NULL;
-    size_t bytes = 0;
-    snprintf(command, sizeof command, "cd /tmp; krait() { '%s' \"$@\"; }; { %s; } 2>&1", binary, line);
-    FILE *from = popen(command, "r"), *to = open_memstream(&text, &bytes);
-    cr_assert(from && to);
-    for (int c; (c = getc(from)) != EOF;) putc(c, to);
-    const int raw = pclose(from);
-    fclose(to);
-    cr_assert(WIFEXITED(raw), "killed: %s\n%s", line, text);
-    *status = WEXITSTATUS(raw);
-    return text;
-}
-
+/// A line of shell that must succeed and print one JSON object.
 static struct json_object *run(const char *line) {
     int status;
     char *text = shell(&status, line);
@@ -253,14 +234,6 @@ static struct json_object *run(const char *line) {
     cr_assert(json_object_is_type(o, json_type_object), "%s: no JSON:\n%s", line, text);
     free(text);
     return o;
-}
-
-static void refuse(int wanted, const char *line, const char *message) {
-    int status;
-    char *text = shell(&status, line);
-    cr_expect_eq(status, wanted, "%s gives %d:\n%s", line, status, text);
-    cr_expect(strstr(text, message), "%s: want \"%s\", got:\n%s", line, message, text);
-    free(text);
 }
 
 /// What every record promises; gives its rows.

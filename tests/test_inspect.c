@@ -1,43 +1,15 @@
 // What shows graphs: `krait graph`, the Graphviz source, the figures as text and JSON.
 #include "compiler/compiler.h"
 #include "models/models.h"
+#include "program.h"
 
-#include <criterion/criterion.h>
 #include <json-c/json.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-
-/// Runs a line of shell in which `krait` is the program under test; both streams. free() it.
-static char *shell(int *status, const char *line) {
-    const char *binary = getenv("KRAIT_BINARY");
-    cr_assert_not_null(binary, "run this suite through meson: KRAIT_BINARY is not set");
-    char command[4096], *text = NULL;
-    size_t bytes = 0;
-    snprintf(command, sizeof command, "cd /tmp; krait() { '%s' \"$@\"; }; { %s; } 2>&1", binary, line);
-    FILE *from = popen(command, "r"), *to = open_memstream(&text, &bytes);
-    cr_assert(from && to);
-    for (int c; (c = getc(from)) != EOF;) putc(c, to);
-    const int raw = pclose(from);
-    fclose(to);
-    cr_assert(WIFEXITED(raw), "killed: %s\n%s", line, text);
-    *status = WEXITSTATUS(raw);
-    return text;
-}
 
 static char *succeed(const char *line) {
     int status;
     char *text = shell(&status, line);
     cr_assert_eq(status, 0, "%s:\n%s", line, text);
     return text;
-}
-
-static void refuse(int wanted, const char *line, const char *message) {
-    int status;
-    char *text = shell(&status, line);
-    cr_expect_eq(status, wanted, "%s gives %d:\n%s", line, status, text);
-    cr_expect(strstr(text, message), "%s: want \"%s\", got:\n%s", line, message, text);
-    free(text);
 }
 
 static kr_graph *model(void) {

@@ -1,50 +1,9 @@
 /// Budgets of memory on the command line: what is announced, what is chosen, and that nothing but memory changes.
-#include <criterion/criterion.h>
+#include "program.h"
+
 #include <json-c/json.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-enum { OUTPUT = 1 << 16 };
-static char directory[64], output[OUTPUT];
-
-static void enter(void) {
-    strcpy(directory, "/tmp/krait-test-XXXXXX");
-    cr_assert(mkdtemp(directory));
-    cr_assert_eq(chdir(directory), 0);
-    FILE *file = fopen("text", "w");
-    for (int k = 0; k < 1000; k++) fprintf(file, "line %3d of a text.\n", k % 37);
-    fclose(file);
-}
-
-static void leave(void) {
-    char command[128];
-    cr_assert_eq(chdir("/"), 0);
-    snprintf(command, sizeof command, "rm -r '%s'", directory);
-    cr_expect_eq(system(command), 0);
-}
 
 TestSuite(memory, .init = enter, .fini = leave, .timeout = 120);
-
-/// Runs the program with printf-style arguments; `output` gets both streams. Gives the exit status.
-__attribute__((format(printf, 1, 2))) static int krait(const char *format, ...) {
-    char arguments[1024], command[2048];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(arguments, sizeof arguments, format, args);
-    va_end(args);
-    snprintf(command, sizeof command, "'%s' %s 2>&1 </dev/null", getenv("KRAIT_BINARY"), arguments);
-    FILE *pipe = popen(command, "r");
-    const size_t n = fread(output, 1, OUTPUT - 1, pipe);
-    output[n] = 0;
-    const int status = pclose(pipe);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-static void expect_said(const char *part) { cr_expect(strstr(output, part), "want '%s' in: %s", part, output); }
 
 static double number(struct json_object *o, const char *key) {
     struct json_object *v;

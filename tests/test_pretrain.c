@@ -1,51 +1,11 @@
 /// The `krait` program from the outside: training, stopping, resuming, failing, writing.
 #include "models/models.h"
 #include "compiler/compiler.h"
+#include "program.h"
 
-#include <criterion/criterion.h>
 #include <math.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-enum { OUTPUT = 1 << 16 };
-static char directory[64], output[OUTPUT];
-
-/// A fresh directory as the current one, with a text of 20,000 bytes in it.
-static void enter(void) {
-    strcpy(directory, "/tmp/krait-test-XXXXXX");
-    cr_assert(mkdtemp(directory));
-    cr_assert_eq(chdir(directory), 0);
-    FILE *file = fopen("text", "w");
-    for (int k = 0; k < 1000; k++) fprintf(file, "line %3d of a text.\n", k % 37);
-    fclose(file);
-}
-
-static void leave(void) {
-    char command[128];
-    cr_assert_eq(chdir("/"), 0);
-    snprintf(command, sizeof command, "rm -r '%s'", directory);
-    cr_expect_eq(system(command), 0);
-}
-
-/// Runs the program with printf-style arguments; `output` gets both streams. Gives the exit status.
-__attribute__((format(printf, 1, 2))) static int krait(const char *format, ...) {
-    char arguments[2048], command[4096];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(arguments, sizeof arguments, format, args);
-    va_end(args);
-    snprintf(command, sizeof command, "'%s' %s 2>&1 </dev/null", getenv("KRAIT_BINARY"), arguments);
-    FILE *pipe = popen(command, "r");
-    const size_t n = fread(output, 1, OUTPUT - 1, pipe);
-    output[n] = 0;
-    const int status = pclose(pipe);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
 
 #define TINY "pretrain --model mamba1-tiny --target local -- --text-file text --batch-size 2 --seq-len 32 --warmup 3 " \
     "--eval-batches 2 --log-every 1 "
@@ -59,8 +19,6 @@ __attribute__((format(printf, 1, 2))) static void train(const char *format, ...)
     va_end(args);
     cr_assert_eq(krait(TINY "%s", extra), 0, "%s", output);
 }
-
-static void expect_said(const char *part) { cr_expect(strstr(output, part), "want '%s' in: %s", part, output); }
 
 /// Both checkpoints hold the same parameters and the same optimiser state, byte for byte.
 static void expect_same(const char *a, const char *b) {

@@ -1,26 +1,12 @@
 /// Blocks of one's own: the shared objects of examples/blocks trained from the outside, what cannot be loaded, and
 /// `krait new-block`. test_packing.c has the contracts that they must hold.
 #include "models/models.h"
+#include "program.h"
 #include "tools/tools.h"
 
-#include <criterion/criterion.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-enum { OUTPUT = 1 << 16 };
-static char directory[64], output[OUTPUT];
-
-static void enter(void) {
-    strcpy(directory, "/tmp/krait-test-XXXXXX");
-    cr_assert(mkdtemp(directory));
-    cr_assert_eq(chdir(directory), 0);
-    FILE *file = fopen("text", "w");
-    for (int k = 0; k < 1000; k++) fprintf(file, "line %3d of a text.\n", k % 37);
-    fclose(file);
-    file = fopen("krait.yaml", "w");
+static void enter_with_models(void) {
+    enter();
+    FILE *file = fopen("krait.yaml", "w");
     for (int k = 0; k < 3; k++) {
         static const char *const names[] = {"mingru", "rglru", "retnet"};
         fprintf(file, "%s  %s: {layer: %s, d_model: 32, n_layer: 2, headdim: 16, vocab_size: 256}\n",
@@ -28,30 +14,6 @@ static void enter(void) {
     }
     fclose(file);
 }
-
-static void leave(void) {
-    char command[128];
-    cr_assert_eq(chdir("/"), 0);
-    snprintf(command, sizeof command, "rm -r '%s'", directory);
-    cr_expect_eq(system(command), 0);
-}
-
-/// Runs the program with printf-style arguments; `output` gets both streams. Gives the exit status.
-__attribute__((format(printf, 1, 2))) static int krait(const char *format, ...) {
-    char arguments[2048], command[4096];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(arguments, sizeof arguments, format, args);
-    va_end(args);
-    snprintf(command, sizeof command, "'%s' %s 2>&1 </dev/null", getenv("KRAIT_BINARY"), arguments);
-    FILE *pipe = popen(command, "r");
-    const size_t n = fread(output, 1, OUTPUT - 1, pipe);
-    output[n] = 0;
-    const int status = pclose(pipe);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-static void expect_said(const char *part) { cr_expect(strstr(output, part), "want '%s' in: %s", part, output); }
 
 /// Three objects, since the file names all three blocks.
 static const char *blocks(void) {
@@ -92,9 +54,9 @@ static void check_training(const char *name) {
     cr_assert_eq(krait("graph %s --model %s --mode decode --emit stats", blocks(), name), 0, "%s", output);
 }
 
-Test(variants, mingru, .init = enter, .fini = leave) { check_training("mingru"); }
-Test(variants, rglru, .init = enter, .fini = leave) { check_training("rglru"); }
-Test(variants, retnet, .init = enter, .fini = leave) { check_training("retnet"); }
+Test(variants, mingru, .init = enter_with_models, .fini = leave) { check_training("mingru"); }
+Test(variants, rglru, .init = enter_with_models, .fini = leave) { check_training("rglru"); }
+Test(variants, retnet, .init = enter_with_models, .fini = leave) { check_training("retnet"); }
 
 Test(variants, the_sources_are_short) {
     static const char *const names[] = {"mingru", "rglru", "retnet"};
@@ -110,7 +72,7 @@ Test(variants, the_sources_are_short) {
     }
 }
 
-Test(variants, what_is_no_block_is_refused, .init = enter, .fini = leave) {
+Test(variants, what_is_no_block_is_refused, .init = enter_with_models, .fini = leave) {
     const char *bad = getenv("KRAIT_BAD_BLOCKS");
     cr_expect_eq(krait("graph --block '%s/outdated.so' --model mamba1-tiny", bad), 1);
     expect_said("another version of Krait");
@@ -155,7 +117,7 @@ Test(variants, the_table_grows_and_keeps_names_apart) {
     cr_expect_eq(status, KR_UNSUPPORTED);
 }
 
-Test(variants, new_block_writes_what_it_says, .init = enter, .fini = leave) {
+Test(variants, new_block_writes_what_it_says, .init = enter_with_models, .fini = leave) {
     cr_assert_eq(krait("new-block mine --out work/mine"), 0, "%s", output);
     expect_said("wrote work/mine/mine.c");
     expect_said("make test");
