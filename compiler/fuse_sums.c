@@ -1,6 +1,7 @@
-/// Additions that another node can do on its way: y = product + x becomes a product with a residual, dx + dstream an input
-/// of the norm's gradient, and norm(a + b) a norm with a residual, whose second output is the sum. The descriptor says
-/// which input does it (kr_op.added, kr_op.adds_first).
+/// What another node can do on its way. Additions: y = product + x becomes a product with a residual, dx + dstream an
+/// input of the norm's gradient, and norm(a + b) a norm with a residual, whose second output is the sum. Activations:
+/// silu(product), where nobody else reads the product (in training its gradient does). The descriptor says which input or
+/// attribute does it (kr_op.added, kr_op.adds_first, kr_op.activations).
 #include "compiler/fuse.h"
 
 #include <string.h>
@@ -35,16 +36,21 @@ static bool takes_input(const kr_graph *g, const kr_node *n, int at, kr_value v,
     return n->op->shape(&n->attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) == KR_OK;
 }
 
+/// n once more at the place of `where`, with other attributes and inputs.
+static kr_node *remade(kr_graph *g, const kr_node *n, const kr_node *where, const kr_attrs *attrs, const kr_value *in) {
+    kr_graph_set_rank(g, where->rank);
+    kr_graph_set_scope(g, n->scope);
+    const kr_value out = kr_append(g, n->op, attrs, in, n->inputs);
+    return kr_value_node(g, out);
+}
+
 /// n again at the place of `where`, with input `at` given and, unless empty, another first input.
 static kr_node *again(kr_graph *g, const kr_node *n, const kr_node *where, int at, kr_value v, kr_value first) {
     kr_value in[32];
     memcpy(in, n->in, (size_t)n->inputs * sizeof *in);
     in[at] = v;
     if (first.id) in[0] = first;
-    kr_graph_set_rank(g, where->rank);
-    kr_graph_set_scope(g, n->scope);
-    const kr_value out = kr_append(g, n->op, &n->attrs, in, n->inputs);
-    return kr_value_node(g, out);
+    return remade(g, n, where, &n->attrs, in);
 }
 
 static kr_group pair(int a, int b) { return (kr_group){.count = 2, .member = {a < b ? a : b, a < b ? b : a}}; }
@@ -85,13 +91,39 @@ static bool into_reader(kr_reads *r, kr_node *n, int index) {
     return true;
 }
 
+/// act = f(in[0]), where in[0] is output 0 of a node that can apply f itself and that nobody else reads.
+static bool into_activation(kr_reads *r, kr_node *act, int index) {
+    kr_graph *g = r->g;
+    if (!(act->op->flags & KR_OP_ELEMENTWISE) || act->inputs != 1) return false;
+    kr_node *n = kr_value_node(g, act->in[0]);
+    if (!n->op->activations || n->dead || act->in[0].id != n->out[0].id || n->attrs.i[n->op->activation]) return false;
+    kr_attrs attrs = n->attrs;
+    for (int k = 0; n->op->activations[k]; k++)
+        if (!strcmp(act->op->name, n->op->activations[k])) attrs.i[n->op->activation] = k + 1;
+    kr_shape in_shape[32], out_shape[16];
+    kr_dtype in_dtype[32], out_dtype[16];
+    if (!attrs.i[n->op->activation] || n->inputs > 32 || n->outputs > 16) return false;
+    for (int k = 0; k < n->inputs; k++) {
+        in_shape[k] = kr_value_shape(g, n->in[k]);
+        in_dtype[k] = kr_value_dtype(g, n->in[k]);
+    }
+    const kr_group s = pair(r->index[n->out[0].id], index);
+    if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) ||
+        n->op->shape(&attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) != KR_OK) return false;
+    const kr_node *one = remade(g, n, act, &attrs, n->in);
+    if (!one) return false;
+    kr_graph_replace(g, act->out[0], one->out[0]);
+    n->dead = act->dead = true;
+    return true;
+}
+
 /// Everything is judged by the values that were there at the start: a node that became part of another one still stands
 /// for it at its place, which is what the rule for groups asks about.
 kr_status kr_fuse_sums(kr_compilation *c, kr_reads *r) {
     (void)c;
     for (int i = 0; i < r->nodes; i++) {
         kr_node *n = kr_graph_node(r->g, i);
-        if (n->dead || into_reader(r, n, i) || !(n->op->flags & KR_OP_ADDS)) continue;
+        if (n->dead || into_reader(r, n, i) || into_activation(r, n, i) || !(n->op->flags & KR_OP_ADDS)) continue;
         const int later = r->index[n->in[1].id] > r->index[n->in[0].id]; // the one whose partner is there already
         if (!into_producer(r, n, i, later)) into_producer(r, n, i, 1 - later);
     }

@@ -31,6 +31,7 @@ static const struct activation {
 } activations[] = {{0, false},           {"silu_grad", false},   {"relu_grad", true},
                    {"gelu_grad", false}, {"sigmoid_grad", true}, {"softplus_grad", false}};
 enum { ACTIVATIONS = sizeof activations / sizeof *activations };
+static const char *const activation_names[ACTIVATIONS] = {"silu", "relu", "gelu", "sigmoid", "softplus"};
 
 static kr_status matmul_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
                               kr_dtype *out_dtype) {
@@ -142,6 +143,8 @@ const kr_op kr_op_matmul = {
     .rows_out = 1,
     .inplace = 1 << RESIDUAL,
     .added = 1 + RESIDUAL,
+    .activations = activation_names,
+    .activation = ACTIVATION,
     .keeps_in = 1 << A | 1 << B | 1 << BIAS,
     .keeps_out = 1,
     .attr = {.i = {"transpose_a", "transpose_b", "activation", "precision"}},

@@ -176,6 +176,8 @@ struct kr_op {
     uint32_t inplace2;
     int added;          ///< 1 + the optional input that is added to output 0 at the end; 0: there is none
     int adds_first;     ///< 1 + the optional input that is added to in[0] before anything; output 1 is the sum. 0: none
+    const char *const *activations; ///< names of elementwise ops that the op can apply to output 0 at the end, null last
+    int activation;     ///< the integer attribute that says which: 1 + its place in that list, 0 for none
     uint32_t keeps_in;  ///< mask of inputs that the gradient rule reads
     uint32_t keeps_out; ///< mask of outputs that the gradient rule reads
     kr_attr_names attr;

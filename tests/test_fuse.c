@@ -451,6 +451,42 @@ Test(fuse, additions_go_into_products_and_norms) {
     kr_plan_free(plan);
 }
 
+/// A chain of products with every activation there is between them.
+static kr_graph *activated(void) {
+    kr_graph *g = graph();
+    kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(37, 24));
+    kr_value (*const f[])(kr_graph *, kr_value) = {(kr_silu), (kr_relu), (kr_gelu), (kr_sigmoid), (kr_softplus)};
+    for (int k = 0; k < 5; k++) {
+        const char *const w[] = {"w0", "w1", "w2", "w3", "w4"}, *const b[] = {"b0", "b1", "b2", "b3", "b4"};
+        x = f[k](g, kr_linear(g, x, kr_input(g, w[k], KR_F32, KR_SHAPE(24, 24)), kr_input(g, b[k], KR_F32, KR_SHAPE(24))));
+    }
+    kr_output(g, "y", x);
+    check_ok(kr_graph_status(g), "activations");
+    return g;
+}
+
+Test(fuse, activations_go_into_products) {
+    kr_graph *g = activated();
+    fuse(g, KR_GOAL_FORWARD);
+    int64_t seen = 0;
+    for (int i = 0; i < kr_graph_nodes(g); i++) {
+        const kr_node *n = kr_graph_node(g, i);
+        if (!strcmp(n->op->name, "matmul")) seen = seen * 10 + n->attrs.i[n->op->activation];
+        else cr_expect(kr_node_source(n), "%s is left", n->op->name);
+    }
+    cr_expect_eq(seen, 12345, "the products do %ld", (long)seen);
+    kr_graph_free(g);
+    int64_t n, m;
+    kr_plan *plain = plan_of(activated(), KR_GOAL_FORWARD, false, NULL), *plan = plan_of(activated(), KR_GOAL_FORWARD, true, NULL);
+    float *want = run(plain, 1, &n), *got = run(plan, 3, &m);
+    cr_assert(n == m && n == 37 * 24);
+    for (int64_t i = 0; i < n; i++)
+        cr_assert(fabsf(got[i] - want[i]) <= 1e-6f * (1 + fabsf(want[i])), "element %ld: %g, want %g", (long)i, got[i], want[i]);
+    free(want), free(got);
+    kr_plan_free(plain);
+    kr_plan_free(plan);
+}
+
 /// The product is an output by itself, or is read twice: it must stay as it is.
 Test(fuse, a_product_that_others_need_keeps_its_value) {
     kr_graph *g = graph();
@@ -465,6 +501,19 @@ Test(fuse, a_product_that_others_need_keeps_its_value) {
         cr_expect(strcmp(n->op->name, "matmul") || !n->in[3].id);
     }
     cr_expect_eq(count(g, "add"), 2);
+    kr_graph_free(g);
+}
+
+Test(fuse, an_activation_that_its_gradient_needs_stays) {
+    kr_graph *g = graph();
+    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(4, 4)), w = kr_param(g, "w", KR_SHAPE(4, 4), (kr_init){0}, 0);
+    const kr_value y = kr_silu(g, kr_linear(g, x, w, KR_NONE));
+    kr_output(g, "loss", kr_reshape(g, kr_mean(g, kr_reshape(g, y, KR_SHAPE(16)), 0, true), KR_SHAPE(1)));
+    fuse(g, KR_GOAL_GRADIENTS);
+    for (int i = 0; i < kr_graph_nodes(g); i++) {
+        const kr_node *n = kr_graph_node(g, i);
+        cr_expect(strcmp(n->op->name, "matmul") || !n->attrs.i[n->op->activation]);
+    }
     kr_graph_free(g);
 }
 
