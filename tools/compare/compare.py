@@ -139,8 +139,8 @@ def measure_rival(args, name, shape_name, heap, config, dump, krait_runs):
         peak = 0
         for number in range(args.rounds + 1):
             for threads in reversed(args.threads) if number == 0 else args.threads:
-                if number == 0 and first is not None:
-                    continue  # one warm-up is enough
+                if number == 0 and first is not None and not rival.compiles:
+                    continue  # one warm-up is enough; what compiles does so anew for each number of threads
                 if number > 0 and times[threads] and spent > rival.limit:
                     continue
                 # The first one is not counted. Where it compiles it takes minutes, and needs no peace for that.
@@ -153,7 +153,7 @@ def measure_rival(args, name, shape_name, heap, config, dump, krait_runs):
                     return result
                 peak = answer["peak_bytes"]
                 if number == 0:
-                    first = answer["seconds"][0]
+                    first = answer["seconds"][0] if first is None else first
                     result["first_step_seconds"] = first
                     continue
                 times[threads] += answer["seconds"]
