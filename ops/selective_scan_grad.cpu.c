@@ -9,7 +9,6 @@
 /// per batch row. The second stage adds both up. All orders are fixed, whatever the number of threads.
 #include "ops/selective_scan_tile.h"
 
-#define LN2 0.693147181f
 /// States of a block, the streams that each block asks for, and tensors that are streams.
 enum { BACK_WIDTH = 4, BACK_FETCH = 2, BACK_STREAMS = 8 };
 
@@ -66,7 +65,7 @@ KR_INLINE void recompute(const int width, const bool mixed, const back_sweep *r,
             kr_vf even = k->y[t], odd = kr_v_set(0);
             fetch(&next, BACK_FETCH);
             EACH4(n, width,
-                const kr_vf a = kr_v_exp2(dt * kr_v_load(A + n * LANES));
+                const kr_vf a = decay_of(dt, kr_v_load(A + n * LANES));
                 h[n] = a * h[n] + dtu * coefficient(B, fixed_B, n);
                 kept->decay[t][n] = a;
                 kept->before[t + 1][n] = h[n];
@@ -130,16 +129,6 @@ static int block_of(const kr_scan_size *s, int64_t left) {
     return left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
-/// Step size and its slope from one exponential.
-KR_INLINE kr_vf step_and_slope(const scan *s, kr_vf raw, kr_vf *slope) {
-    const kr_vf one = kr_v_set(1), zero = kr_v_set(0);
-    *slope = one;
-    if (!s->softplus) return raw;
-    const kr_vf e = kr_v_exp_minus_abs(raw);
-    *slope = kr_v_select(raw < zero, e, one) / (one + e);
-    return kr_v_max(raw, zero) + kr_v_log1p_unit(e);
-}
-
 /// A gradient that is written row by row; data is null when nobody reads it.
 typedef struct sink {
     float *data;
@@ -180,13 +169,13 @@ static NOINLINE void load_chunk(track *k, const scan_grad *d, tile at, span p) {
         const kr_vf u = kr_v_load_n(s->u + row * s->u_pitch + at.channel, at.lanes);
         const kr_vf raw = kr_v_load_n(s->delta + row * s->delta_pitch + at.channel, at.lanes) + bias;
         const kr_vf dout = d->dout ? kr_v_load_n(d->dout + row * d->dout_pitch + at.channel, at.lanes) : kr_v_set(0);
-        const kr_vf dt = step_and_slope(s, raw, &k->delta_slope[t]);
+        const kr_vf dt = step_and_slope(s->softplus, raw, &k->delta_slope[t]);
         k->dt[t] = dt;
         k->dtu[t] = dt * u;
         k->y[t] = D * u;
         k->gB[t] = k->qA[t] = kr_v_set(0);
         if (s->z) {
-            const kr_vf z = kr_v_load_n(s->z + row * s->z_pitch + at.channel, at.lanes), gate = kr_v_sigmoid(z);
+            const kr_vf z = kr_v_load_n(s->z + row * s->z_pitch + at.channel, at.lanes), gate = gate_of(z);
             k->dy[t] = dout * z * gate;
             k->gate_slope[t] = dout * gate * (one + z * (one - gate));
         } else k->dy[t] = dout;
@@ -201,7 +190,7 @@ static NOINLINE void store_chunk(const track *k, const scan_grad *d, tile at, sp
     for (int t = 0; t < p.count; t++) {
         // du may be written over u, but not before this
         const kr_vf u = kr_v_load_n(s->u + (p.row + t) * s->u_pitch + at.channel, at.lanes);
-        const kr_vf ddt = k->qA[t] * kr_v_set(LN2) + u * k->gB[t], ddelta = ddt * k->delta_slope[t];
+        const kr_vf ddt = k->qA[t] * kr_v_set(1 / RATE_OF_LOG) + u * k->gB[t], ddelta = ddt * k->delta_slope[t];
         dD += k->dy[t] * u;
         dbias += ddelta;
         put(d->du, p.row + t, at, D * k->dy[t] + k->dt[t] * k->gB[t]);
@@ -319,7 +308,7 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
         const tile at = tile_at(size, i);
         float *planes = tiles + i * stride, *fixed = planes + KR_SCAN_FIXED_BACK * plane;
         clear(planes, stride);
-        pack(planes + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, LOG2E);
+        pack(planes + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, RATE_OF_LOG);
         if (d->dlast)
             pack(planes + KR_SCAN_ADJOINT * plane, d->dlast + (b * size->channels + at.channel) * states, states,
                  at.lanes, states, 1);
