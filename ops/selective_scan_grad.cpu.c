@@ -9,14 +9,14 @@
 /// per batch row. The second stage adds both up. All orders are fixed, whatever the number of threads.
 #include "ops/selective_scan_tile.h"
 
-#define LN2 0.693147181f
 /// States of a block, the streams that each block asks for, and tensors that are streams.
 enum { BACK_WIDTH = 4, BACK_FETCH = 2, BACK_STREAMS = 8 };
 
 /// What one tile of a chunk keeps between its blocks of states.
 typedef struct track {
-    kr_vf dt[CHUNK], dtu[CHUNK], y[CHUNK], dy[CHUNK]; ///< step size, times u; output before the gate, its gradient
-    kr_vf gB[CHUNK], qA[CHUNK];                  ///< sums over states: adjoint times B, adjoint times dh/d(dt A')
+    kr_vf dt[CHUNK], dtu[CHUNK], dy[CHUNK]; ///< step size, times u; gradient of the output before the gate
+    kr_vf y[CHUNK], gB[CHUNK], qA[CHUNK];   ///< sums over states, from the first block on: C h, adjoint times B, adjoint
+                                            ///< times dh/d(dt A')
     kr_vf delta_slope[CHUNK], gate_slope[CHUNK]; ///< d dt / d delta; dout times d silu(z) / dz
 } track;
 _Static_assert(sizeof(track) == KR_SCAN_TRACK * sizeof(float), "the workspace has room for it");
@@ -36,24 +36,37 @@ typedef struct back_sweep {
     const float *A, *start; ///< planes; start: the saved states before the chunk
     const float *soon;      ///< where those before the next chunk are; an address to ask for, not to read
     float *adjoint, *dA;    ///< planes
-    const float *dB_before, *dC_before; ///< sums over the tiles so far: [CHUNK, width, 16], or [width, 16] where constant,
+    const float *dB_before, *dC_before; ///< sums over the tiles so far: [CHUNK, 16], folded, or [16] where constant,
     int64_t before_pitch;               ///< or zeros at pitch 0
     float *dB, *dC;                     ///< ... and with this tile
+    const kr_vf *y_before, *gB_before, *qA_before; ///< the track's sums of the blocks so far, or zeros
+    int64_t sums_pitch;                            ///< ... and whether they are one per token (1) or one for all (0)
 } back_sweep;
+
+/// The sums of `width` vectors over their halves (2) or quarters (4), side by side in one: lanes n * 16 / width .. are
+/// those of v[n]. Sums that are kept over the tiles of a unit take so much less of L1.
+KR_INLINE kr_vf fold(const int width, const kr_vf *v) {
+    if (width == 1) return v[0];
+    if (width == 2) return low_8(v[0], v[1]) + high_8(v[0], v[1]);
+    const kr_vf even = low_8(v[0], v[2]) + high_8(v[0], v[2]), odd = low_8(v[1], v[3]) + high_8(v[1], v[3]);
+    return low_4(even, odd) + high_4(even, odd);
+}
 
 /// Recomputes `width` states of the chunk; y and dC come along, since they need nothing from later tokens.
 KR_INLINE void recompute(const int width, const bool mixed, const back_sweep *r, int64_t first, trace *kept) {
     const sweep *s = &r->s;
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const int64_t B_pitch = fixed_B ? 0 : s->B_pitch, C_pitch = fixed_C ? 0 : s->C_pitch;
-    const int64_t dC_pitch = fixed_C ? 0 : width * LANES, before_pitch = fixed_C ? 0 : r->before_pitch;
+    const int64_t dC_pitch = fixed_C ? 0 : LANES, before_pitch = fixed_C ? 0 : r->before_pitch;
     const float *B = s->B + (fixed_B ? first * LANES : first), *C = s->C + (fixed_C ? first * LANES : first);
     const float *A = r->A + first * LANES, *start = r->start + first * LANES, *dC_before = r->dC_before;
     float *dC = r->dC;
     track *k = r->k;
     ahead next = s->next;
-    kr_vf h[BACK_WIDTH];
+    const kr_vf *y_before = r->y_before;
+    kr_vf h[BACK_WIDTH], rate[BACK_WIDTH];
     EACH4(n, width,
+        rate[n] = kr_v_load(A + n * LANES);
         kept->before[0][n] = h[n] = kr_v_load(start + n * LANES);
         __builtin_prefetch(r->soon + (first + n) * LANES, 0, 2);)
     for (int t = 0; t < s->count;) {
@@ -63,17 +76,18 @@ KR_INLINE void recompute(const int width, const bool mixed, const back_sweep *r,
         }
         for (; t < end; t++, B += B_pitch, C += C_pitch, dC += dC_pitch, dC_before += before_pitch) {
             const kr_vf dt = k->dt[t], dtu = k->dtu[t], dy = k->dy[t];
-            kr_vf even = k->y[t], odd = kr_v_set(0);
+            kr_vf even = y_before[t * r->sums_pitch], odd = kr_v_set(0), part[BACK_WIDTH];
             fetch(&next, BACK_FETCH);
             EACH4(n, width,
-                const kr_vf a = kr_v_exp2(dt * kr_v_load(A + n * LANES));
+                const kr_vf a = decay_of(dt, rate[n]);
                 h[n] = a * h[n] + dtu * coefficient(B, fixed_B, n);
                 kept->decay[t][n] = a;
                 kept->before[t + 1][n] = h[n];
-                kr_v_store(dC + n * LANES, kr_v_load(dC_before + n * LANES) + dy * h[n]);
+                part[n] = dy * h[n];
                 if (n & 1) odd += coefficient(C, fixed_C, n) * h[n];
                 else even += coefficient(C, fixed_C, n) * h[n];)
             k->y[t] = even + odd;
+            kr_v_store(dC, kr_v_load(dC_before) + fold(width, part));
         }
         if (s->fresh >> begin & 1) {
             EACH4(n, width, kept->decay[begin][n] = kr_v_set(0);)
@@ -86,27 +100,31 @@ KR_INLINE void reverse(const int width, const bool mixed, const back_sweep *r, i
     const sweep *s = &r->s;
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const int64_t B_pitch = fixed_B ? 0 : s->B_pitch, C_pitch = fixed_C ? 0 : s->C_pitch, end = s->count - 1;
-    const int64_t dB_pitch = fixed_B ? 0 : width * LANES, before_pitch = fixed_B ? 0 : r->before_pitch;
+    const int64_t dB_pitch = fixed_B ? 0 : LANES, before_pitch = fixed_B ? 0 : r->before_pitch;
     const float *B = s->B + (fixed_B ? first * LANES : first) + end * B_pitch;
     const float *C = s->C + (fixed_C ? first * LANES : first) + end * C_pitch;
     const float *A = r->A + first * LANES, *dB_before = r->dB_before + end * before_pitch;
     float *dB = r->dB + end * dB_pitch, *adjoint = r->adjoint + first * LANES, *dA = r->dA + first * LANES;
     track *k = r->k;
-    kr_vf g[BACK_WIDTH], sum[BACK_WIDTH];
+    const kr_vf *gB_before = r->gB_before, *qA_before = r->qA_before;
+    const int64_t sums_pitch = r->sums_pitch;
+    kr_vf g[BACK_WIDTH], sum[BACK_WIDTH], rate[BACK_WIDTH];
     EACH4(n, width,
+        rate[n] = kr_v_load(A + n * LANES);
         g[n] = kr_v_load(adjoint + n * LANES);
         sum[n] = kr_v_load(dA + n * LANES);)
     for (int64_t t = end; t >= 0; t--, B -= B_pitch, C -= C_pitch, dB -= dB_pitch, dB_before -= before_pitch) {
         const kr_vf dt = k->dt[t], dtu = k->dtu[t], dy = k->dy[t];
-        kr_vf gB = k->gB[t], qA = k->qA[t];
+        kr_vf gB = gB_before[t * sums_pitch], qA = qA_before[t * sums_pitch], part[BACK_WIDTH];
         EACH4(n, width,
             g[n] += dy * coefficient(C, fixed_C, n);
-            kr_v_store(dB + n * LANES, kr_v_load(dB_before + n * LANES) + g[n] * dtu);
+            part[n] = g[n] * dtu;
             gB += g[n] * coefficient(B, fixed_B, n);
             g[n] *= kept->decay[t][n];
             const kr_vf q = g[n] * kept->before[t][n];
-            qA += q * kr_v_load(A + n * LANES);
+            qA += q * rate[n];
             sum[n] += q * dt;)
+        kr_v_store(dB, kr_v_load(dB_before) + fold(width, part));
         k->gB[t] = gB;
         k->qA[t] = qA;
     }
@@ -130,14 +148,9 @@ static int block_of(const kr_scan_size *s, int64_t left) {
     return left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
-/// Step size and its slope from one exponential.
-KR_INLINE kr_vf step_and_slope(const scan *s, kr_vf raw, kr_vf *slope) {
-    const kr_vf one = kr_v_set(1), zero = kr_v_set(0);
-    *slope = one;
-    if (!s->softplus) return raw;
-    const kr_vf e = kr_v_exp_minus_abs(raw);
-    *slope = kr_v_select(raw < zero, e, one) / (one + e);
-    return kr_v_max(raw, zero) + kr_v_log1p_unit(e);
+/// Which of the blocks the one from state `first` is: those of 4 states come first.
+static int64_t block_index(const kr_scan_size *s, int64_t first) {
+    return s->constant_B || s->constant_C ? first : first / BACK_WIDTH + (first % BACK_WIDTH > 0);
 }
 
 /// A gradient that is written row by row; data is null when nobody reads it.
@@ -174,19 +187,17 @@ static scan_grad scan_grad_of(const kr_call *call) {
 /// Reads what one tile needs of a chunk.
 static NOINLINE void load_chunk(track *k, const scan_grad *d, tile at, span p) {
     const scan *s = &d->s;
-    const kr_vf D = vector_of(s->D, at), bias = vector_of(s->delta_bias, at), one = kr_v_set(1);
+    const kr_vf bias = vector_of(s->delta_bias, at), one = kr_v_set(1);
     for (int t = 0; t < p.count; t++) {
         const int64_t row = p.row + t;
         const kr_vf u = kr_v_load_n(s->u + row * s->u_pitch + at.channel, at.lanes);
         const kr_vf raw = kr_v_load_n(s->delta + row * s->delta_pitch + at.channel, at.lanes) + bias;
         const kr_vf dout = d->dout ? kr_v_load_n(d->dout + row * d->dout_pitch + at.channel, at.lanes) : kr_v_set(0);
-        const kr_vf dt = step_and_slope(s, raw, &k->delta_slope[t]);
+        const kr_vf dt = step_and_slope(s->softplus, raw, &k->delta_slope[t]);
         k->dt[t] = dt;
         k->dtu[t] = dt * u;
-        k->y[t] = D * u;
-        k->gB[t] = k->qA[t] = kr_v_set(0);
         if (s->z) {
-            const kr_vf z = kr_v_load_n(s->z + row * s->z_pitch + at.channel, at.lanes), gate = kr_v_sigmoid(z);
+            const kr_vf z = kr_v_load_n(s->z + row * s->z_pitch + at.channel, at.lanes), gate = gate_of(z);
             k->dy[t] = dout * z * gate;
             k->gate_slope[t] = dout * gate * (one + z * (one - gate));
         } else k->dy[t] = dout;
@@ -201,12 +212,12 @@ static NOINLINE void store_chunk(const track *k, const scan_grad *d, tile at, sp
     for (int t = 0; t < p.count; t++) {
         // du may be written over u, but not before this
         const kr_vf u = kr_v_load_n(s->u + (p.row + t) * s->u_pitch + at.channel, at.lanes);
-        const kr_vf ddt = k->qA[t] * kr_v_set(LN2) + u * k->gB[t], ddelta = ddt * k->delta_slope[t];
+        const kr_vf ddt = k->qA[t] * kr_v_set(1 / RATE_OF_LOG) + u * k->gB[t], ddelta = ddt * k->delta_slope[t];
         dD += k->dy[t] * u;
         dbias += ddelta;
         put(d->du, p.row + t, at, D * k->dy[t] + k->dt[t] * k->gB[t]);
         put(d->ddelta, p.row + t, at, ddelta);
-        if (d->dz.data) put(d->dz, p.row + t, at, k->gate_slope[t] * k->y[t]);
+        if (d->dz.data) put(d->dz, p.row + t, at, k->gate_slope[t] * (k->y[t] + D * u));
     }
     kr_v_store(sums, dD);
     kr_v_store(sums + LANES, dbias);
@@ -217,7 +228,7 @@ typedef struct back_unit {
     int64_t b, group, from, to;  ///< tiles from .. to
     float *tiles;                ///< planes of the batch row's tiles
     float *lane_dB, *lane_dC;    ///< sums of a chunk
-    track *tracks;
+    track *k;
     trace *kept;
     const float *stream[BACK_STREAMS]; ///< tensors whose next lines are asked for
     int64_t pitch[BACK_STREAMS];
@@ -226,19 +237,23 @@ typedef struct back_unit {
 /// A block of `width` states from `first` of tile `index` over a chunk.
 static void retrace_block(const scan_grad *d, const back_unit *w, int64_t index, int64_t chunk, span p, track *k,
                           int64_t first, int width) {
-    static const float zeros[BACK_WIDTH * LANES] __attribute__((aligned(64)));
+    static const float zeros[LANES] __attribute__((aligned(64)));
     const kr_scan_size *size = &d->s.size;
-    const int64_t plane = kr_scan_plane(size), sums = first * CHUNK * LANES, share = first / BACK_WIDTH * BACK_FETCH;
+    const int64_t plane = kr_scan_plane(size), sums = block_index(size, first) * CHUNK * LANES, share = first / BACK_WIDTH * BACK_FETCH;
     float *planes = w->tiles + index * kr_scan_tile_floats(size);
     float *fixed_B = planes + KR_SCAN_FIXED_BACK * plane, *fixed_C = fixed_B + 2 * size->constant_B * plane;
     const tile at = tile_at(size, index);
     back_sweep r = {.k = k, .kept = w->kept, .A = planes + KR_SCAN_A * plane, .adjoint = planes + KR_SCAN_ADJOINT * plane,
                     .dA = planes + KR_SCAN_DA * plane,
                     .start = d->saved + ((w->b * size->chunks + chunk) * size->tiles + index) * plane,
-                    .dB = w->lane_dB + sums, .dC = w->lane_dC + sums, .before_pitch = width * LANES};
+                    .dB = w->lane_dB + sums, .dC = w->lane_dC + sums, .before_pitch = LANES};
     r.soon = chunk ? r.start - size->tiles * plane : r.start;
     r.dB_before = r.dB;
     r.dC_before = r.dC;
+    r.y_before = first ? k->y : (const kr_vf *)zeros;
+    r.gB_before = first ? k->gB : (const kr_vf *)zeros;
+    r.qA_before = first ? k->qA : (const kr_vf *)zeros;
+    r.sums_pitch = first > 0;
     if (index == w->from) { // nothing to add to yet
         r.dB_before = r.dC_before = zeros;
         r.before_pitch = 0;
@@ -252,49 +267,60 @@ static void retrace_block(const scan_grad *d, const back_unit *w, int64_t index,
     (width == 4 ? retrace_4 : width == 2 ? retrace_2 : retrace_1)(&r, first);
 }
 
-/// All tiles of a unit over one chunk, a few at a time.
+/// All tiles of a unit over one chunk.
 static void backward_chunk(const scan_grad *d, const back_unit *w, int64_t chunk, span p) {
     const kr_scan_size *size = &d->s.size;
-    const int64_t most = kr_scan_tracks(size), stride = kr_scan_tile_floats(size);
-    for (int64_t from = w->from, to; from < w->to; from = to) {
-        to = w->to - from < most ? w->to : from + most;
-        for (int64_t i = from; i < to; i++) load_chunk(w->tracks + i - from, d, tile_at(size, i), p);
+    for (int64_t i = w->from; i < w->to; i++) {
+        const tile at = tile_at(size, i);
+        float *sums = w->tiles + i * kr_scan_tile_floats(size) + kr_scan_backward_planes(size) * kr_scan_plane(size);
+        load_chunk(w->k, d, at, p);
+        if (size->states == 0) clear((float *)w->k->y, 3 * CHUNK * LANES);
         for (int64_t n = 0; n < size->states;) {
             const int width = block_of(size, size->states - n);
-            for (int64_t i = from; i < to; i++) retrace_block(d, w, i, chunk, p, w->tracks + i - from, n, width);
+            retrace_block(d, w, i, chunk, p, w->k, n, width);
             n += width;
         }
-        for (int64_t i = from; i < to; i++)
-            store_chunk(w->tracks + i - from, d, tile_at(size, i), p,
-                        w->tiles + i * stride + kr_scan_backward_planes(size) * kr_scan_plane(size));
+        store_chunk(w->k, d, at, p, sums);
     }
 }
 
-/// Lane i of the result is the sum over the lanes of v[i], each in the same tree.
-static kr_vf sum_each(const kr_vf *v) {
-    kr_vf a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++) a[i] = low_8(v[i], v[i + 8]) + high_8(v[i], v[i + 8]);
-    for (int i = 0; i < 4; i++) b[i] = low_4(a[i], a[i + 4]) + high_4(a[i], a[i + 4]);
-    for (int i = 0; i < 2; i++) c[i] = low_2(b[i], b[i + 2]) + high_2(b[i], b[i + 2]);
-    return low_1(c[0], c[1]) + high_1(c[0], c[1]);
+/// Folds sums of `width` states of 16 / width tokens on, to single lanes: lane n * 16 / width + t is state n of token t.
+static kr_vf fold_tokens(const int64_t width, kr_vf *v) {
+    if (width == 1)
+        for (int i = 0; i < 8; i++) v[i] = low_8(v[i], v[i + 8]) + high_8(v[i], v[i + 8]);
+    if (width <= 2)
+        for (int i = 0; i < 4; i++) v[i] = low_4(v[i], v[i + 4]) + high_4(v[i], v[i + 4]);
+    for (int i = 0; i < 2; i++) v[i] = low_2(v[i], v[i + 2]) + high_2(v[i], v[i + 2]);
+    return low_1(v[0], v[1]) + high_1(v[0], v[1]);
 }
 
-/// Lane sums of a chunk to rows [N] at `pitch`, 16 sums at a time.
-static NOINLINE void flush(const kr_scan_size *s, const float *lanes, int count, float *to, int64_t pitch) {
-    for (int64_t first = 0; first < s->states && to;) {
-        const int64_t width = block_of(s, s->states - first), total = count * width;
-        for (int64_t at = 0; at < total; at += LANES) {
-            const int64_t left = at_most(total - at, LANES);
-            const float *from = lanes + first * CHUNK * LANES + at * LANES;
+/// Sums of a chunk to its rows [N].
+static NOINLINE void flush(const kr_scan_size *s, const float *sums, int count, sink to) {
+    for (int64_t first = 0; first < s->states && to.data;) {
+        const int64_t width = block_of(s, s->states - first), tokens = LANES / width;
+        const float *from = sums + block_index(s, first) * CHUNK * LANES;
+        for (int64_t t = 0; t < count; t += tokens) {
+            const int64_t left = at_most(count - t, tokens);
             float sum[LANES];
             kr_vf v[LANES];
-            for (int i = 0; i < LANES; i++) v[i] = i < left ? kr_v_load(from + i * LANES) : kr_v_set(0);
-            kr_v_store(sum, sum_each(v));
-            for (int64_t i = 0; i < left; i++) // blocks are 4, 2 or 1 wide, so whole tokens
-                to[(at + i) / width * pitch + first + (at + i) % width] = sum[i];
+            for (int64_t i = 0; i < tokens; i++) v[i] = i < left ? kr_v_load(from + (t + i) * LANES) : kr_v_set(0);
+            kr_v_store(sum, fold_tokens(width, v));
+            for (int64_t i = 0; i < left; i++)
+                for (int64_t n = 0; n < width; n++) to.data[(t + i) * to.pitch + first + n] = sum[n * tokens + i];
         }
         first += width;
     }
+}
+
+/// Where a unit's sums of chunk c go, whose first row of `whole` is `row`: there if no other unit adds to it.
+static sink share_of(const kr_scan_size *s, sink whole, float *partial, int64_t row, int64_t c) {
+    if (s->split > 1) return (sink){partial + c * CHUNK * s->states, s->states};
+    return (sink){whole.data ? whole.data + row * whole.pitch : 0, whole.pitch * s->groups};
+}
+
+/// Asks for lines that will be written after the chunk.
+static void ask_for(const float *x, int64_t floats) {
+    for (int64_t k = 0; k < floats; k += LANES) __builtin_prefetch(x + k, 1, 2);
 }
 
 /// One share of one group of one batch row, over all time.
@@ -319,7 +345,7 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
         const tile at = tile_at(size, i);
         float *planes = tiles + i * stride, *fixed = planes + KR_SCAN_FIXED_BACK * plane;
         clear(planes, stride);
-        pack(planes + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, LOG2E);
+        pack(planes + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, RATE_OF_LOG);
         if (d->dlast)
             pack(planes + KR_SCAN_ADJOINT * plane, d->dlast + (b * size->channels + at.channel) * states, states,
                  at.lanes, states, 1);
@@ -329,16 +355,15 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
     }
     for (int64_t c = size->chunks - 1; c >= 0; c--) {
         const span p = span_at(s, b, c);
+        const sink dB = share_of(size, d->dB, partial, p.row * size->groups + group, c);
+        const sink dC = share_of(size, d->dC, partial + size->length * states, p.row * size->groups + group, c);
+        if (size->split > 1) {
+            ask_for(dB.data, p.count * states);
+            ask_for(dC.data, p.count * states);
+        }
         backward_chunk(d, &w, c, p);
-        const int64_t row = p.row * size->groups + group, within = c * CHUNK * states;
-        const bool direct = size->split == 1;
-        if (!size->constant_B)
-            flush(size, lane_dB, p.count, !direct ? partial + within : d->dB.data ? d->dB.data + row * d->dB.pitch : 0,
-                  direct ? d->dB.pitch * size->groups : states);
-        if (!size->constant_C)
-            flush(size, lane_dC, p.count,
-                  !direct ? partial + size->length * states + within : d->dC.data ? d->dC.data + row * d->dC.pitch : 0,
-                  direct ? d->dC.pitch * size->groups : states);
+        if (!size->constant_B) flush(size, lane_dB, p.count, dB);
+        if (!size->constant_C) flush(size, lane_dC, p.count, dC);
     }
     for (int64_t i = from; i < to && dh0; i++) {
         const tile at = tile_at(size, i);

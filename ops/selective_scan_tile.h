@@ -3,14 +3,13 @@
 #ifndef KRAIT_OPS_SELECTIVE_SCAN_TILE_H
 #define KRAIT_OPS_SELECTIVE_SCAN_TILE_H
 
-#include "ops/lanes.h"
 #include "ops/selective_scan.h"
+#include "ops/selective_scan_decay.h"
 
 enum { LANES = KR_SCAN_LANES, CHUNK = KR_SCAN_CHUNK };
 _Static_assert(KR_SCAN_LANES == KR_LANES, "a tile is one vector");
 _Static_assert(KR_SCAN_CHUNK <= 32, "one bit per token");
 
-#define LOG2E 1.44269504f
 #define NOINLINE __attribute__((noinline))
 /// The statements for n = 0 .. width - 1, written out, for a constant width of at most 4 or 16: loops that a compiler
 /// unrolls late leave arrays of vectors in memory.
@@ -23,9 +22,7 @@ _Static_assert(KR_SCAN_CHUNK <= 32, "one bit per token");
     EACH_(n, from, width, __VA_ARGS__) EACH_(n, from + 1, width, __VA_ARGS__)               \
     EACH_(n, from + 2, width, __VA_ARGS__) EACH_(n, from + 3, width, __VA_ARGS__)
 #define EACH4(n, width, ...) EACH4_(n, 0, width, __VA_ARGS__)
-#define EACH16(n, width, ...)                                                               \
-    EACH4_(n, 0, width, __VA_ARGS__) EACH4_(n, 4, width, __VA_ARGS__)                       \
-    EACH4_(n, 8, width, __VA_ARGS__) EACH4_(n, 12, width, __VA_ARGS__)
+#define EACH8(n, width, ...) EACH4_(n, 0, width, __VA_ARGS__) EACH4_(n, 4, width, __VA_ARGS__)
 
 // Operands ------------------------------------------------------------------------------------------------------------
 
