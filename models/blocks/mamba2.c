@@ -6,7 +6,8 @@
 static kr_value mamba2(kr_graph *g, const kr_block_config *c, kr_value u) {
     const int64_t B = kr_value_shape(g, u).dim[0], D = c->d_model, E = c->expand * D, P = kr_or(c->headdim, 64);
     const int64_t S = kr_or(c->d_ssm, E), H = kr_block_count(g, "d_ssm", S, "headdim", P), W = c->d_conv;
-    const int64_t G = kr_or(c->ngroups, 1), N = kr_or(c->d_state, 128), M = E - S, C = S + 2 * G * N; // M: a gated MLP beside the scan
+    const int64_t G = kr_or(c->ngroups, 1), N = kr_or(c->d_state, 128), C = S + 2 * G * N;
+    const int64_t M = E - S; // channels of a plain gated MLP beside the scan
     const bool norm = !c->no_rmsnorm;
     kr_value in[5], x[3], conv_next, last;
 
