@@ -24,6 +24,7 @@ static kr_status run_passes(kr_compilation *c) {
     KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "compile: there is no pass \"%s\"; passes are autodiff, optimizer, simplify, "
                "rematerialise, fuse, layout, schedule, memory, lower", stop);
     KR_TRY(kr_graph_verify(c->g));
+    KR_TRY(kr_precision_set(c->g, c->options->precision));
     for (int i = 0; i < PASSES; i++) {
         kr_status status = passes[i].run(c);
         if (!status) status = kr_graph_verify(c->g);

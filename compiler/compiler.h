@@ -40,6 +40,15 @@ typedef enum kr_goal {
     KR_GOAL_TRAIN_LAST,   ///< as TRAIN, after adding the carried gradients, which become zero again
 } kr_goal;
 
+/// What the operands of matrix products are rounded to before they are multiplied. Everything else stays f32: sums,
+/// parameters, states, norms and the loss.
+typedef enum kr_precision {
+    KR_PRECISION_F32 = 0,
+    KR_PRECISION_BF16,          ///< by the instructions of AMX or AVX512_BF16
+    KR_PRECISION_BF16_EMULATED, ///< rounded alike, multiplied in f32: any machine, and slow
+} kr_precision;
+#define KR_PRECISIONS "f32|bf16|bf16-emulated" ///< their names, in order, as options want them
+
 typedef struct kr_compile_options {
     kr_goal goal;
     const char *loss;         ///< name of the scalar output to differentiate; null: "loss"
@@ -52,6 +61,7 @@ typedef struct kr_compile_options {
     kr_memory_curve *curve;   ///< filled in when not null, also where nothing fits
     bool no_fuse;             ///< leave every op a node of its own
     const char *stop_after;   ///< leave the graph as it is after this pass and make no plan; null: all
+    kr_precision precision;   ///< of all matrix products, those of gradients too
 } kr_compile_options;
 
 /// What the planner found, in bytes; also FLOPs and traffic of one run.
@@ -71,6 +81,7 @@ typedef struct kr_plan_stats {
 size_t kr_plan_stats_bytes(const kr_plan_stats *);
 
 /// Runs the passes over `g` (which changes) and lowers it. `plan` may be null when options->stop_after is set.
+/// fails KR_UNSUPPORTED: bf16 on a machine without instructions for it, or an op on the way to the loss has no gradient
 kr_status kr_compile(kr_graph *g, const kr_compile_options *, kr_plan **plan, kr_plan_stats *stats);
 
 /// Names of the passes in order; null after the last.

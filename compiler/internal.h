@@ -24,6 +24,8 @@ typedef struct kr_compilation {
     kr_plan_stats stats;
 } kr_compilation;
 
+/// Gives every op that has an attribute "precision" this one (compiler/precision.c).
+kr_status kr_precision_set(kr_graph *, kr_precision);
 kr_status kr_pass_autodiff(kr_compilation *);
 kr_status kr_pass_optimizer(kr_compilation *);
 kr_status kr_pass_simplify(kr_compilation *);

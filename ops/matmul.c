@@ -5,8 +5,11 @@
 /// in cache: y = act(op(a) op(b) + bias), or y = op(a) op(b) + bias + residual. A transposed operand is read as it
 /// lies, and all matrices may be slices with a row pitch, so neither splits of an activation nor gradients need copies.
 ///
-/// Gradients are products again: da = dy op(b)^T, db = op(a)^T dy. When b has no leading axes (a weight), the leading
-/// axes of a are rows, and db is one product with K = all rows.
+/// Operands may be rounded to bf16 before they are multiplied (precision: 0 f32, 1 bf16, 2 bf16 emulated, see
+/// kr_precision); the sums, and all that a product reads and writes, are f32.
+///
+/// Gradients are products again, of the same precision: da = dy op(b)^T, db = op(a)^T dy. When b has no leading axes (a
+/// weight), the leading axes of a are rows, and db is one product with K = all rows.
 #include "ops/internal.h"
 #include "ops/kernels.h"
 
@@ -15,7 +18,10 @@
 
 KR_KERNEL_DECLARE(matmul)
 
-enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION };
+extern const kr_op kr_op_matmul;
+
+enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION, PRECISION };
+enum { PRECISIONS = 3 };
 enum { A, B, BIAS, RESIDUAL };
 
 /// The gradient op of each activation, act_grad(dy, kept), and whether it keeps y = act(x) or x itself.
@@ -38,6 +44,8 @@ static kr_status matmul_shape(const kr_attrs *t, const kr_shape *in, const kr_dt
                (long long)t->i[TRANSPOSE_B]);
     KR_FAIL_IF(t->i[ACTIVATION] < 0 || t->i[ACTIVATION] >= ACTIVATIONS, KR_BAD_ARGUMENT,
                "matmul: activation is %lld, want 0 to %d", (long long)t->i[ACTIVATION], ACTIVATIONS - 1);
+    KR_FAIL_IF(t->i[PRECISION] < 0 || t->i[PRECISION] >= PRECISIONS, KR_BAD_ARGUMENT,
+               "matmul: precision is %lld, want 0 (f32), 1 (bf16) or 2 (bf16 emulated)", (long long)t->i[PRECISION]);
     KR_FAIL_IF(t->i[ACTIVATION] && in[RESIDUAL].rank >= 0, KR_BAD_ARGUMENT,
                "matmul: a node has either an activation or a residual, not both");
     KR_FAIL_IF(a->rank < 2 || b->rank < 2, KR_BAD_SHAPE, "matmul: a is %s and b is %s, want at least two axes each",
@@ -76,8 +84,9 @@ static kr_value as_matrix(kr_graph *g, kr_value v) {
     return kr_reshape(g, v, KR_SHAPE(rows, cols));
 }
 
-static kr_value product(kr_graph *g, kr_value a, kr_value b, bool ta, bool tb) {
-    return kr_matmul(g, a, b, ta, tb, KR_NONE, KR_NONE, KR_ACT_NONE);
+static kr_value product(kr_graph *g, const kr_node *like, kr_value a, kr_value b, bool ta, bool tb) {
+    const kr_attrs t = {.i = {[TRANSPOSE_A] = ta, [TRANSPOSE_B] = tb, [PRECISION] = like->attrs.i[PRECISION]}};
+    return kr_append(g, &kr_op_matmul, &t, (kr_value[]){a, b, KR_NONE, KR_NONE}, 4);
 }
 
 static void matmul_grad(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -89,21 +98,24 @@ static void matmul_grad(kr_graph *g, const kr_node *n, const kr_value *dout, kr_
     const kr_shape sa = kr_value_shape(g, a), sb = kr_value_shape(g, b);
     if (has_residual) din[RESIDUAL] = dy;
     if (act) { // what the activation saw was never stored, so where the derivative needs it, multiply again
-        const kr_value kept = activations[act].keeps_y ? y : kr_matmul(g, a, b, ta, tb, bias, KR_NONE, KR_ACT_NONE);
+        kr_attrs linear = n->attrs;
+        linear.i[ACTIVATION] = KR_ACT_NONE;
+        const kr_value again[] = {a, b, bias, KR_NONE};
+        const kr_value kept = activations[act].keeps_y ? y : kr_append(g, &kr_op_matmul, &linear, again, 4);
         dy = kr_map(g, activations[act].grad, (kr_value[]){dy, kept}, 2, 0, 0);
     }
     const kr_value rows = as_matrix(g, dy);
     if (bias.id) din[BIAS] = kr_sum(g, rows, 0, false);
     const bool shared = sb.rank == 2 && sa.rank > 2;
-    if (!ta) din[A] = product(g, dy, b, false, !tb);
-    else if (!shared) din[A] = product(g, b, dy, tb, true);
-    else din[A] = kr_transpose(g, product(g, dy, b, false, !tb), -1, -2);
+    if (!ta) din[A] = product(g, n, dy, b, false, !tb);
+    else if (!shared) din[A] = product(g, n, b, dy, tb, true);
+    else din[A] = kr_transpose(g, product(g, n, dy, b, false, !tb), -1, -2);
     if (shared && ta) { // rows of a transposed batch cannot be strung together: one db per entry, then their sum
-        const kr_value db = tb ? product(g, dy, a, true, true) : product(g, a, dy, false, false);
+        const kr_value db = tb ? product(g, n, dy, a, true, true) : product(g, n, a, dy, false, false);
         din[B] = kr_sum_to(g, db, sb);
     } else {
         const kr_value left = shared ? as_matrix(g, a) : a, right = shared ? rows : dy;
-        din[B] = tb ? product(g, right, left, true, ta) : product(g, left, right, !ta, false);
+        din[B] = tb ? product(g, n, right, left, true, ta) : product(g, n, left, right, !ta, false);
     }
 }
 
@@ -132,7 +144,7 @@ const kr_op kr_op_matmul = {
     .added = 1 + RESIDUAL,
     .keeps_in = 1 << A | 1 << B | 1 << BIAS,
     .keeps_out = 1,
-    .attr = {.i = {"transpose_a", "transpose_b", "activation"}},
+    .attr = {.i = {"transpose_a", "transpose_b", "activation", "precision"}},
     .shape = matmul_shape,
     .grad = matmul_grad,
     .cost = matmul_cost,

@@ -1,14 +1,17 @@
-/// y = act(op(a) op(b) + bias) or op(a) op(b) + bias + residual, three ways, chosen by shape and build alone:
+/// y = act(op(a) op(b) + bias) or op(a) op(b) + bias + residual, four ways, chosen by shape and build alone:
 ///   a few rows (decode)  b streams through once: dot products along K, or sums of rows of b
 ///   AVX2 and AVX-512     tiles in registers (tile.h); every thread packs and multiplies a share of its own
+///   rounded to bf16      tiles of pairs (tile_bf16.h), for any number of rows
 ///   the base build       OpenBLAS, single-threaded, on blocks of the result, which uses what the machine has
 /// The bits of tiles do not depend on how a product is shared out; blocks for OpenBLAS are cut by the shape only. So
 /// every number of threads computes the same bits.
 #include "ops/tile.h"
+#include "ops/tile_bf16.h"
 
 #include <cblas.h>
 
-enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION };
+enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION, PRECISION };
+enum { F32, BF16, BF16_AS_F32 }; // precisions
 enum { NONE, SILU, RELU, GELU, SIGMOID, SOFTPLUS };
 enum {
     FEW = 8,         // rows, where b is read along K
@@ -31,7 +34,7 @@ typedef struct product {
     float *c;
     int64_t lda, ldb, ldc, ldr;             // elements from row to row, as stored
     int64_t step_a, step_b, step_c, step_r; // elements from one entry of the batch to the next
-    int ta, tb, activation;
+    int ta, tb, activation, precision;
 } product;
 
 static product describe(const kr_call *call) {
@@ -43,7 +46,8 @@ static product describe(const kr_call *call) {
                  .batch = 1,
                  .ta = call->attrs->i[TRANSPOSE_A] != 0,
                  .tb = call->attrs->i[TRANSPOSE_B] != 0,
-                 .activation = (int)call->attrs->i[ACTIVATION]};
+                 .activation = (int)call->attrs->i[ACTIVATION],
+                 .precision = (int)call->attrs->i[PRECISION]};
     p.k = da[!p.ta];
     p.a = a->data, p.b = b->data, p.bias = bias->data, p.residual = residual->data, p.c = c->data;
     p.lda = kr_arg_pitch(a), p.ldb = kr_arg_pitch(b), p.ldc = kr_arg_pitch(c);
@@ -294,7 +298,8 @@ static void multiply_in_tiles(const product *p, const block *at) {
         .finish = p->activation ? activate_block : 0,
         .how = p->activation,
     };
-    tile_multiply(&t);
+    if (p->precision == F32) tile_multiply(&t);
+    else bf16_multiply(&t, p->precision == BF16 ? kr_bf16_best() : KR_BF16_EMULATED);
 }
 
 static void multiply_in_blas(const product *p, const block *at) {
@@ -325,6 +330,7 @@ static void in_blocks(const product *p, int part, int parts) {
 
 /// How many threads share the columns, where parts / that many share the rows: a divisor of `parts`, by the cycles that
 /// the largest share takes for every step along K. Its products take 1/27, to pack an element takes half a cycle.
+/// In bf16 products take next to nothing, and what counts is that both operands come from memory to be packed.
 static int threads_across(const product *p, int parts) {
     int best = 1;
     double least = __builtin_inf();
@@ -332,7 +338,8 @@ static int threads_across(const product *p, int parts) {
         if (parts % across) continue;
         const double rows = (double)(ceil_div(ceil_div(p->m, STEP) * p->batch, parts / across) * STEP);
         const double cols = (double)(ceil_div(ceil_div(p->n, KR_LANES), across) * KR_LANES);
-        const double time = rows * cols / 27 + (p->ta ? rows / 2 : rows / 8) + cols / 2;
+        double time = rows * cols / 27 + (p->ta ? rows / 2 : rows / 8) + cols / 2;
+        if (p->precision != F32) time = rows * cols / 400 + rows + cols;
         if (time >= least) continue;
         least = time;
         best = across;
@@ -362,7 +369,8 @@ static void in_tiles(const product *p, int part, int parts) {
 KR_KERNEL(matmul) {
     const product p = describe(call);
     if (!p.m || !p.n || !p.batch) return;
-    if (p.tb ? p.m <= FEW && !p.ta : p.m <= GROUP_ROWS) few_rows(&p, part, parts);
+    if (p.precision != F32 && p.k) in_tiles(&p, part, parts);
+    else if (p.tb ? p.m <= FEW && !p.ta : p.m <= GROUP_ROWS) few_rows(&p, part, parts);
     else if (USE_TILES && p.k) in_tiles(&p, part, parts);
     else in_blocks(&p, part, parts);
 }

@@ -15,6 +15,7 @@ typedef struct kr_bench_settings {
     int threads;                             ///< 0: all
     int isa;                                 ///< index into "auto|base|avx2|avx512"
     int mode;                                ///< kr_mode
+    int precision;                           ///< kr_precision
     int64_t batch_size, seq_len;
     int64_t repeat;                          ///< measurements
     int64_t memory;                          ///< budget of the arenas; 0: none

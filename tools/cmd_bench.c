@@ -21,6 +21,8 @@ static const kr_option options[] = {
     KR_BLOCK_OPTION(FIELD(blocks)),
     {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits",
      .help = "model: what to run (default train)"},
+    {"precision", KR_OPTION_CHOICE, FIELD(precision), .choices = KR_PRECISIONS,
+     .help = "model: of matrix products (default f32)"},
     {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B",
      .help = "model: rows (default as in pretraining); decode: streams (default 1)"},
     {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L",

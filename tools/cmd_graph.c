@@ -8,6 +8,7 @@
 typedef struct settings {
     const char *model, *config, *after, *from;
     int mode; ///< kr_mode; -1: not given
+    int precision; ///< kr_precision
     int emit; ///< index into "text|dot|stats"
     int64_t batch_size, seq_len;
     int64_t memory;
@@ -29,6 +30,8 @@ static const kr_option options[] = {
      .help = "rows (default as in pretraining)"},
     {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L",
      .help = "tokens per row (default as in pretraining)"},
+    {"precision", KR_OPTION_CHOICE, FIELD(precision), .choices = KR_PRECISIONS,
+     .help = "of matrix products, once it is compiled (default f32)"},
     {"after", KR_OPTION_TEXT, FIELD(after), .value = "PASS",
      .help = "the graph after this pass of the compiler (default build: before any)"},
     {"emit", KR_OPTION_CHOICE, FIELD(emit), .choices = "text|dot|stats", .help = "what to print (default text)"},
@@ -110,6 +113,7 @@ static kr_status emit(const settings *s, const kr_train_settings *train, kr_grap
         .stop_after = s->after,
         .memory = (size_t)s->memory,
         .curve = s->memory || s->memory_report ? &curve : NULL,
+        .precision = (kr_precision)s->precision,
         .optimizer = {train->beta1, train->beta2, train->epsilon, train->weight_decay, train->grad_clip},
     };
     kr_plan *plan = NULL;

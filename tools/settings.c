@@ -44,6 +44,8 @@ const kr_option kr_train_options[] = {
     {"grad-clip", KR_OPTION_REAL, FIELD(grad_clip), 0, 1e30, .value = "X", .help = "largest global norm; 0: none"},
     {"grad-accumulation", KR_OPTION_INTEGER, FIELD(grad_accumulation), 1, 1 << 20, .value = "K",
      .help = "micro-batches per update"},
+    {"precision", KR_OPTION_CHOICE, FIELD(precision), .choices = KR_PRECISIONS,
+     .help = "of matrix products while training; bf16 needs AMX or AVX512_BF16. Weights, sums and loss stay f32"},
     {"eval-every", KR_OPTION_INTEGER, FIELD(eval_every), 0, LIMIT, .value = "N",
      .help = "held-out loss every N steps, and at the end; 0: only at the end"},
     {"eval-batches", KR_OPTION_INTEGER, FIELD(eval_batches), 0, LIMIT, .value = "N",

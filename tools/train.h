@@ -35,6 +35,7 @@ typedef struct kr_train_settings {
     double learning_rate, min_learning_rate; ///< minimum below 0: a tenth of the maximum
     int64_t warmup, decay_steps;             ///< decay_steps below 0: a tenth of the steps (WSD)
     int schedule;                            ///< kr_schedule_kind
+    int precision;                           ///< kr_precision
     double weight_decay, beta1, beta2, epsilon, grad_clip;
     int64_t grad_accumulation;
     int64_t eval_every, eval_batches, save_every, keep, log_every;

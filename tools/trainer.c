@@ -2,6 +2,8 @@
 // wrong is found here, before the first step; nothing is allocated after it.
 #include "tools/trainer.h"
 
+#include "runtime/bf16.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +19,8 @@ static kr_status compile(kr_trainer *t, kr_goal goal, size_t budget, kr_plan **p
     const kr_compile_options options = {
         .goal = goal, .accumulation = (int)s->grad_accumulation, .memory = budget,
         .curve = plan == &t->update && (budget || (s->memory_report && !s->memory)) ? &t->curve : NULL,
+        // What is held out is measured as krait generate will run it.
+        .precision = training ? (kr_precision)s->precision : KR_PRECISION_F32,
         .optimizer = {.beta1 = s->beta1, .beta2 = s->beta2, .eps = s->epsilon, .weight_decay = s->weight_decay,
                       .max_norm = s->grad_clip}};
     const kr_status status = kr_compile(g, &options, plan, stats);
@@ -228,6 +232,11 @@ static kr_status prepare(kr_trainer *t, const kr_target *target, const char *con
     KR_TRY(fit_plans(t, threads));
     snprintf(t->machine, sizeof t->machine, "%d thread%s, %s, OpenBLAS %s", threads, threads == 1 ? "" : "s",
              kr_isa_name(kr_isa_best()), kr_blas_prepare());
+    if (s->precision) {
+        const kr_bf16_path path = s->precision == KR_PRECISION_BF16 ? kr_bf16_best() : KR_BF16_EMULATED;
+        const size_t used = strlen(t->machine);
+        snprintf(t->machine + used, sizeof t->machine - used, ", products in bf16 (%s)", kr_bf16_path_name(path));
+    }
     describe(t, config_label);
     if (s->dry_run || s->memory_report) kr_memory_print(&t->memory, &t->stats, stdout);
     if (s->memory_report) kr_memory_curve_print(&t->curve, t->memory.total - kr_plan_stats_bytes(&t->stats), stdout);
