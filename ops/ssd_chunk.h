@@ -76,6 +76,7 @@ typedef struct chunk {
     float *dghat, *dgamma, *da;                ///< per token: gradients, da of log a
     float *spare[3];
     bool dq_set, dk_set;    ///< dq and dk hold a part already
+    float skip, dskip;      ///< D, where y is to have D v in it; its gradient adds up
     prefetch *ahead;
 } chunk;
 
@@ -174,9 +175,10 @@ KR_INLINE kr_vf next_decay(const chunk *c, kr_vf m, int64_t t) { return m * kr_v
 /// Whether a state [states, width] packed in memory can be used where it lies: it is as its products want it padded.
 static bool in_place(const chunk *c) { return c->width % KR_LANES == 0 && c->states % 4 == 0; }
 
-/// y from q, weights, v and the state before the chunk [states, width], which is zero where `fresh`.
+/// y from D, q, weights, v and the state before the chunk [states, width], which is zero where `fresh`.
 static void chunk_output(const chunk *c, matrix before, bool fresh) {
     product y = {LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, .ahead = c->ahead};
+    if (c->skip) y.from = c->v, y.times = c->skip;
     if (!fresh) y.a0 = c->q, y.b0 = before, y.depth0 = c->states, y.scale = c->from_start;
     multiply(&y);
 }

@@ -106,6 +106,7 @@ static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending, bo
     chunk_decays(c);
     transpose(c->v.at, c->v.pitch, kr_round_up(c->rows, KR_LANES), c->width, c->vt, true);
     multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->width, c->dy, c->vt, c->dots, .ahead = c->ahead});
+    for (int64_t i = 0; i < c->rows; i++) c->dskip += c->dots.at[i * c->dots.pitch + i]; // <dy_t, v_t>
     weigh_back(c);
     product dq = {.rank = c->rank, .rows = c->rows, .cols = c->states, .c = c->dq, .ahead = c->ahead}, dk = dq, dv = dq;
     dk.c = c->dk, dv.c = c->dv, dv.cols = c->width;
@@ -115,6 +116,7 @@ static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending, bo
         dq.extent = LOWER_LEFT, dq.a = c->values, dq.b = c->k, dq.depth = c->rows;
         dk.extent = LOWER_ACROSS, dk.a = c->values, dk.b = c->q, dk.depth = c->rows, dk.across = true;
     }
+    if (c->skip) dv.from = c->dy, dv.times = c->skip;
     dv.extent = LOWER_ACROSS, dv.a = c->weights, dv.b = c->dy, dv.depth = c->rows, dv.across = true;
     if (!fresh) {
         transpose(c->start.at, c->start.pitch, c->states, c->width, c->start_t, true);

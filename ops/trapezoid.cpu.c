@@ -14,9 +14,18 @@ typedef struct forward {
 
 static forward forward_of(const kr_call *call) {
     const kr_arg *in = call->in, *out = call->out;
-    return (forward){trapezoid_of(call->attrs, in, &in[K0], &in[V0], &in[RESET]), in[H0].data, in[K0].data, in[V0].data,
-                     in[THETA0].data, sink_of(&out[OUT]), out[H_LAST].data, out[K_LAST].data, out[V_LAST].data,
-                     out[THETA_LAST].data, out[SAVED].data, out[ANGLES].data};
+    return (forward){trapezoid_of(call->attrs, in, &in[K0], &in[V0], &in[RESET]),
+                     in[H0].data,
+                     in[K0].data,
+                     in[V0].data,
+                     in[THETA0].data,
+                     sink_of(&out[OUT]),
+                     out[H_LAST].data,
+                     out[K_LAST].data,
+                     out[V_LAST].data,
+                     out[THETA_LAST].data,
+                     out[SAVED].data,
+                     out[ANGLES].data};
 }
 
 /// The state before the first token, with what is pending from the token before it. Gives false where it is zero.
@@ -27,30 +36,32 @@ static bool load_state(const trapezoid *s, const chunk *c, place at, const float
     else clear_matrix(state, z->states, z->width);
     if (!s->k0 || !z->length) return from != 0;
     const float omega = omega_of(s, at, 0);
-    load_before(s, at, c->k, c->scaled_v);
+    load_before(s, c, at, c->k, c->scaled_v);
     for (int64_t r = 0; r < z->rank; r++) c->scale[r] = omega;
     scale_rows(c->scaled_v, c->scaled_v, c->scale, z->rank, z->width);
-    multiply(&(product){FULL, 1, z->states, z->width, z->rank, c->k, c->scaled_v, state, true, .from = state, .times = 1});
+    multiply(
+        &(product){FULL, 1, z->states, z->width, z->rank, c->k, c->scaled_v, state, true, .from = state, .times = 1});
     return true;
 }
 
-/// o = (y + D v) silu(z), without z o = y + D v.
+/// o = y silu(z), without z o = y, which has D v in it.
 static void store_output(const trapezoid *s, const chunk *c, place at, int64_t first, sink out) {
-    const int64_t p = s->size.width, heads = s->size.heads, row = at.row + first, step = c->y.pitch, rows = c->rows, rank = c->rank;
-    const kr_vf D = kr_v_set(s->D ? s->D[at.head] : 0);
+    const int64_t p = s->size.width, heads = s->size.heads, row = at.row + first, step = c->y.pitch, rows = c->rows,
+                  rank = c->rank;
     for (int64_t j = 0; j < p; j += KR_LANES) {
-        const float *y = c->y.at + j, *v = c->v.at + j;
+        const float *y = c->y.at + j;
+        ask(c->ahead);
         float *to = out.at + row * out.pitch + at.head * p + j;
         const float *z = s->z.at ? s->z.at + row * s->z.pitch + at.head * p + j : 0;
         const int64_t pitch = s->z.pitch;
         if (z) { // one rank
             for (int64_t t = 0; t < rows; t++)
-                kr_v_store_n(to + t * out.pitch, (kr_v_load(y + t * step) + D * kr_v_load(v + t * step)) *
-                             kr_v_silu(kr_v_load_n(z + t * pitch, p - j)), p - j);
+                kr_v_store_n(to + t * out.pitch, kr_v_load(y + t * step) * kr_v_silu(kr_v_load_n(z + t * pitch, p - j)),
+                             p - j);
             continue;
         }
         for (int64_t i = 0; i < rows; i++)
-            kr_v_store_n(to + i / rank * out.pitch + i % rank * heads * p, kr_v_load(y + i * step) + D * kr_v_load(v + i * step), p - j);
+            kr_v_store_n(to + i / rank * out.pitch + i % rank * heads * p, kr_v_load(y + i * step), p - j);
     }
 }
 
@@ -83,8 +94,8 @@ static void start_angles(const forward *f, place at, double *running) {
     const int64_t pairs = f->s.turn.pairs;
     const float *theta = f->theta0 ? f->theta0 + (at.b * f->s.size.heads + at.head) * pairs : 0;
     for (int64_t j = 0; j < f->s.turn.pitch; j += KR_LANES)
-        *(kr_vd_unaligned *)(running + j) =
-            kr_v_wrap(__builtin_convertvector(theta ? kr_v_load_n(theta + j, pairs - j) : kr_v_set(0), kr_vd));
+        *(kr_vd_unaligned *)(running + j) = kr_v_wrap(
+            __builtin_convertvector(theta ? kr_v_load_n(theta + j, pairs - j) : kr_v_set(0), kr_vd));
 }
 
 /// The last angles, from 0 to 2 pi.
@@ -102,7 +113,8 @@ static double *running_of(const turning *w, place at) { return w->running + (at.
 static void forward_chunk(const forward *f, chunk *c, const turning *w, place at, int64_t i, bool fresh) {
     const trapezoid *s = &f->s;
     const kr_chunk_size *z = &s->size;
-    const int64_t p = z->width, floats = z->states * p, first = i * z->chunk, row = at.row + first, pairs = s->turn.pairs;
+    const int64_t p = z->width, floats = z->states * p, first = i * z->chunk, row = at.row + first,
+                  pairs = s->turn.pairs;
     const int64_t chunk_head = (at.b * z->chunks + i) * z->heads;
     const bool wraps = last_of_unit(at), ends = i + 1 == z->chunks;
     const int64_t next = wraps ? at.first_head : at.head + 1;
@@ -117,9 +129,10 @@ static void forward_chunk(const forward *f, chunk *c, const turning *w, place at
     load_steps(s, c, at, first);
     load_keys(s, c, w, at, first, running);
     chunk_scores(c);
-    load_values(s, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
+    load_values(s, c, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
     float *save = f->saved ? f->saved + (chunk_head + at.head) * floats : 0;
-    chunk_forward(c, pass_state(c, state_at(z, c, at, false), save, z->heads * floats, !i, ends), !i && fresh, !ends || f->h_last);
+    chunk_forward(c, pass_state(c, state_at(z, c, at, false), save, z->heads * floats, !i, ends), !i && fresh,
+                  !ends || f->h_last);
     store_output(s, c, at, first, f->out);
     if (ends) store_key(f, c, at);
 }
@@ -141,7 +154,8 @@ static void forward_unit(const forward *f, chunk *c, const turning *w, int64_t u
     }
     EACH_HEAD(z, unit, at) {
         const matrix state = state_at(z, c, at, false);
-        if (f->h_last) transpose(state.at, state.pitch, n, p, (matrix){f->h_last + (at.b * z->heads + at.head) * n * p, n}, false);
+        if (f->h_last)
+            transpose(state.at, state.pitch, n, p, (matrix){f->h_last + (at.b * z->heads + at.head) * n * p, n}, false);
         store_angles(f, at, running_of(w, at));
     }
 }
@@ -157,19 +171,25 @@ static void forward_token(const forward *f, chunk *c, const turning *w, int64_t 
         start_angles(f, at, w->running);
         load_steps(s, c, at, 0);
         load_keys(s, c, w, at, 0, w->running);
-        load_values(s, c->v, s->x.at + at.row * s->x.pitch + at.head * p, s->x.pitch, 1, at.head);
+        load_values(s, c, c->v, s->x.at + at.row * s->x.pitch + at.head * p, s->x.pitch, 1, at.head);
         scale_rows(c->scaled_v, c->v, c->gamma, rank, p);
         if (s->k0) {
             const matrix keys = {c->k.at + rank * c->k.pitch, c->k.pitch};
             const matrix values = {c->scaled_v.at + rank * c->scaled_v.pitch, c->scaled_v.pitch};
-            load_before(s, at, keys, values);
+            load_before(s, c, at, keys, values);
             for (int64_t r = 0; r < rank; r++) c->scale[r] = c->decay[0] * omega_of(s, at, 0);
             scale_rows(values, values, c->scale, rank, p);
         }
         store_key(f, c, at);
         store_value(f, at);
         store_angles(f, at, w->running);
-        chunk_step(c, f->h0 ? f->h0 + state : 0, f->h_last ? f->h_last + state : 0, c->decay[0], s->k0 ? 2 * rank : rank);
+        chunk_step(c, f->h0 ? f->h0 + state : 0, f->h_last ? f->h_last + state : 0, c->decay[0],
+                   s->k0 ? 2 * rank : rank);
+        for (int64_t r = 0; r < rank; r++)
+            for (int64_t j = 0; j < p; j += KR_LANES) {
+                float *y = c->y.at + r * c->y.pitch + j;
+                kr_v_store(y, kr_v_load(y) + kr_v_set(c->skip) * kr_v_load(c->v.at + r * c->v.pitch + j));
+            }
         store_output(s, c, at, 0, f->out);
     }
 }

@@ -1,5 +1,5 @@
-/// What the rules of trapezoid_scan and its kernels must agree on: what a scan has whose keys and queries turn, and where
-/// its part of the workspace lies.
+/// What the rules of trapezoid_scan and its kernels must agree on: what a scan has whose keys and queries turn, and
+/// where its part of the workspace lies.
 #ifndef KRAIT_OPS_TRAPEZOID_H
 #define KRAIT_OPS_TRAPEZOID_H
 
@@ -13,16 +13,17 @@ typedef struct kr_turn_size {
 } kr_turn_size;
 
 static inline kr_turn_size kr_turn_measure(const kr_chunk_size *s, bool turns, int64_t pairs) {
-    return (kr_turn_size){turns, pairs, kr_round_up(pairs, KR_CHUNK_LANES), turns && s->heads ? s->groups * s->blocks : 0};
+    return (kr_turn_size){turns, pairs, kr_round_up(pairs, KR_CHUNK_LANES),
+                          turns && s->heads ? s->groups * s->blocks : 0};
 }
 
 /// The scratch of one slot besides that of ssd.h, as offsets in floats.
 typedef struct kr_turn_layout {
-    int64_t running;            ///< for every head of the unit, double [pairs]: the angles so far
-    int64_t speed, sine, cosine;///< [tokens, pairs]
-    int64_t felt;               ///< for every head of the unit, [pairs]: what its angles feel of all later tokens
-    int64_t e, dang;            ///< [tokens, pairs]
-    int64_t dk, dq;             ///< [rows, states], sums over the unit's heads
+    int64_t running;             ///< for every head of the unit, double [pairs]: the angles so far
+    int64_t speed, sine, cosine; ///< [tokens, pairs]
+    int64_t felt;                ///< for every head of the unit, [pairs]: what its angles feel of all later tokens
+    int64_t e, dang;             ///< [tokens, pairs]
+    int64_t dk, dq;              ///< [rows, states], sums over the unit's heads
     int64_t floats;
 } kr_turn_layout;
 
@@ -45,12 +46,13 @@ static inline kr_turn_layout kr_turn_arrange(const kr_chunk_size *s, const kr_tu
 }
 
 // Workspace: the scratch of every slot, first that of ssd.h; then, in the backward pass,
-//   for every batch row and head: rank + 1 rows [width] of sums over time, and the sums of the biases' gradients,
-//   rank rows [states] for k and for q;
+//   for every batch row and head: a vector with the sum dD over time, the sums dmimo_x, rank rows [width], and those of
+//   the biases' gradients, rank rows [states] for k and for q;
 //   where several units share keys, queries and angles, for each unit: its shares of dK and dQ, [length, rank, states]
 //   each, and of dang, [length, pairs].
 static inline int64_t kr_turn_slot(const kr_chunk_layout *l, const kr_turn_layout *t) { return l->floats + t->floats; }
-static inline int64_t kr_turn_bias_at(const kr_chunk_size *s) { return (s->rank + 1) * s->width_pitch; }
+static inline int64_t kr_turn_mimo_at(const kr_chunk_size *s, int64_t r) { return KR_CHUNK_LANES + r * s->width_pitch; }
+static inline int64_t kr_turn_bias_at(const kr_chunk_size *s) { return kr_turn_mimo_at(s, s->rank); }
 static inline int64_t kr_turn_sums(const kr_chunk_size *s, const kr_turn_size *w) {
     return kr_turn_bias_at(s) + (w->turns ? 2 * s->rank * s->states_pitch : 0);
 }

@@ -10,26 +10,42 @@ static check_case make(int64_t batch, int64_t length, int64_t heads, int64_t ran
                        int64_t chunk, unsigned has) {
     const kr_shape none = CHECK_ABSENT, keys = KR_SHAPE(batch, length, heads * rank * states);
     const kr_shape steps = KR_SHAPE(batch, length, heads), values = KR_SHAPE(batch, length, heads * width);
-    check_case c = {.op = "trapezoid_scan", .attrs = {.i = {rank, chunk}}, .inputs = INPUTS,
-        .shape = {[K] = keys, [Q] = keys, [X] = values, [ADT] = steps, [DT] = steps, [TRAP] = steps,
+    check_case c = {
+        .op = "trapezoid_scan",
+        .attrs = {.i = {rank, chunk}},
+        .inputs = INPUTS,
+        .shape = {[K] = keys,
+                  [Q] = keys,
+                  [X] = values,
+                  [ADT] = steps,
+                  [DT] = steps,
+                  [TRAP] = steps,
                   [MIMO_X] = has & HAS_MIMO || rank > 1 ? KR_SHAPE(heads, rank, width) : none,
-                  [D] = has & HAS_D ? KR_SHAPE(heads) : none, [Z] = has & HAS_Z && rank == 1 ? values : none, [K_BIAS] = none,
-                  [Q_BIAS] = none, [ANG] = none, [H0] = has & HAS_H0 ? KR_SHAPE(batch, heads, width, states) : none,
+                  [D] = has & HAS_D ? KR_SHAPE(heads) : none,
+                  [Z] = has & HAS_Z && rank == 1 ? values : none,
+                  [K_BIAS] = none,
+                  [Q_BIAS] = none,
+                  [ANG] = none,
+                  [H0] = has & HAS_H0 ? KR_SHAPE(batch, heads, width, states) : none,
                   [K0] = has & HAS_K0 ? KR_SHAPE(batch, rank, heads, states) : none,
-                  [V0] = has & HAS_V0 ? KR_SHAPE(batch, heads, width) : none, [THETA0] = none,
+                  [V0] = has & HAS_V0 ? KR_SHAPE(batch, heads, width) : none,
+                  [THETA0] = none,
                   [RESET] = has & HAS_RESET ? KR_SHAPE(batch, length) : none},
         .dtype = {[RESET] = KR_I32},
         .lo = {[ADT] = -2, [Z] = -2, [DT] = 0.01, [TRAP] = -3, [RESET] = -8}, // a reset above 0 in one of 10
         .hi = {[ADT] = -0.01, [Z] = 2, [DT] = 1, [TRAP] = 3, [RESET] = 1},
-        .no_loss = 32 | 64, .seed = (uint64_t)(length * 1000 + heads * 100 + width * 10 + states + rank)};
+        .no_loss = 32 | 64,
+        .seed = (uint64_t)(length * 1000 + heads * 100 + width * 10 + states + rank)};
     c.tolerance = 3e-6;
     c.grad_tolerance = 1e-5;
     return c;
 }
 
 /// The same with keys and queries that the scan turns: `pairs` of them, laid out in halves or side by side.
-static check_case turning(check_case c, int64_t groups, int64_t states, int64_t pairs, bool half, bool own_angles, bool theta0) {
-    const int64_t batch = c.shape[X].dim[0], length = c.shape[X].dim[1], heads = c.shape[ADT].dim[2], rank = c.attrs.i[RANK];
+static check_case turning(check_case c, int64_t groups, int64_t states, int64_t pairs, bool half, bool own_angles,
+                          bool theta0) {
+    const int64_t batch = c.shape[X].dim[0], length = c.shape[X].dim[1], heads = c.shape[ADT].dim[2],
+                  rank = c.attrs.i[RANK];
     c.attrs.i[GROUPS] = groups;
     c.attrs.i[HALF] = half;
     c.shape[K] = c.shape[Q] = KR_SHAPE(batch, length, rank * groups * states);
@@ -43,7 +59,8 @@ static check_case turning(check_case c, int64_t groups, int64_t states, int64_t 
 
 /// The gradient op on the same operands, with states and angles that nobody computed: it must take them as they are.
 static check_case make_backward(const check_case *f, unsigned upstream) {
-    check_case c = {.op = "trapezoid_scan_grad", .attrs = f->attrs, .inputs = BACK_INPUTS, .tolerance = 1e-5, .seed = f->seed};
+    check_case c = {
+        .op = "trapezoid_scan_grad", .attrs = f->attrs, .inputs = BACK_INPUTS, .tolerance = 1e-5, .seed = f->seed};
     kr_shape in[CHECK_MAX], out[CHECK_MAX];
     kr_dtype in_type[CHECK_MAX], out_type[CHECK_MAX];
     check_shapes(f, in, in_type, out, out_type);
@@ -58,6 +75,7 @@ static check_case make_backward(const check_case *f, unsigned upstream) {
     }
     c.shape[BACK_SAVED] = out[5];
     c.shape[BACK_ANGLES] = out[6];
+    c.shape[BACK_OUT] = f->shape[Z].rank >= 0 ? out[0] : CHECK_ABSENT;
     return c;
 }
 
@@ -158,21 +176,20 @@ Test(trapezoid_scan_grad, nothing) {
     check_backward(make(2, 3, 2, 2, 4, 0, 0, EVERYTHING));
 }
 
-
 // Keys and queries that the scan turns ------------------------------------------------------------------------------
 
 Test(trapezoid_turns, pairs) {
     for (int half = 0; half < 2; half++) {
-        check_both(turning(make(2, 19, 4, 1, 5, 16, 8, EVERYTHING), 2, 16, 8, half, false, true));
-        check_both(turning(make(1, 9, 2, 1, 3, 18, 4, EVERYTHING & ~HAS_RESET), 1, 18, 5, half, false, false));
+        check_both(turning(make(2, 11, 4, 1, 3, 6, 8, EVERYTHING), 2, 6, 3, half, false, true));
+        check_both(turning(make(1, 6, 2, 1, 2, 18, 4, EVERYTHING & ~HAS_RESET), 1, 18, 5, half, false, false));
         check_both(turning(make(1, 9, 2, 1, 3, 7, 4, HAS_RESET), 1, 7, 3, half, true, true));
         check_both(turning(make(1, 6, 2, 1, 2, 4, 4, 0), 2, 4, 0, half, false, true));
-        check_both(turning(make(1, 7, 1, 1, 2, 70, 4, EVERYTHING), 1, 70, 33, half, false, true));
+        check_both(turning(make(1, 3, 1, 1, 1, 36, 2, EVERYTHING), 1, 36, 17, half, false, true));
     }
 }
 Test(trapezoid_turns, ranks) {
     for (int64_t rank = 2; rank <= 4; rank++)
-        check_both(turning(make(2, 9, 4, rank, 3, 6, 4, EVERYTHING), 2, 6, 2, rank % 2, rank == 3, true));
+        check_both(turning(make(1, 6, 4, rank, 2, 5, 4, EVERYTHING), 2, 5, 2, rank % 2, rank == 3, true));
 }
 Test(trapezoid_turns, units) {
     check_both(turning(make(1, 7, 19, 1, 2, 4, 4, EVERYTHING), 1, 4, 2, false, false, true));
@@ -190,6 +207,17 @@ Test(trapezoid_turns, nothing) {
     check_both(turning(make(2, 3, 2, 2, 0, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
     check_both(turning(make(2, 3, 2, 2, 4, 0, 0, EVERYTHING), 1, 0, 0, false, false, true));
 }
+/// Where a gate is 0 its output does not say what it was applied to.
+Test(trapezoid_scan, shut_gates) {
+    check_case c = make(1, 9, 2, 1, 3, 4, 4, EVERYTHING);
+    c.lo[Z] = c.hi[Z] = 0;
+    check_both(c);
+    check_case g = make_backward(&c, 31);
+    check_forward(&g, backward);
+    g = make_backward(&c, 31);
+    g.lo[FORWARD + Z] = -200, g.hi[FORWARD + Z] = 200;
+    check_forward(&g, backward);
+}
 Test(trapezoid_turns, published_sizes) {
     check_case c = turning(make(1, 130, 2, 1, 64, 128, 0, EVERYTHING & ~HAS_RESET), 1, 128, 32, false, false, true);
     c.tolerance = 1e-5;
@@ -204,6 +232,7 @@ Test(trapezoid_turns, gradient_op) {
     check_backward(turning(make(17, 5, 2, 1, 16, 32, 0, EVERYTHING), 1, 32, 16, false, false, false));
     check_backward(turning(make(2, 9, 4, 3, 4, 20, 4, EVERYTHING), 2, 20, 6, true, true, false));
     check_backward(turning(make(1, 40, 2, 1, 16, 64, 0, EVERYTHING), 1, 64, 16, false, false, false));
+    check_backward(turning(make(1, 11, 1, 1, 2, 70, 4, EVERYTHING), 1, 70, 33, true, false, false));
 }
 
 /// Bad shapes are refused with a message that says what was seen and what is wanted.

@@ -10,8 +10,8 @@
 
 enum { K, Q, X, ADT, DT, TRAP, MIMO_X, D, Z, K_BIAS, Q_BIAS, ANG, H0, K0, V0, THETA0, RESET, INPUTS };
 enum { RANK, CHUNK, GROUPS, HALF };
-/// The operands of the gradient op: five upstream, k to ang, and these.
-enum { FORWARD = 5, BACK_K0 = FORWARD + H0, BACK_V0, BACK_RESET, BACK_SAVED, BACK_ANGLES, BACK_INPUTS };
+/// The operands of the gradient op: five upstream, k to ang, and these; dz is taken from the output, whatever it is.
+enum { FORWARD = 5, BACK_K0 = FORWARD + H0, BACK_V0, BACK_RESET, BACK_SAVED, BACK_ANGLES, BACK_OUT, BACK_INPUTS };
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
@@ -22,9 +22,15 @@ typedef struct sizes {
 
 static sizes sizes_of(const kr_attrs *a, const kr_shape *in) {
     const int64_t heads = in[ADT].dim[2], rank = a->i[RANK], groups = a->i[GROUPS];
-    sizes s = {.batch = in[X].dim[0], .length = in[X].dim[1], .heads = heads, .rank = rank, .groups = groups,
-               .width = heads ? in[X].dim[2] / heads : 0, .states = heads && !groups ? in[K].dim[2] / heads / rank : 0,
-               .turns = groups > 0, .half = a->i[HALF] != 0};
+    sizes s = {.batch = in[X].dim[0],
+               .length = in[X].dim[1],
+               .heads = heads,
+               .rank = rank,
+               .groups = groups,
+               .width = heads ? in[X].dim[2] / heads : 0,
+               .states = heads && !groups ? in[K].dim[2] / heads / rank : 0,
+               .turns = groups > 0,
+               .half = a->i[HALF] != 0};
     if (s.turns) {
         s.states = in[K_BIAS].dim[2];
         s.pairs = in[ANG].dim[in[ANG].rank - 1];
@@ -38,7 +44,7 @@ static sizes sizes_of(const kr_attrs *a, const kr_shape *in) {
 
 /// One head at one token.
 typedef struct moment {
-    int64_t row, step;             ///< element numbers: of the token, of dt
+    int64_t row, step;                      ///< element numbers: of the token, of dt
     double lambda, dt, omega, gamma, alpha; ///< omega and alpha are zero where a document starts
     bool fresh;
 } moment;
@@ -117,7 +123,8 @@ static double *angles_of(const sizes *s, const double *const *in, const double *
         const int64_t j = i % s->pairs, h = i / s->pairs % s->heads, b = i / s->pairs / s->heads;
         double theta = theta0 ? theta0[i] : 0;
         for (int64_t t = 0; t < s->length; t++) {
-            const int64_t row = b * s->length + t, chunk = ((b * s->chunks + t / s->chunk) * s->heads + h) * s->pairs + j;
+            const int64_t row = b * s->length + t,
+                          chunk = ((b * s->chunks + t / s->chunk) * s->heads + h) * s->pairs + j;
             if (saved && t % s->chunk == 0) theta = saved[chunk];
             if (kept && t % s->chunk == 0) kept[chunk] = theta - 2 * M_PI * nearbyint(theta / (2 * M_PI));
             if (reset && reset[row] > 0) theta = 0;
@@ -138,14 +145,16 @@ static double *turned(const sizes *s, const double *x, const double *bias, const
         const partner p = partner_of(s, n);
         const double *b = bias + (h * s->rank + r) * s->states;
         const double theta = p.pair < 0 ? 0 : angles[(row * s->heads + h) * s->pairs + p.pair];
-        const double a = x[raw_at(s, row, h, r, n)] + b[n], c = p.pair < 0 ? 0 : x[raw_at(s, row, h, r, p.other)] + b[p.other];
+        const double a = x[raw_at(s, row, h, r, n)] + b[n],
+                     c = p.pair < 0 ? 0 : x[raw_at(s, row, h, r, p.other)] + b[p.other];
         out[i] = p.second ? c * sin(theta) + a * cos(theta) : a * cos(theta) - c * sin(theta);
     }
     return out;
 }
 
 /// From the gradient dy of turned y to those of K or Q, of its bias, and to what the angles feel (e, [B, L, H, S]).
-static void turn_back(const sizes *s, const double *y, const double *dy, const double *angles, double *dx, double *dbias, double *e) {
+static void turn_back(const sizes *s, const double *y, const double *dy, const double *angles, double *dx,
+                      double *dbias, double *e) {
     for (int64_t i = 0; i < s->batch * s->length * s->heads * s->rank * s->states; i++) {
         const int64_t n = i % s->states, r = i / s->states % s->rank, h = i / s->states / s->rank % s->heads;
         const int64_t row = i / s->states / s->rank / s->heads, at = (row * s->heads + h) * s->pairs;
@@ -160,8 +169,8 @@ static void turn_back(const sizes *s, const double *y, const double *dy, const d
 }
 
 /// dtheta_t = e_t + dtheta_{t+1}, and from it dang, ddt and dtheta0.
-static void angles_back(const sizes *s, const double *const *in, const double *reset, const double *dtheta, const double *e,
-                        double *dang, double *ddt, double *dtheta0) {
+static void angles_back(const sizes *s, const double *const *in, const double *reset, const double *dtheta,
+                        const double *e, double *dang, double *ddt, double *dtheta0) {
     for (int64_t i = 0; i < s->batch * s->heads * s->pairs; i++) {
         const int64_t j = i % s->pairs, h = i / s->pairs % s->heads, b = i / s->pairs / s->heads;
         double felt = dtheta ? dtheta[i] : 0;
@@ -208,10 +217,13 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
                 for (int64_t t = 0; t < s.length && in[D]; t++)
                     for (int64_t r = 0; r < s.rank; r++) {
                         const int64_t row = b * s.length + t;
-                        out[0][out_at(&s, row, h, r, p)] += in[D][h] * mimo_at(&s, in, h, r, p) * in[X][(row * s.heads + h) * s.width + p];
+                        out[0][out_at(&s, row, h, r, p)] += in[D][h] * mimo_at(&s, in, h, r, p) *
+                                                            in[X][(row * s.heads + h) * s.width + p];
                     }
-                out[3][head * s.width + p] = s.length ? in[X][((b * s.length + s.length - 1) * s.heads + h) * s.width + p]
-                                             : in[V0] ? in[V0][head * s.width + p] : 0;
+                out[3][head * s.width + p] = s.length
+                                                 ? in[X][((b * s.length + s.length - 1) * s.heads + h) * s.width + p]
+                                             : in[V0] ? in[V0][head * s.width + p]
+                                                      : 0;
             }
     for (int64_t i = 0; i < kr_shape_count(&out_shape[2]); i++) {
         const int64_t n = i % s.states, h = i / s.states % s.heads, r = i / s.states / s.heads % s.rank;
@@ -224,9 +236,9 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
 }
 
 /// The gradient op for one state of one channel, from whatever is in `saved`: what the state adds to each gradient.
-/// all: the operands of the gradient op with dout before the gate, k and q turned; o gets the scan before the gate without D.
-static void backward_state(const sizes *s, const double *const *all, double *const *out, double *o, int64_t b, int64_t h,
-                           int64_t p, int64_t n) {
+/// all: the operands of the gradient op with dout before the gate, k and q turned; o gets the scan without gate and D.
+static void backward_state(const sizes *s, const double *const *all, double *const *out, double *o, int64_t b,
+                           int64_t h, int64_t p, int64_t n) {
     const double *dout = all[0], *dh_last = all[1], *const *in = all + FORWARD;
     const double *k0 = all[BACK_K0], *v0 = all[BACK_V0], *reset = all[BACK_RESET];
     const int64_t head = b * s->heads + h;
@@ -236,7 +248,8 @@ static void backward_state(const sizes *s, const double *const *all, double *con
         before[t] = t % s->chunk ? after[t - 1] + m.omega * outer(s, in, k0, v0, b, t - 1, h, p, n)
                                  : all[BACK_SAVED][saved_at(s, b, t / s->chunk, h, p, n)];
         after[t] = m.alpha * before[t] + m.gamma * outer(s, in, 0, 0, b, t, h, p, n);
-        for (int64_t r = 0; r < s->rank; r++) o[out_at(s, m.row, h, r, p)] += after[t] * in[Q][key_at(s, m.row, h, r, n)];
+        for (int64_t r = 0; r < s->rank; r++)
+            o[out_at(s, m.row, h, r, p)] += after[t] * in[Q][key_at(s, m.row, h, r, n)];
     }
     double G = dh_last ? dh_last[(head * s->width + p) * s->states + n] : 0, omega = 0; // of the token after
     for (int64_t t = s->length - 1; t >= -1; t--) {
@@ -277,7 +290,8 @@ static void backward_state(const sizes *s, const double *const *all, double *con
 }
 
 /// The scan of turned keys with dout before the gate: gradients as they are before anything is turned back.
-static void backward_scan(const sizes *s, const double *const *all, const kr_shape *out_shape, double *const *out, double *o) {
+static void backward_scan(const sizes *s, const double *const *all, const kr_shape *out_shape, double *const *out,
+                          double *o) {
     const double *dout = all[0], *dk_last = all[2], *dv_last = all[3], *const *in = all + FORWARD;
     for (int64_t b = 0; b < s->batch; b++)
         for (int64_t h = 0; h < s->heads; h++)
@@ -292,8 +306,10 @@ static void backward_scan(const sizes *s, const double *const *all, const kr_sha
                         out[7][h] += d * mimo * in[X][x];
                         if (in[MIMO_X]) out[6][(h * s->rank + r) * s->width + p] += in[D][h] * d * in[X][x];
                     }
-                const int64_t head = b * s->heads + h, last = ((b * s->length + s->length - 1) * s->heads + h) * s->width + p;
-                if (dv_last) *(s->length ? &out[2][last] : &out[14][head * s->width + p]) += dv_last[head * s->width + p];
+                const int64_t head = b * s->heads + h,
+                              last = ((b * s->length + s->length - 1) * s->heads + h) * s->width + p;
+                if (dv_last)
+                    *(s->length ? &out[2][last] : &out[14][head * s->width + p]) += dv_last[head * s->width + p];
             }
     for (int64_t i = 0; i < kr_shape_count(&out_shape[13]) && dk_last; i++) {
         const int64_t n = i % s->states, h = i / s->states % s->heads, r = i / s->states / s->heads % s->rank;
@@ -325,7 +341,10 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
     backward_scan(&s, all, out_shape, inner, o);
     for (int64_t i = 0; i < values && in[Z]; i++) {
         const double z = in[Z][i], open = sigmoid(z);
-        out[8][i] = given[0] ? given[0][i] * o[i] * open * (1 + z * (1 - open)) : 0;
+        const double slope = fabs(z) < 1e-18
+                                 ? o[i] * open * (1 + z * (1 - open))
+                                 : given[BACK_OUT][i] * (1 / fmax(z, -80) + 1 - open); // an output below -80 is 0
+        out[8][i] = given[0] ? given[0][i] * slope : 0;
     }
     if (s.turns) {
         double *e = calloc((size_t)(s.batch * s.length * s.heads * s.pairs + 1), sizeof *e);
