@@ -246,16 +246,8 @@ KR_INLINE kr_vf kr_v_tanh(kr_vf x) {
     return kr_v_select(a < kr_v_set(0.625f), x + x * q * p, big);
 }
 
-/// sin and cos of x together. Absolute error below 1e-7 for |x| up to 8192; beyond that the reduction loses digits.
-/// Infinities and NaN give NaN. x = n pi/2 + r with pi/2 in three parts, of which the first two have so few bits that
-/// their products with n are exact; then polynomials on |r| <= pi/4 and the signs and the swap that the quadrant wants.
-KR_INLINE void kr_v_sincos(kr_vf x, kr_vf *sine, kr_vf *cosine) {
-    const kr_vf magic = kr_v_set(12582912.0f); // 1.5 * 2^23, as in kr_v_exp
-    const kr_vf k = x * kr_v_set(0.636619772f) + magic, n = k - magic;
-    const kr_vi quadrant = (kr_vi)k;
-    kr_vf r = x - n * kr_v_set(1.5703125f);
-    r = r - n * kr_v_set(4.837512969970703125e-4f);
-    r = r - n * kr_v_set(7.54978995489188216e-8f);
+/// sin and cos of r + quadrant pi/2 for |r| <= pi/4: polynomials, and the signs and the swap that the quadrant wants.
+KR_INLINE void kr_v_sincos_reduced(kr_vf r, kr_vi quadrant, kr_vf *sine, kr_vf *cosine) {
     const kr_vf z = r * r;
     kr_vf s = kr_v_set(-1.9515295891e-4f);
     s = s * z + kr_v_set(8.3321608736e-3f);
@@ -269,6 +261,18 @@ KR_INLINE void kr_v_sincos(kr_vf x, kr_vf *sine, kr_vf *cosine) {
     const kr_vi sign_s = (quadrant & kr_v_seti(2)) << 30, sign_c = ((quadrant + kr_v_seti(1)) & kr_v_seti(2)) << 30;
     *sine = (kr_vf)((kr_vi)kr_v_select(swap, c, s) ^ sign_s);
     *cosine = (kr_vf)((kr_vi)kr_v_select(swap, s, c) ^ sign_c);
+}
+
+/// sin and cos of x together. Absolute error below 1e-7 for |x| up to 8192; beyond that the reduction loses digits.
+/// Infinities and NaN give NaN. x = n pi/2 + r with pi/2 in three parts, of which the first two have so few bits that
+/// their products with n are exact.
+KR_INLINE void kr_v_sincos(kr_vf x, kr_vf *sine, kr_vf *cosine) {
+    const kr_vf magic = kr_v_set(12582912.0f); // 1.5 * 2^23, as in kr_v_exp
+    const kr_vf k = x * kr_v_set(0.636619772f) + magic, n = k - magic;
+    kr_vf r = x - n * kr_v_set(1.5703125f);
+    r = r - n * kr_v_set(4.837512969970703125e-4f);
+    r = r - n * kr_v_set(7.54978995489188216e-8f);
+    kr_v_sincos_reduced(r, (kr_vi)k, sine, cosine);
 }
 KR_INLINE kr_vf kr_v_sin(kr_vf x) {
     kr_vf s, c;

@@ -397,15 +397,28 @@ typedef struct kr_rotary_mix_args {
 kr_value kr_rotary_mix(kr_graph *, const kr_rotary_mix_args *, kr_value *q, kr_value *theta);
 
 /// The Mamba-3 scan, MATH 7.2 and 7.5: trapezoid rule and MIMO rank, in the same chunks as ssd_scan.
+///   S_t = exp(adt_t) (S_{t-1} + (1 - lambda_t) dt_t U_{t-1}) + lambda_t dt_t U_t,   o_{t,r} = S_t q_{t,r} + D v_{t,r}
+///   with lambda = sigmoid(trap), v_{t,r} = mimo_x_r x_t, U_t = sum_r v_{t,r} (outer) k_{t,r}
 ///   k, q [B, L, H*R*N] laid out (h r n), rotated; x [B, L, H*P]; adt [B, L, H] = A*dt < 0; dt [B, L, H] > 0;
-///   trap [B, L, H] before sigmoid; mimo_x? [H, R, P] (absent: R = 1, ones); D? [H];
-///   h0? [B, H, P, N]; k0? [B, R, H, N]; v0? [B, H, P] (previous raw x); reset? i32 [B, L]
-///   gives o [B, L, R*H*P] laid out (r h p), D term included; last state, last k and last raw x through the pointers
+///   trap [B, L, H] before sigmoid; mimo_x? [H, R, P] (absent: R = 1, ones); D? [H]; z? [B, L, H*P] (R = 1 only);
+///   h0? [B, H, P, N]; k0? [B, R, H, N] (rotated); v0? [B, H, P] (previous raw x); reset? i32 [B, L]
+///   With k_bias, q_bias [H, R, N] and ang [B, L, S] or [B, L, H, S], k and q are K and Q [B, L, R*G*N] of
+///   kr_rotary_mix: k_{t,r} = Rot(theta_t) (K_{t,r} + k_bias_r), q alike, theta_t = theta_{t-1} + pi tanh(ang_t) dt_t from theta0?
+///   [B, H, S] on; the heads' k and q are never written down.
+///   gives o [B, L, R*H*P] laid out (r h p), with z o silu(z); *last (may be null): the state, rotated k, raw x and
+///   angle after the last token
+///   source Lahoti et al. 2026, arXiv:2603.15569
 typedef struct kr_trapezoid_scan_args {
-    kr_value k, q, x, adt, dt, trap, mimo_x, D, h0, k0, v0, reset;
+    kr_value k, q, x, adt, dt, trap, mimo_x, D, z, h0, k0, v0, reset;
+    kr_value k_bias, q_bias, ang, theta0;
     int64_t rank, chunk;
+    int64_t groups;               ///< of K and Q, with biases (0: one)
+    bool half;                    ///< pairs (j, j + N/2), else (2j, 2j + 1)
 } kr_trapezoid_scan_args;
-kr_value kr_trapezoid_scan(kr_graph *, const kr_trapezoid_scan_args *, kr_value *h_last, kr_value *k_last, kr_value *v_last);
+typedef struct kr_trapezoid_scan_state {
+    kr_value h, k, v, theta;
+} kr_trapezoid_scan_state;
+kr_value kr_trapezoid_scan(kr_graph *, const kr_trapezoid_scan_args *, kr_trapezoid_scan_state *last);
 
 // Attention (ops/attention.c), MATH 8
 /// Rotary embedding of heads: x [B, L, H*Dh]; position? i32 [1] or absent (0): index of the first token;

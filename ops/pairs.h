@@ -15,6 +15,15 @@ KR_INLINE kr_vd kr_v_wrap(kr_vd theta) {
     return theta - (turns - 6755399441055744.0) * (2 * KR_PI);
 }
 
+/// sin and cos of an angle in double, |theta| up to 1e15, with the error of f32 polynomials on the first quadrant only:
+/// what is left of theta = n pi/2 + r is taken in double.
+KR_INLINE void kr_v_sincos_double(kr_vd theta, kr_vf *sine, kr_vf *cosine) {
+    typedef int64_t integers __attribute__((vector_size(128)));
+    const kr_vd k = theta * (2 / KR_PI) + 6755399441055744.0, n = k - 6755399441055744.0;
+    const kr_vf r = __builtin_convertvector(theta - n * (KR_PI / 2), kr_vf);
+    kr_v_sincos_reduced(r, __builtin_convertvector((integers)k, kr_vi), sine, cosine);
+}
+
 /// Pairs j .. j + 15 of a row, of which `left` exist; the second of a pair is `apart` further, or next to the first
 /// (apart 0).
 KR_INLINE void kr_pairs_load(const float *x, int64_t apart, int64_t j, int64_t left, kr_vf *a, kr_vf *b) {

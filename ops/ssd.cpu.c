@@ -4,7 +4,8 @@
 /// are made once for its heads, whose states wait in the unit's scratch. The backward pass takes the chunks from last to
 /// first, from the states that the forward pass saved, and adds up dB and dC over the heads before the last products.
 /// What is summed over units or over the batch is kept apart and added by a second stage in one order.
-#include "ops/ssd_chunk.h"
+#include "ops/ssd_chunk_backward.h"
+#include "ops/ssd_chunk_forward.h"
 
 enum { GROUPS, CHUNK, SOFTPLUS, ZERO_START };
 enum { DT_MIN, DT_MAX };
@@ -215,13 +216,6 @@ static void load_dy(const ssd_grad *d, chunk *c, int64_t row, int64_t head) {
         }
 }
 
-/// y of the chunk without the part of D, from what the backward pass has at hand.
-static void recompute_output(const chunk *c, bool fresh) {
-    product y = {LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, .ahead = c->ahead};
-    if (!fresh) y.a0 = c->q, y.b0 = c->start, y.depth0 = c->states, y.scale = c->from_start;
-    multiply(&y);
-}
-
 /// dx and dz, and the sums dD [width].
 static void store_values(const ssd_grad *d, const chunk *c, int64_t row, int64_t head, float *dD) {
     const ssd *s = &d->s;
@@ -340,7 +334,7 @@ static void backward_unit(const ssd_grad *d, chunk *c, place at, group_sinks to,
             load_dy(d, c, row, h);
             if (!fresh) c->start = saved_state(c, d->saved + ((at.b * size->chunks + i) * size->heads + h) * floats);
             chunk_backward(c, state_of(c, size, h - at.head, true), fresh, ending, !alone);
-            if (d->dz.at) recompute_output(c, fresh);
+            if (d->dz.at) chunk_output(c, c->start, fresh);
             store_values(d, c, row, h, sum + KR_LANES);
             store_steps(d, c, row, h, slope, sum);
             if (!alone) collect(c, h == at.head);

@@ -58,7 +58,7 @@ KR_INLINE void ask(prefetch *p) {
         stream *a = &p->list[p->count - 1];
         __builtin_prefetch(a->row + a->at, 0, 2);
         a->at += LINE;
-        if (a->at < a->bytes) continue;
+        if (a->at < a->bytes + (int64_t)((uintptr_t)a->row % LINE)) continue; // rows need not start with a line
         a->at = 0;
         a->row += a->pitch;
         if (!--a->rows) p->count--;

@@ -6,7 +6,7 @@
 
 #include "compiler/compiler.h"
 
-enum { CHECK_MAX = 16 };
+enum { CHECK_MAX = 24 };
 
 /// The op in double precision. Tensors are packed row-major; absent inputs are NULL. Integers come as doubles.
 typedef void check_oracle(const kr_attrs *, const kr_shape *in_shape, const double *const *in,

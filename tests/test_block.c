@@ -214,7 +214,7 @@ Test(block, widths_that_do_not_divide_are_named) {
         {"mamba3", "headdim is 7, which does not divide expand * d_model, 32", {.d_model = 16, .headdim = 7}},
         {"mamba3", "headdim is 64, which does not divide expand * d_model, 32", {.d_model = 16}},
         {"mamba2", "3 groups, want a divisor of 4 heads", {.d_model = 16, .headdim = 8, .ngroups = 3}},
-        {"mamba3", "3 groups and rank 1 for 4 heads", {.d_model = 16, .headdim = 8, .ngroups = 3}},
+        {"mamba3", "3 groups, want a divisor of 4 heads", {.d_model = 16, .headdim = 8, .ngroups = 3}},
         {"attention", "3 heads and 2 key heads", {.d_model = 12, .attention = {.num_heads = 3, .num_heads_kv = 2}}},
     };
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {

@@ -1,228 +1,81 @@
-#include "ops/ssd.h"
-#include "tests/check.h"
+#include "tests/trapezoid_oracle.h"
 
 #include <criterion/criterion.h>
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-enum { K, Q, X, ADT, DT, TRAP, MIMO_X, D, H0, K0, V0, RESET, INPUTS };
-enum { RANK, CHUNK };
-
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
-
-typedef struct sizes {
-    int64_t batch, length, heads, rank, width, states, chunk, chunks;
-} sizes;
-
-static sizes sizes_of(const kr_attrs *a, const kr_shape *in) {
-    const int64_t heads = in[ADT].dim[2], rank = a->i[RANK];
-    sizes s = {in[X].dim[0], in[X].dim[1], heads, rank, heads ? in[X].dim[2] / heads : 0,
-               heads ? in[K].dim[2] / heads / rank : 0};
-    const kr_chunk_size m = kr_chunk_measure(s.batch, s.length, heads, 0, rank, s.width, s.states, a->i[CHUNK]);
-    s.chunk = m.chunk;
-    s.chunks = m.chunks;
-    return s;
-}
-
-/// One head at one token.
-typedef struct moment {
-    int64_t row, step;             ///< element numbers: of the token, of dt
-    double lambda, dt, omega, gamma, alpha; ///< omega and alpha are zero where a document starts
-    bool fresh;
-} moment;
-
-static moment moment_of(const sizes *s, const double *const *in, const double *reset, int64_t b, int64_t t, int64_t h) {
-    moment m = {.row = b * s->length + t};
-    m.step = m.row * s->heads + h;
-    m.lambda = sigmoid(in[TRAP][m.step]);
-    m.dt = in[DT][m.step];
-    m.fresh = reset && reset[m.row] > 0;
-    m.omega = m.fresh ? 0 : (1 - m.lambda) * m.dt;
-    m.gamma = m.lambda * m.dt;
-    m.alpha = m.fresh ? 0 : exp(in[ADT][m.step]);
-    return m;
-}
-
-static int64_t key_at(const sizes *s, int64_t row, int64_t h, int64_t r, int64_t n) {
-    return ((row * s->heads + h) * s->rank + r) * s->states + n;
-}
-static int64_t out_at(const sizes *s, int64_t row, int64_t h, int64_t r, int64_t p) {
-    return ((row * s->rank + r) * s->heads + h) * s->width + p;
-}
-static int64_t before_at(const sizes *s, int64_t b, int64_t h, int64_t r, int64_t n) { // of k0 [B, R, H, N]
-    return ((b * s->rank + r) * s->heads + h) * s->states + n;
-}
-static int64_t saved_at(const sizes *s, int64_t b, int64_t c, int64_t h, int64_t p, int64_t n) {
-    return (((b * s->chunks + c) * s->heads + h) * s->states + n) * s->width + p;
-}
-static double mimo_at(const sizes *s, const double *const *in, int64_t h, int64_t r, int64_t p) {
-    return in[MIMO_X] ? in[MIMO_X][(h * s->rank + r) * s->width + p] : 1;
-}
-
-/// U_t[p, n]; t = -1: from k0 and v0.
-static double outer(const sizes *s, const double *const *in, const double *k0, const double *v0, int64_t b, int64_t t,
-                    int64_t h, int64_t p, int64_t n) {
-    double u = 0;
-    if (t < 0 && !(k0 && v0)) return 0;
-    for (int64_t r = 0; r < s->rank; r++) {
-        const int64_t row = b * s->length + t;
-        const double k = t < 0 ? k0[before_at(s, b, h, r, n)] : in[K][key_at(s, row, h, r, n)];
-        const double x = t < 0 ? v0[(b * s->heads + h) * s->width + p] : in[X][(row * s->heads + h) * s->width + p];
-        u += k * x * mimo_at(s, in, h, r, p);
-    }
-    return u;
-}
-
-static void forward(const kr_attrs *a, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
-                    double *const *out) {
-    const sizes s = sizes_of(a, shape);
-    for (int64_t b = 0; b < s.batch; b++)
-        for (int64_t h = 0; h < s.heads; h++)
-            for (int64_t p = 0; p < s.width; p++) {
-                const int64_t head = b * s.heads + h;
-                for (int64_t n = 0; n < s.states; n++) {
-                    double S = in[H0] ? in[H0][(head * s.width + p) * s.states + n] : 0;
-                    for (int64_t t = 0; t < s.length; t++) {
-                        const moment m = moment_of(&s, in, in[RESET], b, t, h);
-                        const double before = S + m.omega * outer(&s, in, in[K0], in[V0], b, t - 1, h, p, n);
-                        if (t % s.chunk == 0) out[4][saved_at(&s, b, t / s.chunk, h, p, n)] = before;
-                        S = m.alpha * before + m.gamma * outer(&s, in, 0, 0, b, t, h, p, n);
-                        for (int64_t r = 0; r < s.rank; r++)
-                            out[0][out_at(&s, m.row, h, r, p)] += S * in[Q][key_at(&s, m.row, h, r, n)];
-                    }
-                    out[1][(head * s.width + p) * s.states + n] = S;
-                }
-                for (int64_t t = 0; t < s.length && in[D]; t++)
-                    for (int64_t r = 0; r < s.rank; r++) {
-                        const int64_t row = b * s.length + t;
-                        out[0][out_at(&s, row, h, r, p)] += in[D][h] * mimo_at(&s, in, h, r, p) * in[X][(row * s.heads + h) * s.width + p];
-                    }
-                out[3][head * s.width + p] = s.length ? in[X][((b * s.length + s.length - 1) * s.heads + h) * s.width + p]
-                                             : in[V0] ? in[V0][head * s.width + p] : 0;
-            }
-    for (int64_t i = 0; i < kr_shape_count(&out_shape[2]); i++) {
-        const int64_t n = i % s.states, h = i / s.states % s.heads, r = i / s.states / s.heads % s.rank;
-        const int64_t b = i / s.states / s.heads / s.rank;
-        out[2][i] = s.length ? in[K][key_at(&s, b * s.length + s.length - 1, h, r, n)] : in[K0] ? in[K0][i] : 0;
-    }
-}
-
-/// The gradient op for one state of one channel, from whatever is in `saved`: what the state adds to each gradient.
-/// in: dout, dh_last, dk_last, dv_last, k, q, x, adt, dt, trap, mimo_x, D, k0, v0, reset, saved.
-static void backward_state(const sizes *s, const double *const *all, double *const *out, int64_t b, int64_t h, int64_t p,
-                           int64_t n) {
-    const double *dout = all[0], *dh_last = all[1], *const *in = all + 4, *k0 = all[12], *v0 = all[13], *reset = all[14];
-    const int64_t head = b * s->heads + h;
-    double before[s->length + 1], after[s->length + 1]; // the state before a token with what is pending, and after it
-    for (int64_t t = 0; t < s->length; t++) {
-        const moment m = moment_of(s, in, reset, b, t, h);
-        before[t] = t % s->chunk ? after[t - 1] + m.omega * outer(s, in, k0, v0, b, t - 1, h, p, n)
-                                 : all[15][saved_at(s, b, t / s->chunk, h, p, n)];
-        after[t] = m.alpha * before[t] + m.gamma * outer(s, in, 0, 0, b, t, h, p, n);
-    }
-    double G = dh_last ? dh_last[(head * s->width + p) * s->states + n] : 0, omega = 0; // of the token after
-    for (int64_t t = s->length - 1; t >= -1; t--) {
-        const int64_t row = b * s->length + t, x = (row * s->heads + h) * s->width + p;
-        const moment m = t >= 0 ? moment_of(s, in, reset, b, t, h) : (moment){0};
-        if (t < 0 && !(k0 && v0 && s->length)) break;
-        double g = G, dU = omega * G;
-        if (t + 1 < s->length) { // domega of the token after
-            const moment next = moment_of(s, in, reset, b, t + 1, h);
-            const double domega = next.fresh ? 0 : G * outer(s, in, k0, v0, b, t, h, p, n);
-            out[4][next.step] += (1 - next.lambda) * domega;
-            out[5][next.step] -= next.dt * domega * next.lambda * (1 - next.lambda);
-        }
-        if (t >= 0) {
-            for (int64_t r = 0; r < s->rank && dout; r++) {
-                g += dout[out_at(s, row, h, r, p)] * in[Q][key_at(s, row, h, r, n)];
-                out[1][key_at(s, row, h, r, n)] += dout[out_at(s, row, h, r, p)] * after[t];
-            }
-            const double dgamma = g * outer(s, in, 0, 0, b, t, h, p, n);
-            out[3][m.step] += m.alpha * g * before[t];
-            out[4][m.step] += m.lambda * dgamma;
-            out[5][m.step] += m.dt * dgamma * m.lambda * (1 - m.lambda);
-            dU += m.gamma * g;
-        }
-        for (int64_t r = 0; r < s->rank; r++) {
-            const double mimo = mimo_at(s, in, h, r, p);
-            const double k = t < 0 ? k0[before_at(s, b, h, r, n)] : in[K][key_at(s, row, h, r, n)];
-            const double v = t < 0 ? v0[head * s->width + p] : in[X][x];
-            *(t < 0 ? &out[9][before_at(s, b, h, r, n)] : &out[0][key_at(s, row, h, r, n)]) += dU * v * mimo;
-            *(t < 0 ? &out[10][head * s->width + p] : &out[2][x]) += dU * k * mimo;
-            if (in[MIMO_X]) out[6][(h * s->rank + r) * s->width + p] += dU * k * v;
-        }
-        if (t < 0) break;
-        omega = m.omega;
-        G = m.alpha * g;
-    }
-    out[8][(head * s->width + p) * s->states + n] = G;
-}
-
-static void backward(const kr_attrs *a, const kr_shape *shape, const double *const *all, const kr_shape *out_shape,
-                     double *const *out) {
-    const double *dout = all[0], *dk_last = all[2], *dv_last = all[3], *const *in = all + 4;
-    const sizes s = sizes_of(a, shape + 4);
-    for (int64_t b = 0; b < s.batch; b++)
-        for (int64_t h = 0; h < s.heads; h++)
-            for (int64_t p = 0; p < s.width; p++) {
-                for (int64_t n = 0; n < s.states; n++) backward_state(&s, all, out, b, h, p, n);
-                for (int64_t t = 0; t < s.length && dout && in[D]; t++)
-                    for (int64_t r = 0; r < s.rank; r++) {
-                        const int64_t row = b * s.length + t, x = (row * s.heads + h) * s.width + p;
-                        const double d = dout[out_at(&s, row, h, r, p)], mimo = mimo_at(&s, in, h, r, p);
-                        out[2][x] += in[D][h] * d * mimo;
-                        out[7][h] += d * mimo * in[X][x];
-                        if (in[MIMO_X]) out[6][(h * s.rank + r) * s.width + p] += in[D][h] * d * in[X][x];
-                    }
-                const int64_t head = b * s.heads + h, last = ((b * s.length + s.length - 1) * s.heads + h) * s.width + p;
-                if (dv_last) *(s.length ? &out[2][last] : &out[10][head * s.width + p]) += dv_last[head * s.width + p];
-            }
-    for (int64_t i = 0; i < kr_shape_count(&out_shape[9]) && dk_last; i++) {
-        const int64_t n = i % s.states, h = i / s.states % s.heads, r = i / s.states / s.heads % s.rank;
-        const int64_t b = i / s.states / s.heads / s.rank;
-        *(s.length ? &out[0][key_at(&s, b * s.length + s.length - 1, h, r, n)] : &out[9][i]) += dk_last[i];
-    }
-}
-
 /// What a case has besides k, q, x, adt, dt and trap; mimo_x comes with a rank above 1.
-enum { HAS_MIMO = 1, HAS_D = 2, HAS_H0 = 4, HAS_K0 = 8, HAS_V0 = 16, HAS_RESET = 32, EVERYTHING = 63 };
+enum { HAS_MIMO = 1, HAS_D = 2, HAS_H0 = 4, HAS_K0 = 8, HAS_V0 = 16, HAS_RESET = 32, HAS_Z = 64, EVERYTHING = 127 };
 
 static check_case make(int64_t batch, int64_t length, int64_t heads, int64_t rank, int64_t width, int64_t states,
                        int64_t chunk, unsigned has) {
     const kr_shape none = CHECK_ABSENT, keys = KR_SHAPE(batch, length, heads * rank * states);
-    const kr_shape steps = KR_SHAPE(batch, length, heads);
-    check_case c = {.op = "trapezoid_scan", .attrs = {.i = {rank, chunk}}, .inputs = INPUTS,
-        .shape = {keys, keys, KR_SHAPE(batch, length, heads * width), steps, steps, steps,
-                  has & HAS_MIMO || rank > 1 ? KR_SHAPE(heads, rank, width) : none, has & HAS_D ? KR_SHAPE(heads) : none,
-                  has & HAS_H0 ? KR_SHAPE(batch, heads, width, states) : none,
-                  has & HAS_K0 ? KR_SHAPE(batch, rank, heads, states) : none,
-                  has & HAS_V0 ? KR_SHAPE(batch, heads, width) : none, has & HAS_RESET ? KR_SHAPE(batch, length) : none},
+    const kr_shape steps = KR_SHAPE(batch, length, heads), values = KR_SHAPE(batch, length, heads * width);
+    check_case c = {
+        .op = "trapezoid_scan",
+        .attrs = {.i = {rank, chunk}},
+        .inputs = INPUTS,
+        .shape = {[K] = keys,
+                  [Q] = keys,
+                  [X] = values,
+                  [ADT] = steps,
+                  [DT] = steps,
+                  [TRAP] = steps,
+                  [MIMO_X] = has & HAS_MIMO || rank > 1 ? KR_SHAPE(heads, rank, width) : none,
+                  [D] = has & HAS_D ? KR_SHAPE(heads) : none,
+                  [Z] = has & HAS_Z && rank == 1 ? values : none,
+                  [K_BIAS] = none,
+                  [Q_BIAS] = none,
+                  [ANG] = none,
+                  [H0] = has & HAS_H0 ? KR_SHAPE(batch, heads, width, states) : none,
+                  [K0] = has & HAS_K0 ? KR_SHAPE(batch, rank, heads, states) : none,
+                  [V0] = has & HAS_V0 ? KR_SHAPE(batch, heads, width) : none,
+                  [THETA0] = none,
+                  [RESET] = has & HAS_RESET ? KR_SHAPE(batch, length) : none},
         .dtype = {[RESET] = KR_I32},
-        .lo = {[ADT] = -2, [DT] = 0.01, [TRAP] = -3, [RESET] = -8}, // a reset above 0 in one of 10
-        .hi = {[ADT] = -0.01, [DT] = 1, [TRAP] = 3, [RESET] = 1},
-        .no_loss = 16, .seed = (uint64_t)(length * 1000 + heads * 100 + width * 10 + states + rank)};
+        .lo = {[ADT] = -2, [Z] = -2, [DT] = 0.01, [TRAP] = -3, [RESET] = -8}, // a reset above 0 in one of 10
+        .hi = {[ADT] = -0.01, [Z] = 2, [DT] = 1, [TRAP] = 3, [RESET] = 1},
+        .no_loss = 32 | 64,
+        .seed = (uint64_t)(length * 1000 + heads * 100 + width * 10 + states + rank)};
     c.tolerance = 3e-6;
     c.grad_tolerance = 1e-5;
     return c;
 }
 
-/// The gradient op on the same operands, with states that nobody computed: it must take them as they are.
+/// The same with keys and queries that the scan turns: `pairs` of them, laid out in halves or side by side.
+static check_case turning(check_case c, int64_t groups, int64_t states, int64_t pairs, bool half, bool own_angles,
+                          bool theta0) {
+    const int64_t batch = c.shape[X].dim[0], length = c.shape[X].dim[1], heads = c.shape[ADT].dim[2],
+                  rank = c.attrs.i[RANK];
+    c.attrs.i[GROUPS] = groups;
+    c.attrs.i[HALF] = half;
+    c.shape[K] = c.shape[Q] = KR_SHAPE(batch, length, rank * groups * states);
+    c.shape[K_BIAS] = c.shape[Q_BIAS] = KR_SHAPE(heads, rank, states);
+    c.shape[ANG] = own_angles ? KR_SHAPE(batch, length, heads, pairs) : KR_SHAPE(batch, length, pairs);
+    if (theta0) c.shape[THETA0] = KR_SHAPE(batch, heads, pairs);
+    c.hi[THETA0] = 6;
+    c.seed += (uint64_t)(pairs * 7 + half + 2 * own_angles);
+    return c;
+}
+
+/// The gradient op on the same operands, with states and angles that nobody computed: it must take them as they are.
 static check_case make_backward(const check_case *f, unsigned upstream) {
-    check_case c = {.op = "trapezoid_scan_grad", .attrs = f->attrs, .inputs = 16, .tolerance = 1e-5, .seed = f->seed};
+    check_case c = {
+        .op = "trapezoid_scan_grad", .attrs = f->attrs, .inputs = BACK_INPUTS, .tolerance = 1e-5, .seed = f->seed};
     kr_shape in[CHECK_MAX], out[CHECK_MAX];
     kr_dtype in_type[CHECK_MAX], out_type[CHECK_MAX];
     check_shapes(f, in, in_type, out, out_type);
-    for (int k = 0; k < 4; k++) c.shape[k] = upstream >> k & 1 ? out[k] : CHECK_ABSENT;
+    for (int k = 0; k < FORWARD; k++) c.shape[k] = upstream >> k & 1 ? out[k] : CHECK_ABSENT;
     for (int k = K; k <= RESET; k++) {
-        if (k == H0) continue;
-        const int to = k < H0 ? k + 4 : k + 3;
+        if (k == H0 || k == THETA0) continue;
+        const int to = k < H0 ? FORWARD + k : k < THETA0 ? BACK_K0 + k - K0 : BACK_RESET;
         c.shape[to] = f->shape[k];
         c.dtype[to] = f->dtype[k];
         c.lo[to] = f->lo[k];
         c.hi[to] = f->hi[k];
     }
-    c.shape[15] = out[4];
+    c.shape[BACK_SAVED] = out[5];
+    c.shape[BACK_ANGLES] = out[6];
+    c.shape[BACK_OUT] = f->shape[Z].rank >= 0 ? out[0] : CHECK_ABSENT;
     return c;
 }
 
@@ -232,7 +85,7 @@ static void check_both(check_case c) {
 }
 
 static void check_backward(check_case c) {
-    static const unsigned upstream[] = {15, 1, 14};
+    static const unsigned upstream[] = {31, 1, 30};
     for (int k = 0; k < 3; k++) {
         const check_case g = make_backward(&c, upstream[k]);
         check_forward(&g, backward);
@@ -242,7 +95,7 @@ static void check_backward(check_case c) {
 Test(trapezoid_scan, all_operands) { check_both(make(2, 19, 2, 1, 5, 16, 8, EVERYTHING)); }
 Test(trapezoid_scan, bare) { check_both(make(2, 5, 3, 1, 2, 3, 0, 0)); }
 Test(trapezoid_scan, each_operand_alone) {
-    for (unsigned has = 1; has <= HAS_RESET; has *= 2) check_both(make(1, 7, 2, 1, 3, 4, 3, has));
+    for (unsigned has = 1; has <= HAS_Z; has *= 2) check_both(make(1, 7, 2, 1, 3, 4, 3, has));
     for (unsigned has = 1; has <= HAS_RESET; has *= 2) check_both(make(1, 7, 2, 2, 3, 4, 3, EVERYTHING & ~has));
 }
 Test(trapezoid_scan, ranks) {
@@ -323,6 +176,65 @@ Test(trapezoid_scan_grad, nothing) {
     check_backward(make(2, 3, 2, 2, 4, 0, 0, EVERYTHING));
 }
 
+// Keys and queries that the scan turns ------------------------------------------------------------------------------
+
+Test(trapezoid_turns, pairs) {
+    for (int half = 0; half < 2; half++) {
+        check_both(turning(make(2, 11, 4, 1, 3, 6, 8, EVERYTHING), 2, 6, 3, half, false, true));
+        check_both(turning(make(1, 6, 2, 1, 2, 18, 4, EVERYTHING & ~HAS_RESET), 1, 18, 5, half, false, false));
+        check_both(turning(make(1, 9, 2, 1, 3, 7, 4, HAS_RESET), 1, 7, 3, half, true, true));
+        check_both(turning(make(1, 6, 2, 1, 2, 4, 4, 0), 2, 4, 0, half, false, true));
+        check_both(turning(make(1, 3, 1, 1, 1, 36, 2, EVERYTHING), 1, 36, 17, half, false, true));
+    }
+}
+Test(trapezoid_turns, ranks) {
+    for (int64_t rank = 2; rank <= 4; rank++)
+        check_both(turning(make(1, 6, 4, rank, 2, 5, 4, EVERYTHING), 2, 5, 2, rank % 2, rank == 3, true));
+}
+Test(trapezoid_turns, units) {
+    check_both(turning(make(1, 7, 19, 1, 2, 4, 4, EVERYTHING), 1, 4, 2, false, false, true));
+    check_both(turning(make(17, 3, 2, 1, 2, 4, 2, EVERYTHING), 1, 4, 1, false, false, true));
+}
+Test(trapezoid_turns, one_token) {
+    check_both(turning(make(2, 1, 2, 1, 20, 18, 0, EVERYTHING), 1, 18, 8, false, false, true));
+    check_both(turning(make(2, 1, 2, 3, 5, 6, 0, EVERYTHING), 2, 6, 3, true, true, false));
+}
+Test(trapezoid_turns, nothing) {
+    check_both(turning(make(2, 0, 3, 2, 4, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
+    check_both(turning(make(0, 3, 3, 2, 4, 6, 0, EVERYTHING), 3, 6, 2, false, false, true));
+    check_both(turning(make(2, 3, 0, 2, 0, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
+    check_both(turning(make(2, 3, 0, 2, 0, 6, 0, EVERYTHING), 2, 6, 2, false, false, true));
+    check_both(turning(make(2, 3, 2, 2, 0, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
+    check_both(turning(make(2, 3, 2, 2, 4, 0, 0, EVERYTHING), 1, 0, 0, false, false, true));
+}
+/// Where a gate is 0 its output does not say what it was applied to.
+Test(trapezoid_scan, shut_gates) {
+    check_case c = make(1, 9, 2, 1, 3, 4, 4, EVERYTHING);
+    c.lo[Z] = c.hi[Z] = 0;
+    check_both(c);
+    check_case g = make_backward(&c, 31);
+    check_forward(&g, backward);
+    g = make_backward(&c, 31);
+    g.lo[FORWARD + Z] = -200, g.hi[FORWARD + Z] = 200;
+    check_forward(&g, backward);
+}
+Test(trapezoid_turns, published_sizes) {
+    check_case c = turning(make(1, 130, 2, 1, 64, 128, 0, EVERYTHING & ~HAS_RESET), 1, 128, 32, false, false, true);
+    c.tolerance = 1e-5;
+    check_forward(&c, forward);
+    c = turning(make(1, 70, 2, 4, 64, 128, 0, EVERYTHING), 1, 128, 32, true, false, true);
+    c.tolerance = 1e-5;
+    check_forward(&c, forward);
+}
+Test(trapezoid_turns, gradient_op) {
+    check_backward(turning(make(2, 19, 4, 1, 5, 16, 8, EVERYTHING), 2, 16, 8, false, false, false));
+    check_backward(turning(make(1, 40, 19, 1, 3, 6, 0, EVERYTHING), 1, 6, 3, true, false, false));
+    check_backward(turning(make(17, 5, 2, 1, 16, 32, 0, EVERYTHING), 1, 32, 16, false, false, false));
+    check_backward(turning(make(2, 9, 4, 3, 4, 20, 4, EVERYTHING), 2, 20, 6, true, true, false));
+    check_backward(turning(make(1, 40, 2, 1, 16, 64, 0, EVERYTHING), 1, 64, 16, false, false, false));
+    check_backward(turning(make(1, 11, 1, 1, 2, 70, 4, EVERYTHING), 1, 70, 33, true, false, false));
+}
+
 /// Bad shapes are refused with a message that says what was seen and what is wanted.
 static void refuse(check_case c, int input, kr_shape shape, const char *part) {
     c.shape[input] = shape;
@@ -345,7 +257,16 @@ Test(trapezoid_scan, bad_shapes) {
     refuse(c, H0, KR_SHAPE(2, 3, 6, 4), "h0 is f32 [2, 3, 6, 4], want f32 [2, 3, 4, 6]");
     refuse(c, K0, KR_SHAPE(2, 3, 2, 6), "k0 is f32 [2, 3, 2, 6], want f32 [2, 2, 3, 6]");
     refuse(c, V0, KR_SHAPE(2, 3, 6), "v0 is f32 [2, 3, 6], want f32 [2, 3, 4]");
+    refuse(c, Z, KR_SHAPE(2, 5, 12), "rank 2 with a gate z");
+    refuse(c, ANG, KR_SHAPE(2, 5, 1), "biases or angles without groups");
     refuse(c, RESET, KR_SHAPE(2, 6), "reset is i32 [2, 6], want i32 [2, 5]");
     c.attrs.i[RANK] = 0;
     refuse(c, X, c.shape[X], "rank is 0, want at least 1");
+    c = turning(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 2, 6, 3, false, false, true);
+    refuse(c, ANG, KR_SHAPE(2, 5, 4), "want f32 [2, 5, pairs] or [2, 5, 4, pairs] with at most 3 pairs");
+    refuse(c, K_BIAS, KR_SHAPE(4, 2, 5), "k_bias is [4, 2, 5] and k [2, 5, 24]");
+    refuse(c, Q_BIAS, KR_SHAPE(4, 1, 6), "q_bias is f32 [4, 1, 6], want f32 [4, 2, 6]");
+    refuse(c, THETA0, KR_SHAPE(2, 4, 2), "theta0 is f32 [2, 4, 2], want f32 [2, 4, 3]");
+    c.attrs.i[GROUPS] = 3;
+    refuse(c, X, c.shape[X], "3 groups, want a divisor of 4 heads");
 }

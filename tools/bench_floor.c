@@ -51,7 +51,7 @@ double kr_bench_states(const kr_step *step) {
     const bool gradient = length > 5 && !strcmp(step->op + length - 5, "_grad");
     const int stem = (int)length - (gradient ? 5 : 0);
     const kr_operand *in = step->in;
-    // In gradient ops the forward inputs come after the gradients of the outputs: two, or four of trapezoid_scan.
+    // In gradient ops the forward inputs come after the gradients of the outputs: two, or five of trapezoid_scan.
     if (stem == 14 && !strncmp(step->op, "selective_scan", 14)) {
         if (gradient) in += 2;
         return elements(&in[0]) * last(&in[2]); // u [B, L, E]; A [E, N]
@@ -61,9 +61,10 @@ double kr_bench_states(const kr_step *step) {
         return elements(&in[0]) * last(&in[3]) / (double)step->attrs.i[0]; // x [B, L, H P]; B [B, L, G N]; groups
     }
     if (stem == 14 && !strncmp(step->op, "trapezoid_scan", 14)) {
-        if (gradient) in += 4;
-        const double heads = last(&in[3]), rank = (double)step->attrs.i[0]; // k [B, L, H R N]; x [B, L, H P]; adt [B, L, H]
-        return heads > 0 ? elements(&in[2]) * last(&in[0]) / heads / rank : 0;
+        if (gradient) in += 5;
+        // k [B, L, H R N] or, of keys that are shared, k_bias [H, R, N]; x [B, L, H P]; adt [B, L, H]
+        const double heads = last(&in[3]), rank = (double)step->attrs.i[0], shared = last(&in[9]);
+        return heads > 0 ? elements(&in[2]) * (shared > 0 ? shared : last(&in[0]) / heads / rank) : 0;
     }
     return 0;
 }

@@ -55,44 +55,43 @@ kr_status kr_golden_ssd(kr_golden *c) {
     return kr_golden_run(b, NULL);
 }
 
-// Mamba-3: rotary_mix, trapezoid_scan, and the output stage ---------------------------------------------------------
+// Mamba-3: trapezoid_scan and the output stage ---------------------------------------------------------
 
 /// K, Q [B, L, R?, G, N] and what follows them, up to o [B, L, R*H*P]; the states are outputs of the graph.
 static kr_value mamba3_core(kr_golden_graph *b, int64_t rank, int64_t groups, bool half) {
     const bool mimo = kr_golden_has(b->c, "in.MIMO_V");
     const kr_value bias[2] = {IN("K_bias"), IN("Q_bias")}, k0 = IN("k_state");
-    kr_rotary_mix_args mix = {.K = IN_MERGED("K", 2),
-                              .Q = IN_MERGED("Q", 2),
-                              .ang = IN("Angles"),
-                              .dt = IN_TIME("DT"),
-                              .theta0 = IN("angle_state"),
-                              .groups = groups,
-                              .rank = rank,
-                              .half = half};
-    kr_trapezoid_scan_args scan = {.x = IN_MERGED("V", 2),
+    kr_trapezoid_scan_args scan = {.k = IN_MERGED("K", 2),
+                                   .q = IN_MERGED("Q", 2),
+                                   .k_bias = bias[0],
+                                   .q_bias = bias[1],
+                                   .ang = IN("Angles"),
+                                   .x = IN_MERGED("V", 2),
                                    .adt = IN_TIME("ADT"),
-                                   .dt = mix.dt,
+                                   .dt = IN_TIME("DT"),
                                    .trap = IN_TIME("Trap"),
                                    .mimo_x = IN("MIMO_V"),
                                    .D = IN("D"),
                                    .h0 = IN("ssm_state"),
                                    .k0 = k0,
                                    .v0 = IN("v_state"),
-                                   .rank = rank};
-    mix.k_bias = bias[0], mix.q_bias = bias[1];
+                                   .theta0 = IN("angle_state"),
+                                   .rank = rank,
+                                   .groups = groups,
+                                   .half = half};
     if (!mimo) { // no axis of ranks in the file
         const kr_shape heads = kr_value_shape(b->g, bias[0]), state = kr_value_shape(b->g, k0);
-        mix.k_bias = kr_reshape(b->g, bias[0], KR_SHAPE(heads.dim[0], 1, heads.dim[1]));
-        mix.q_bias = kr_reshape(b->g, bias[1], KR_SHAPE(heads.dim[0], 1, heads.dim[1]));
+        scan.k_bias = kr_reshape(b->g, bias[0], KR_SHAPE(heads.dim[0], 1, heads.dim[1]));
+        scan.q_bias = kr_reshape(b->g, bias[1], KR_SHAPE(heads.dim[0], 1, heads.dim[1]));
         if (k0.id) scan.k0 = kr_reshape(b->g, k0, KR_SHAPE(state.dim[0], 1, state.dim[1], state.dim[2]));
+        scan.z = IN_MERGED("Z", 2);
     }
-    kr_value theta, state, k, v;
-    scan.k = kr_rotary_mix(b->g, &mix, &scan.q, &theta);
-    const kr_value o = kr_trapezoid_scan(b->g, &scan, &state, &k, &v);
-    kr_golden_angle(b, "final_angle", theta);
-    output(b, "final_ssm", state);
-    output(b, "final_k", k);
-    output(b, "final_v", v);
+    kr_trapezoid_scan_state last;
+    const kr_value o = kr_trapezoid_scan(b->g, &scan, &last);
+    kr_golden_angle(b, "final_angle", last.theta);
+    output(b, "final_ssm", last.h);
+    output(b, "final_k", last.k);
+    output(b, "final_v", last.v);
     return o;
 }
 
@@ -112,8 +111,7 @@ kr_status kr_golden_mamba3_siso(kr_golden *c) {
     bool half;
     KR_TRY(size_of(c, "in.K", 4, &K));
     KR_TRY(mamba3_begin(c, b, &half));
-    const kr_value o = mamba3_core(b, 1, K->dim[2], half), z = IN_MERGED("Z", 2);
-    output(b, "y", z.id ? kr_mul(b->g, o, kr_silu(b->g, z)) : o);
+    output(b, "y", mamba3_core(b, 1, K->dim[2], half));
     return kr_golden_run(b, NULL);
 }
 

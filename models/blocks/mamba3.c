@@ -11,7 +11,8 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     const int64_t G = kr_or(c->ngroups, 1), R = c->is_mimo ? kr_or(c->mimo_rank, 4) : 1;
     const int64_t S = (int64_t)((double)N * (c->rope_fraction > 0 ? c->rope_fraction : 0.5)) / 2, K = N * G * R;
     enum { Z, X, KEY, QUERY, DT, A, TRAP, ANGLE };
-    kr_value in[8], q, theta, ssm_next, k_next, v_next;
+    kr_value in[8];
+    kr_trapezoid_scan_state last;
 
     const kr_value projected = kr_block_linear(g, c, "in_proj", u, 2 * E + 2 * K + 3 * H + S, 1);
     kr_split(g, projected, -1, (int64_t[]){E, E, K, K, H, H, H, S}, 8, in);
@@ -21,18 +22,14 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     const kr_value rate = c->a_activation == KR_A_SOFTPLUS ? kr_softplus(g, in[A]) : kr_heavy_tail(g, in[A]);
     const kr_value adt = kr_mul(g, kr_clamp(g, kr_neg(g, rate), -INFINITY, -(c->A_floor > 0 ? c->A_floor : 1e-4)), dt);
 
-    // Norms of B and C, then bias and rotation by angles that add up over time
+    // Norms of B and C; the scan adds the biases and turns pairs by angles that add up over time
     const kr_value k_bias = kr_param(g, "B_bias", KR_SHAPE(H, R, N), kr_ones, 0);
     const kr_value q_bias = kr_param(g, "C_bias", KR_SHAPE(H, R, N), kr_ones, 0);
     const kr_value k_weight = kr_param(g, "B_norm.weight", KR_SHAPE(N), kr_ones, 0);
     const kr_value q_weight = kr_param(g, "C_norm.weight", KR_SHAPE(N), kr_ones, 0);
-    const kr_value kn = kr_rms_norm(g, kr_reshape(g, in[KEY], KR_SHAPE(B, L, R * G, N)), k_weight, 1e-5);
-    const kr_value qn = kr_rms_norm(g, kr_reshape(g, in[QUERY], KR_SHAPE(B, L, R * G, N)), q_weight, 1e-5);
+    const kr_value k = kr_rms_norm(g, kr_reshape(g, in[KEY], KR_SHAPE(B, L, R * G, N)), k_weight, 1e-5);
+    const kr_value q = kr_rms_norm(g, kr_reshape(g, in[QUERY], KR_SHAPE(B, L, R * G, N)), q_weight, 1e-5);
     const kr_value theta0 = kr_carry(g, "angle_state", KR_F32, KR_SHAPE(B, H, S));
-    const kr_value k = kr_rotary_mix(g, &(kr_rotary_mix_args){.K = kr_reshape(g, kn, KR_SHAPE(B, L, K)),
-        .Q = kr_reshape(g, qn, KR_SHAPE(B, L, K)), .k_bias = k_bias, .q_bias = q_bias, .ang = in[ANGLE], .dt = dt,
-        .theta0 = theta0, .reset = c->reset, .groups = G, .rank = R, .half = c->is_mimo}, &q, &theta);
-    kr_carry_set(g, theta0, theta);
 
     // S_t = alpha S_{t-1} + beta U_{t-1} + gamma U_t (trapezoid rule);  o_r = S_t q_r + D v_r
     kr_value mix = KR_NONE, gate = KR_NONE, merge = KR_NONE;
@@ -46,18 +43,21 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     const kr_value k0 = kr_carry(g, "k_state", KR_F32, KR_SHAPE(B, R, H, N));
     const kr_value v0 = kr_carry(g, "v_state", KR_F32, KR_SHAPE(B, H, P));
     const kr_value skip = kr_param(g, "D", KR_SHAPE(H), kr_ones, 0);
-    kr_value o = kr_trapezoid_scan(g, &(kr_trapezoid_scan_args){.k = k, .q = q, .x = in[X], .adt = adt, .dt = dt,
-        .trap = in[TRAP], .mimo_x = mix, .D = skip, .h0 = h0, .k0 = k0, .v0 = v0, .reset = c->reset, .rank = R,
-        .chunk = c->chunk_size}, &ssm_next, &k_next, &v_next);
-    kr_carry_set(g, h0, ssm_next);
-    kr_carry_set(g, k0, k_next);
-    kr_carry_set(g, v0, v_next);
-
-    // Gate, with an optional norm per head before it; MIMO gates every rank and merges the ranks
     const kr_value wn = c->is_outproj_norm ? kr_param(g, "norm.weight", KR_SHAPE(E), kr_ones, 0) : KR_NONE;
+    const bool gated = !c->is_mimo && !wn.id; // by the scan itself
+    kr_value o = kr_trapezoid_scan(g, &(kr_trapezoid_scan_args){.k = kr_reshape(g, k, KR_SHAPE(B, L, K)),
+        .q = kr_reshape(g, q, KR_SHAPE(B, L, K)), .k_bias = k_bias, .q_bias = q_bias, .ang = in[ANGLE], .groups = G,
+        .half = c->is_mimo, .x = in[X], .adt = adt, .dt = dt, .trap = in[TRAP], .mimo_x = mix,
+        .D = skip, .z = gated ? in[Z] : KR_NONE, .h0 = h0, .k0 = k0, .v0 = v0,
+        .theta0 = theta0, .reset = c->reset, .rank = R, .chunk = c->chunk_size}, &last);
+    kr_carry_set(g, h0, last.h);
+    kr_carry_set(g, k0, last.k);
+    kr_carry_set(g, v0, last.v);
+    kr_carry_set(g, theta0, last.theta);
+
+    // Otherwise a norm per head, and the gate; MIMO gates every rank and merges the ranks
     if (!c->is_mimo) {
-        o = wn.id ? kr_rms_norm_full(g, o, KR_NONE, in[Z], wn, KR_NONE, 1e-5, P, true, NULL)
-                  : kr_mul(g, o, kr_silu(g, in[Z]));
+        if (!gated) o = kr_rms_norm_full(g, o, KR_NONE, in[Z], wn, KR_NONE, 1e-5, P, true, NULL);
         return kr_block_linear(g, c, "out_proj", o, D, kr_output_scale(c));
     }
     o = kr_reshape(g, o, KR_SHAPE(B, L, R, E));
