@@ -30,32 +30,18 @@
 #define KRAIT_OPS_SSD_CHUNK_H
 
 #include "ops/ssd.h"
-#include "ops/ssd_product.h"
+#include "ops/ssd_matrix.h"
 
-/// An argument in `rows` layout that is read, and one that is written. Null data: absent, or nobody reads it.
-typedef struct source {
-    const float *at;
-    int64_t pitch;
-} source;
-static source source_of(const kr_arg *a) { return (source){a->data, a->data ? kr_arg_pitch(a) : 0}; }
-
-typedef struct sink {
-    float *at;
-    int64_t pitch;
-} sink;
-static sink sink_of(const kr_arg *a) { return (sink){a->data, a->data ? kr_arg_pitch(a) : 0}; }
-
-/// The units of slot after slot, in any order of slots.
-#define EACH_UNIT(size, ...)                                                       \
-    do {                                                                           \
-        const int64_t slots = kr_chunk_slots(size), units = kr_chunk_units(size);  \
-        int64_t from, to;                                                          \
-        kr_share(slots, part, parts, &from, &to);                                  \
-        for (int64_t slot = from; slot < to; slot++) {                             \
-            int64_t begin, end;                                                    \
-            kr_share(units, (int)slot, (int)slots, &begin, &end);                  \
-            __VA_ARGS__                                                            \
-        }                                                                          \
+/// The units of a part, [begin, end), and whose scratch they use: that of the part's first slot, which so stays in its caches.
+#define EACH_UNIT(size, ...)                                                                    \
+    do {                                                                                        \
+        const int64_t slots = kr_chunk_slots(size), units = kr_chunk_units(size);               \
+        int64_t slot, slot_end;                                                                 \
+        kr_share(slots, part, parts, &slot, &slot_end);                                         \
+        if (slot < slot_end) {                                                                  \
+            const int64_t begin = units * slot / slots, end = units * slot_end / slots;         \
+            __VA_ARGS__                                                                         \
+        }                                                                                       \
     } while (0)
 
 /// The chunk at hand. Everything but `adjoint` and the sizes of a short last chunk stays in place for a whole slot.
@@ -120,38 +106,6 @@ static void chunk_resize(chunk *c, int64_t tokens) {
     c->tokens = tokens;
     c->rows = tokens * c->rank;
     for (int64_t i = c->rows; i < kr_round_up(c->rows, KR_LANES); i++) c->ghat[i] = c->gamma[i] = 0;
-}
-
-static void clear(float *x, int64_t floats) {
-    for (int64_t i = 0; i < floats; i += KR_LANES) kr_v_store_n(x + i, kr_v_set(0), floats - i);
-}
-
-/// Clears [rows, cols] and the padding around it.
-static void clear_matrix(matrix m, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < kr_round_up(rows, KR_LANES); i++) clear(m.at + i * m.pitch, kr_round_up(cols, KR_LANES));
-}
-
-/// The rows at `from`, [rows, cols], with zeros in the padding.
-static void load_matrix(matrix to, const float *from, int64_t pitch, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j += KR_LANES)
-            kr_v_store(to.at + i * to.pitch + j, kr_v_load_n(from + i * pitch + j, cols - j));
-    for (int64_t i = rows; i < kr_round_up(rows, KR_LANES); i++) clear(to.at + i * to.pitch, kr_round_up(cols, KR_LANES));
-}
-
-static void store_matrix(float *to, int64_t pitch, matrix from, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j += KR_LANES)
-            kr_v_store_n(to + i * pitch + j, kr_v_load(from.at + i * from.pitch + j), cols - j);
-}
-
-/// to[i] = scale[i] * from[i] by rows.
-static void scale_rows(matrix to, matrix from, const float *scale, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++) {
-        const kr_vf x = kr_v_set(scale[i]);
-        for (int64_t j = 0; j < cols; j += KR_LANES)
-            kr_v_store(to.at + i * to.pitch + j, x * kr_v_load(from.at + i * from.pitch + j));
-    }
 }
 
 /// q . k for all pairs that can meet.

@@ -76,8 +76,10 @@ typedef struct product {
     matrix a0, b0;
     int64_t depth0;
     const float *scale;        ///< of every row of a0 b0
+    const float *col_scale;    ///< of every column of a0 b0, padded
     matrix with;               ///< [rows, cols]: where lanes is not null, lanes[row] gets (a0 b0)[row] . with[row],
-    float *lanes;              ///< unscaled and still to be summed over lanes
+    float *lanes;              ///< unscaled and still to be summed over lanes;
+    float *col_dots;           ///< where not null, col_dots[col] gets (a0 b0)[:, col] . with[:, col], unscaled and padded
     matrix from;               ///< may be c
     float times;
     prefetch *ahead;           ///< may be null
@@ -112,6 +114,22 @@ KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64
                 UNROLL for (int v = 0; v < vectors; v++) dot += sum[r][v] * kr_v_load(with + v * KR_LANES);
                 kr_v_store(lanes, dot);
             }
+        }
+        if (p->col_dots) {
+            UNROLL for (int v = 0; v < vectors; v++) {
+                float *dots = p->col_dots + j + v * KR_LANES;
+                const float *with = p->with.at + i * p->with.pitch + j + v * KR_LANES;
+                kr_vf even = i ? kr_v_load(dots) : kr_v_set(0), odd = kr_v_set(0);
+                UNROLL for (int r = 0; r < rows; r += 2) {
+                    even += sum[r][v] * kr_v_load(with + r * p->with.pitch);
+                    odd += sum[r + 1][v] * kr_v_load(with + (r + 1) * p->with.pitch);
+                }
+                kr_v_store(dots, even + odd);
+            }
+        }
+        if (p->col_scale) {
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] *= kr_v_load(p->col_scale + j + v * KR_LANES);
         }
         if (p->scale) {
             UNROLL for (int r = 0; r < rows; r++)
