@@ -161,7 +161,8 @@ static void ssd_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *d
     kr_value in[GRAD_INPUTS] = {[DOUT] = dout[OUT], [DLAST] = dout[LAST], [GRAD_RESET] = n->in[RESET],
                                 [GRAD_SAVED] = n->out[SAVED]};
     kr_attrs t = n->attrs;
-    t.i[ZERO_START] = !n->in[H0].id;
+    double start = 0;
+    t.i[ZERO_START] = !n->in[H0].id || (kr_value_is_splat(g, n->in[H0], &start) && start == 0);
     for (int k = X; k <= DT_BIAS; k++) in[FORWARD + k] = n->in[k];
     if (!dout[OUT].id && !dout[LAST].id) return;
     const kr_value first = kr_append(g, &kr_op_ssd_scan_grad, &t, in, GRAD_INPUTS);

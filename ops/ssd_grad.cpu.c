@@ -89,6 +89,20 @@ static void carry_adjoint(const ssd *s, const work *w, matrix adjoint, float tim
 
 // What segments add to the adjoint states before them -----------------------------------------------------------------
 
+/// Asks for what head number h of the group reads of chunk i.
+static void want_carry(const grad *g, const work *w, unit u, int64_t i, int64_t h) {
+    const ssd *s = &g->s;
+    const kr_chunk_size *z = &s->size;
+    const int64_t p = z->width, row = u.b * z->length + i * z->chunk, first = u.group * s->cut.in_group;
+    w->ahead->count = 0;
+    if (i < u.begin) return;
+    want(w->ahead, g->dout.at ? g->dout.at + row * g->dout.pitch + (first + h) * p : 0, g->dout.pitch, w->tokens, p);
+    want(w->ahead, s->z.at ? s->z.at + row * s->z.pitch + (first + h) * p : 0, s->z.pitch, w->tokens, p);
+    if (h) return;
+    want(w->ahead, s->dt.at + row * s->dt.pitch + first, s->dt.pitch, w->tokens, s->cut.in_group);
+    want(w->ahead, s->C.at + row * s->C.pitch + u.group * z->states, s->C.pitch, w->tokens, z->states);
+}
+
 static void carry_unit(const grad *g, work *w, unit u) {
     const ssd *s = &g->s;
     const kr_chunk_size *z = &s->size;
@@ -104,7 +118,8 @@ static void carry_unit(const grad *g, work *w, unit u) {
             for (int64_t lane = 0; lane < at.count; lane++) {
                 const float e = of_head(w, KR_SSD_FROM_START, lane)[w->tokens - 1];
                 const matrix adjoint = {g->work + g->at.state + (first + h + lane) * w->state_floats, w->state_pitch};
-                const bool begins = i + 1 == u.end;
+                const bool begins = i + 1 == u.end, wraps = h + lane + 1 == s->cut.in_group;
+                want_carry(g, w, u, wraps ? i - 1 : i, wraps ? 0 : h + lane + 1);
                 load_dy(g, w, row, at.head + lane, lane);
                 if (begins) clear_matrix(adjoint, z->states, z->width);
                 carry_adjoint(s, w, adjoint, begins ? 0 : e);
@@ -149,6 +164,12 @@ static void load_adjoints(const grad *g, const work *w, unit u) {
     }
 }
 
+KR_INLINE void add_weights(const work *w, int64_t at, kr_vf k, kr_vf z, kr_vf weight, bool first_head) {
+    float *sum = w->sum_weights.at + at;
+    kr_v_store(w->weights.at + at, k * weight);
+    kr_v_store(sum, first_head ? z * weight : kr_v_load(sum) + z * weight);
+}
+
 /// From Z, in `dots`, and K, in `scores`, of one head: weights = w K; sum_weights, over the heads so far, gets w Z; and the
 /// sums over m F: below the diagonal by column and on it, which is dd without rho (returned in DIRECT); over what is below
 /// row t and left of column t, by lanes. Gives the sum of the diagonal of Z by lanes.
@@ -161,28 +182,34 @@ static kr_vf weigh_back(const work *w, int64_t lane, bool first_head) {
     for (int64_t j = 0; j < w->tokens; j += KR_LANES) {
         const kr_vf d = kr_v_load(of_head(w, KR_SSD_DT, lane) + j);
         kr_vf m = zero, diagonal = zero, column = zero;
-        int64_t at = j * pitch + j;
-        for (int64_t t = j; t < w->tokens; t++, at += pitch) {
+        int64_t at = j * pitch + j, t = j;
+        for (; t < w->tokens && t < j + KR_LANES; t++, at += pitch) {
+            const kr_vi own = number == kr_v_seti((int32_t)(t - j));
             const kr_vf z = kr_v_load(w->dots.at + at), k = kr_v_load(w->scores.at + at), f = z * k;
-            kr_vf off = m * kr_v_set(decay[t * KR_LANES]);
-            m = off;
-            if (t < j + KR_LANES) {
-                const kr_vi own = number == kr_v_seti((int32_t)(t - j));
-                m = kr_v_select(own, one, off);
-                off = kr_v_select(own, zero, off);
-                diagonal += kr_v_select(own, f, zero);
-                trace += kr_v_select(own, z, zero);
-            }
-            const kr_vf weight = m * d, value = z * weight;
-            kr_v_store(w->weights.at + at, k * weight);
-            kr_v_store(w->sum_weights.at + at, first_head ? value : kr_v_load(w->sum_weights.at + at) + value);
-            kr_v_store(w->dots.at + at, f * off);
+            const kr_vf before = m * kr_v_set(decay[t * KR_LANES]);
+            m = kr_v_select(own, one, before);
+            diagonal += kr_v_select(own, f, zero);
+            trace += kr_v_select(own, z, zero);
+            add_weights(w, at, k, z, m * d, first_head);
+            kr_v_store(w->dots.at + at, f * kr_v_select(own, zero, before));
         }
-        for (int64_t t = w->tokens - 1; t >= j; t--) {
+        for (; t < w->tokens; t++, at += pitch) {
+            const kr_vf z = kr_v_load(w->dots.at + at), k = kr_v_load(w->scores.at + at);
+            m *= kr_v_set(decay[t * KR_LANES]);
+            add_weights(w, at, k, z, m * d, first_head);
+            kr_v_store(w->dots.at + at, z * k * m);
+        }
+        for (t = w->tokens - 1; t >= j + KR_LANES; t--) {
             float *lanes = w->lanes + t * KR_LANES;
             at -= pitch;
             column += kr_v_load(w->dots.at + at);
-            const kr_vf left = t < j + KR_LANES ? kr_v_select(number < kr_v_seti((int32_t)(t - j)), column, zero) : column;
+            kr_v_store(lanes, j ? kr_v_load(lanes) + column * d : column * d);
+        }
+        for (; t >= j; t--) {
+            float *lanes = w->lanes + t * KR_LANES;
+            at -= pitch;
+            column += kr_v_load(w->dots.at + at);
+            const kr_vf left = kr_v_select(number < kr_v_seti((int32_t)(t - j)), column, zero);
             kr_v_store(lanes, j ? kr_v_load(lanes) + left * d : left * d);
         }
         kr_v_store(of_head(w, KR_SSD_DIRECT, lane) + j, column + diagonal);
@@ -190,15 +217,14 @@ static kr_vf weigh_back(const work *w, int64_t lane, bool first_head) {
     return trace;
 }
 
+/// <a, b>, both padded: rows to multiples of 4.
 static float dot_matrices(matrix a, matrix b, int64_t rows, int64_t cols) {
-    kr_vf even = kr_v_set(0), odd = kr_v_set(0);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j += KR_LANES) {
-            const kr_vf x = kr_v_load(a.at + i * a.pitch + j) * kr_v_load(b.at + i * b.pitch + j);
-            if (i & 1) odd += x;
-            else even += x;
-        }
-    return kr_v_sum(even + odd);
+    kr_vf sum[4] = {kr_v_set(0), kr_v_set(0), kr_v_set(0), kr_v_set(0)};
+    for (int64_t i = 0; i < rows; i += 4)
+        for (int64_t j = 0; j < cols; j += KR_LANES)
+            UNROLL for (int r = 0; r < 4; r++)
+                sum[r] += kr_v_load(a.at + (i + r) * a.pitch + j) * kr_v_load(b.at + (i + r) * b.pitch + j);
+    return kr_v_sum((sum[0] + sum[2]) + (sum[1] + sum[3]));
 }
 
 /// What dB or dC [states, chunk] gets from the states around the chunk: scale (state from^T), added to other heads'. Its dots

@@ -23,8 +23,10 @@ enum { TALL = 2, HALF = 2, SHORT = 2, WIDE = 1 };
 
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define NO_UNROLL _Pragma("clang loop unroll(disable)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
+#define NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 typedef struct matrix {
@@ -42,7 +44,7 @@ typedef struct stream {
     const char *row;
     int64_t pitch, rows, bytes, at; ///< at: how much of the row is asked for
 } stream;
-enum { AHEAD = 16, LINE = 64, LINES_AT_ONCE = 16 };
+enum { AHEAD = 16, LINE = 64, LINES_AT_ONCE = 10, STRETCH = 16 };
 typedef struct prefetch {
     stream list[AHEAD];
     int count;
@@ -54,15 +56,17 @@ KR_INLINE void want(prefetch *p, const float *at, int64_t pitch, int64_t rows, i
 }
 
 KR_INLINE void ask(prefetch *p) {
-    for (int k = 0; k < LINES_AT_ONCE && p->count; k++) {
-        stream *a = &p->list[p->count - 1];
-        __builtin_prefetch(a->row + a->at, 0, 2);
-        a->at += LINE;
-        if (a->at < a->bytes) continue;
-        a->at = 0;
-        a->row += a->pitch;
-        if (!--a->rows) p->count--;
+    if (!p->count) return;
+    stream *a = &p->list[p->count - 1];
+    const char *row = a->row;
+    int64_t at = a->at, rows = a->rows;
+    NO_UNROLL for (int k = 0; k < LINES_AT_ONCE && rows; k++) {
+        __builtin_prefetch(row + at, 0, 2);
+        at += LINE;
+        if (at >= a->bytes) at = 0, row += a->pitch, rows--;
     }
+    a->row = row, a->at = at, a->rows = rows;
+    p->count -= !rows;
 }
 
 /// c = times from + scale (a0 b0) + a b, where every term may be absent (null at). Sums that have a part from the state
@@ -85,15 +89,20 @@ typedef struct product {
     prefetch *ahead;           ///< may be null
 } product;
 
-/// sum += a b, with b from its first row on.
+/// sum += a b, with b from its first row on. Lines are asked for a few at a time, so that they do not fill the buffers that
+/// the products themselves need for what lies in the second cache.
 KR_INLINE void accumulate(kr_vf sum[TALL][WIDE], const float *a, int64_t along_rows, int64_t along_depth, matrix b,
-                          int64_t depth, const int rows, const int vectors) {
-    for (int64_t k = 0; k < depth; k++, a += along_depth, b.at += b.pitch) {
-        kr_vf w[WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(b.at + v * KR_LANES);
-        UNROLL for (int r = 0; r < rows; r++) {
-            const kr_vf x = kr_v_set(a[r * along_rows]);
-            UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x * w[v];
+                          int64_t depth, const int rows, const int vectors, prefetch *ahead) {
+    for (int64_t from = 0, to; from < depth; from = to) {
+        if (ahead) ask(ahead);
+        to = from + STRETCH < depth ? from + STRETCH : depth;
+        for (int64_t k = from; k < to; k++, a += along_depth, b.at += b.pitch) {
+            kr_vf w[WIDE];
+            UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(b.at + v * KR_LANES);
+            UNROLL for (int r = 0; r < rows; r++) {
+                const kr_vf x = kr_v_set(a[r * along_rows]);
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x * w[v];
+            }
         }
     }
 }
@@ -105,7 +114,7 @@ KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = kr_v_set(0);
     if (p->a0.at) {
-        accumulate(sum, p->a0.at + i * p->a0.pitch, p->a0.pitch, 1, (matrix){p->b0.at + j, p->b0.pitch}, p->depth0, rows, vectors);
+        accumulate(sum, p->a0.at + i * p->a0.pitch, p->a0.pitch, 1, (matrix){p->b0.at + j, p->b0.pitch}, p->depth0, rows, vectors, p->ahead);
         if (p->lanes) {
             UNROLL for (int r = 0; r < rows; r++) {
                 const float *with = p->with.at + (i + r) * p->with.pitch + j;
@@ -144,7 +153,7 @@ KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64
     if (p->a.at) {
         const float *a = p->a.at + (across ? begin * p->a.pitch + i : i * p->a.pitch + begin);
         const matrix b = {p->b.at + begin * p->b.pitch + j, p->b.pitch};
-        accumulate(sum, a, across ? 1 : p->a.pitch, across ? p->a.pitch : 1, b, depth, rows, vectors);
+        accumulate(sum, a, across ? 1 : p->a.pitch, across ? p->a.pitch : 1, b, depth, rows, vectors, p->ahead);
     }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++)
@@ -188,7 +197,6 @@ static void multiply(const product *p) {
                 if (p->extent == LOWER_ACROSS) begin = i / p->rank * p->rank;
                 if (j >= wide) continue;
             }
-            if (p->ahead) ask(p->ahead);
             tile_kernels[p->across][wide - j < WIDE * KR_LANES][size](p, i, j, begin, end > begin ? end - begin : 0);
         }
 }
