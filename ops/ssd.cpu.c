@@ -1,8 +1,9 @@
-/// Mamba-2's scan on the CPU. The recurrence, chunk by chunk in products, and its gradient are at the top of ssd_chunk.h;
-/// keys are B, queries C, values x, ghat = gamma = d, and the rank is one.
+/// Mamba-2's scan on the CPU. The recurrence, chunk by chunk in products, and its gradient are at the top of
+/// ssd_chunk.h; keys are B, queries C, values x, ghat = gamma = d, and the rank is one.
 ///
 /// A part goes through time with up to 16 heads of one group in one batch row: what does not depend on the head, the
-/// scores C B^T of a chunk above all, is made once for them. Heads do not meet, so which ones go together changes no bit.
+/// scores C B^T of a chunk above all, is made once for them. Heads do not meet, so which ones go together changes no
+/// bit.
 #include "ops/ssd_inputs.h"
 #include "ops/ssd_step.h"
 
@@ -57,16 +58,20 @@ static void store_output(const ssd *s, const work *w, int64_t row, int64_t head,
 static void want_forward(const ssd *s, const work *w, bundle at, int64_t i, int64_t h, sink out, const float *saved) {
     const kr_chunk_size *z = &s->size;
     const bool wraps = h + 1 == at.count;
-    const int64_t next = wraps ? i + 1 : i, next_head = at.head + (wraps ? 0 : h + 1), row = at.b * z->length + i * z->chunk;
+    const int64_t next = wraps ? i + 1 : i, next_head = at.head + (wraps ? 0 : h + 1),
+                  row = at.b * z->length + i * z->chunk;
     w->ahead->count = 0;
     if (next < z->chunks) want_inputs(s, w, at.b * z->length + next * z->chunk, at, next_head, wraps);
     want(w->ahead, out.at + row * out.pitch + (at.head + h) * z->width, out.pitch, w->tokens, z->width);
     if (saved && next + 1 < z->chunks)
-        want(w->ahead, saved + ((at.b * z->chunks + next + 1) * z->heads + next_head) * z->states * z->width, 0, 1, z->states * z->width);
+        want(w->ahead, saved + ((at.b * z->chunks + next + 1) * z->heads + next_head) * z->states * z->width, 0, 1,
+             z->states * z->width);
 }
 
-/// One head over one chunk; `saved` (may be null) is where the states before this chunk go, the next chunk's further on.
-static void forward_head(const ssd *s, const work *w, bundle at, int64_t i, int64_t h, sink out, float *saved, bool fresh, bool wanted) {
+/// One head over one chunk; `saved` (may be null) is where the states before this chunk go, the next chunk's further
+/// on.
+static void forward_head(const ssd *s, const work *w, bundle at, int64_t i, int64_t h, sink out, float *saved,
+                         bool fresh, bool wanted) {
     const kr_chunk_size *z = &s->size;
     const int64_t n = z->states, p = z->width, head = at.head + h, row = at.b * z->length + i * z->chunk;
     matrix before = state_of(w, h), after = before;

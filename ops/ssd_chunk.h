@@ -47,7 +47,7 @@
 /// The chunk at hand. Everything but `adjoint` and the sizes of a short last chunk stays in place for a whole slot.
 typedef struct chunk {
     int64_t tokens, rank, rows, states, width; ///< rows = tokens * rank
-    matrix q, k, dq, dk, kt, scores, dots, weights, values, sum_weights, v, scaled_v, y, dy, scaled_dy, dv, vt, start,
+    matrix q, k, dq, dk, kt, scores, dots, weights, values, v, scaled_v, y, dy, scaled_dy, dv, vt, start,
         end, start_t, loaded;
     float *state;           ///< of the unit's heads, one after the other
     int64_t state_floats;   ///< of one head
@@ -71,7 +71,7 @@ static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *b
     c.q = (matrix){base + l->q, n}, c.k = (matrix){base + l->k, n}, c.kt = (matrix){base + l->kt, r};
     c.dq = (matrix){base + l->dq, n}, c.dk = (matrix){base + l->dk, n};
     c.scores = (matrix){base + l->scores, r}, c.dots = (matrix){base + l->dots, r}, c.weights = (matrix){base + l->weights, r};
-    c.values = (matrix){base + l->values, r}, c.sum_weights = (matrix){base + l->sum_weights, r};
+    c.values = (matrix){base + l->values, r};
     c.v = (matrix){base + l->v, w}, c.scaled_v = (matrix){base + l->scaled_v, w}, c.y = (matrix){base + l->y, w};
     c.dy = (matrix){base + l->dy, w}, c.scaled_dy = (matrix){base + l->scaled_dy, w}, c.dv = (matrix){base + l->dv, w};
     c.vt = (matrix){base + l->vt, r}, c.loaded = (matrix){base + l->start, w}, c.end = (matrix){base + l->end, w};
@@ -141,7 +141,6 @@ static void chunk_start(const chunk *c, const kr_chunk_size *s, bool backward) {
     clear_matrix(c->weights, rows, rows);
     if (!backward) return;
     clear_matrix(c->values, rows, rows);
-    clear_matrix(c->sum_weights, rows, rows);
 }
 
 #endif

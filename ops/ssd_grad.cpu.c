@@ -1,149 +1,12 @@
-/// The gradient of Mamba-2's scan on the CPU: chunks from last to first, from the states that the forward pass saved. The
-/// formulas are at the top of ssd_chunk.h.
+/// The gradient of Mamba-2's scan on the CPU: chunks from last to first, from the states that the forward pass saved.
+/// The formulas are at the top of ssd_chunk.h.
 ///
 /// A state [states, width] is used as it was saved, and its gradient H has the same form: dx wants C H, and dB and dC
 /// come out as they lie, [states, chunk], from H x^T and S dy^T. So nothing of the size of a state is ever transposed,
-/// only x and dy, once each; the dots of dB and dC with keys and queries (rho and what S gives to the decays) have tokens
-/// in their lanes and need no sums over lanes. dB and dC of all heads add up before they are turned, and so do the
-/// weights of what tokens of a chunk give to each other, whose products are made once for all heads.
-#include "ops/ssd_inputs.h"
-
-enum { GROUPS, CHUNK, SOFTPLUS, ZERO_START };
-
-typedef struct grad {
-    ssd s;
-    source dout;
-    const float *dlast;
-    float *saved;
-    sink dx, ddt, dz, dB, dC;
-    float *dh0;
-    bool zero_start;
-    kr_ssd_layout layout;
-    kr_ssd_sums at;
-    float *work;
-} grad;
-
-/// in: dout, dlast, x, dt, A, B, C, D, z, dt_bias, reset, saved.
-/// out: dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dh0.
-static grad grad_of(const kr_call *call) {
-    grad g = {.s = ssd_of(call->attrs, call->in + 2, &call->in[10]), .dout = source_of(&call->in[0]), .dlast = call->in[1].data,
-              .saved = call->in[11].data, .dx = sink_of(&call->out[0]), .ddt = sink_of(&call->out[1]), .dz = sink_of(&call->out[6]),
-              .dB = sink_of(&call->out[3]), .dC = sink_of(&call->out[4]), .dh0 = call->out[8].data,
-              .zero_start = call->attrs->i[ZERO_START] != 0, .work = call->work};
-    if (!g.s.z.at) g.dz.at = 0;
-    g.layout = kr_ssd_arrange(&g.s.size, true);
-    g.at = kr_ssd_sums_of(&g.s.size, &g.s.cut, &g.layout);
-    return g;
-}
-
-/// A unit: segment number `segment` of batch row b and a group, and its chunks [begin, end).
-typedef struct unit {
-    int64_t b, group, segment, begin, end;
-} unit;
-
-static unit unit_of(const ssd *s, int64_t number) {
-    const int64_t segments = s->cut.segments, rest = number / segments;
-    unit u = {.b = rest / s->size.groups, .group = rest % s->size.groups, .segment = number % segments};
-    u.begin = u.segment * s->cut.segment;
-    u.end = u.begin + s->cut.segment < s->size.chunks ? u.begin + s->cut.segment : s->size.chunks;
-    return u;
-}
-
-/// Number of a unit's first head among all batch rows, segments and heads: where its sums lie.
-static int64_t heads_at(const ssd *s, unit u, int64_t segment) {
-    return (u.b * s->cut.segments + segment) * s->size.heads + u.group * s->cut.in_group;
-}
-
-/// Heads of the group from its h-th on.
-static bundle bundle_at(const ssd *s, unit u, int64_t h) {
-    const int64_t left = s->cut.in_group - h;
-    return (bundle){u.b, u.group, u.group * s->cut.in_group + h, left < KR_SSD_BUNDLE ? left : KR_SSD_BUNDLE};
-}
-
-static int64_t chunk_tokens(const kr_chunk_size *s, int64_t i) {
-    return i + 1 == s->chunks ? s->length - i * s->chunk : s->chunk;
-}
-
-/// dy, the gradient before the gate, and e dy; zeros in the padding.
-static void load_dy(const grad *g, const work *w, int64_t row, int64_t head, int64_t lane) {
-    const ssd *s = &g->s;
-    const int64_t p = s->size.width, column = head * p;
-    for (int64_t t = 0; t < w->tokens; t++) {
-        const kr_vf e = kr_v_set(w->rows[KR_SSD_FROM_START][t * KR_LANES + lane]);
-        for (int64_t j = 0; j < p; j += KR_LANES) {
-            kr_vf dy = g->dout.at ? kr_v_load_n(g->dout.at + (row + t) * g->dout.pitch + column + j, p - j) : kr_v_set(0);
-            if (s->z.at) dy *= kr_v_silu(kr_v_load_n(s->z.at + (row + t) * s->z.pitch + column + j, p - j));
-            kr_v_store(w->dy.at + t * w->dy.pitch + j, dy);
-            kr_v_store(w->scaled_dy.at + t * w->scaled_dy.pitch + j, dy * e);
-        }
-    }
-}
-
-/// H = times H + sum over the chunk's tokens of e C (outer) dy: the gradient of the state before the chunk. times 0: the
-/// state after it has none.
-static void carry_adjoint(const ssd *s, const work *w, matrix adjoint, float times) {
-    product before = {FULL, 1, s->size.states, s->size.width, w->tokens, w->q, w->scaled_dy, adjoint, true, .ahead = w->ahead};
-    if (times != 0) before.from = adjoint, before.times = times;
-    multiply(&before);
-}
-
-// What segments add to the adjoint states before them -----------------------------------------------------------------
-
-/// Asks for what head number h of the group reads of chunk i.
-static void want_carry(const grad *g, const work *w, unit u, int64_t i, int64_t h) {
-    const ssd *s = &g->s;
-    const kr_chunk_size *z = &s->size;
-    const int64_t p = z->width, row = u.b * z->length + i * z->chunk, first = u.group * s->cut.in_group;
-    w->ahead->count = 0;
-    if (i < u.begin) return;
-    want(w->ahead, g->dout.at ? g->dout.at + row * g->dout.pitch + (first + h) * p : 0, g->dout.pitch, w->tokens, p);
-    want(w->ahead, s->z.at ? s->z.at + row * s->z.pitch + (first + h) * p : 0, s->z.pitch, w->tokens, p);
-    if (h) return;
-    want(w->ahead, s->dt.at + row * s->dt.pitch + first, s->dt.pitch, w->tokens, s->cut.in_group);
-    want(w->ahead, s->C.at + row * s->C.pitch + u.group * z->states, s->C.pitch, w->tokens, z->states);
-}
-
-static void carry_unit(const grad *g, work *w, unit u) {
-    const ssd *s = &g->s;
-    const kr_chunk_size *z = &s->size;
-    const int64_t first = heads_at(s, u, u.segment);
-    for (int64_t i = u.end - 1; i >= u.begin; i--) {
-        const int64_t row = u.b * z->length + i * z->chunk;
-        w->tokens = chunk_tokens(z, i);
-        load_matrix(w->q, s->C.at + row * s->C.pitch + u.group * z->states, s->C.pitch, w->tokens, z->states);
-        for (int64_t h = 0; h < s->cut.in_group; h += KR_SSD_BUNDLE) {
-            const bundle at = bundle_at(s, u, h);
-            float *decay = g->work + g->at.decay + first + h;
-            load_steps(s, w, row, at, false);
-            for (int64_t lane = 0; lane < at.count; lane++) {
-                const float e = of_head(w, KR_SSD_FROM_START, lane)[w->tokens - 1];
-                const matrix adjoint = {g->work + g->at.state + (first + h + lane) * w->state_floats, w->state_pitch};
-                const bool begins = i + 1 == u.end, wraps = h + lane + 1 == s->cut.in_group;
-                want_carry(g, w, u, wraps ? i - 1 : i, wraps ? 0 : h + lane + 1);
-                load_dy(g, w, row, at.head + lane, lane);
-                if (begins) clear_matrix(adjoint, z->states, z->width);
-                carry_adjoint(s, w, adjoint, begins ? 0 : e);
-                decay[lane] = begins ? e : e * decay[lane];
-            }
-        }
-    }
-}
-
-/// The first segment of a row has none before it that would want to know.
-KR_KERNEL(ssd_scan_grad_carry) {
-    const grad g = grad_of(call);
-    if (g.s.cut.segments < 2) return;
-    EACH_UNIT_OF(g.s.cut.units, {
-        prefetch ahead = {.count = 0};
-        work w = work_of(&g.s.size, &g.layout, g.work + slot * g.layout.floats, &ahead);
-        for (int64_t i = begin; i < end; i++) {
-            const unit u = unit_of(&g.s, i);
-            if (u.segment) carry_unit(&g, &w, u);
-        }
-    });
-}
-
-// The gradients -------------------------------------------------------------------------------------------------------
+/// only x and dy, once each; the dots of dB and dC with keys and queries (rho and what S gives to the decays) have
+/// tokens in their lanes and need no sums over lanes. dB and dC of all heads add up before they are turned, and so do
+/// the weights of what tokens of a chunk give to each other, whose products are made once for all heads.
+#include "ops/ssd_grad.h"
 
 /// The gradients of the states after the unit's last chunk, of all heads of the group.
 static void load_adjoints(const grad *g, const work *w, unit u) {
@@ -153,7 +16,8 @@ static void load_adjoints(const grad *g, const work *w, unit u) {
     for (int64_t h = 0; h < s->cut.in_group; h++) {
         const matrix state = state_of(w, h);
         clear_matrix(state, n, p);
-        if (g->dlast) transpose(g->dlast + (u.b * z->heads + u.group * s->cut.in_group + h) * n * p, n, p, n, state, true);
+        if (g->dlast)
+            transpose(g->dlast + (u.b * z->heads + u.group * s->cut.in_group + h) * n * p, n, p, n, state, true);
         for (int64_t k = s->cut.segments - 1; k > u.segment; k--) {
             const int64_t at = heads_at(s, u, k) + h;
             const float *adds = g->work + g->at.state + at * w->state_floats;
@@ -170,9 +34,9 @@ KR_INLINE void add_weights(const work *w, int64_t at, kr_vf k, kr_vf z, kr_vf we
     kr_v_store(sum, first_head ? z * weight : kr_v_load(sum) + z * weight);
 }
 
-/// From Z, in `dots`, and K, in `scores`, of one head: weights = w K; sum_weights, over the heads so far, gets w Z; and the
-/// sums over m F: below the diagonal by column and on it, which is dd without rho (returned in DIRECT); over what is below
-/// row t and left of column t, by lanes. Gives the sum of the diagonal of Z by lanes.
+/// From Z, in `dots`, and K, in `scores`, of one head: weights = w K; sum_weights, over the heads so far, gets w Z;
+/// and the sums over m F: below the diagonal by column and on it, which is dd without rho (returned in DIRECT); over
+/// what is below row t and left of column t, by lanes. Gives the sum of the diagonal of Z by lanes.
 static kr_vf weigh_back(const work *w, int64_t lane, bool first_head) {
     const kr_vi number = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const float *decay = w->rows[KR_SSD_DECAY] + lane;
@@ -227,12 +91,23 @@ static float dot_matrices(matrix a, matrix b, int64_t rows, int64_t cols) {
     return kr_v_sum((sum[0] + sum[2]) + (sum[1] + sum[3]));
 }
 
-/// What dB or dC [states, chunk] gets from the states around the chunk: scale (state from^T), added to other heads'. Its dots
-/// with keys or queries go to `dots`.
-static void multiply_state(const ssd *s, const work *w, matrix to, bool add, matrix state, matrix from, const float *scale, matrix with,
-                           float *dots) {
-    product p = {FULL, 1, s->size.states, w->tokens, 0, .c = to, .a0 = state, .b0 = from, .depth0 = s->size.width, .col_scale = scale,
-                 .with = with, .col_dots = dots, .ahead = w->ahead};
+/// What dB or dC [states, chunk] gets from the states around the chunk: scale (state from^T), added to other heads'.
+/// Its dots with keys or queries go to `dots`.
+static void multiply_state(const ssd *s, const work *w, matrix to, bool add, matrix state, matrix from,
+                           const float *scale, matrix with, float *dots) {
+    product p = {FULL,
+                 1,
+                 s->size.states,
+                 w->tokens,
+                 0,
+                 .c = to,
+                 .a0 = state,
+                 .b0 = from,
+                 .depth0 = s->size.width,
+                 .col_scale = scale,
+                 .with = with,
+                 .col_dots = dots,
+                 .ahead = w->ahead};
     if (add) p.from = to, p.times = 1;
     multiply(&p);
 }
@@ -246,10 +121,13 @@ static void store_gates(const grad *g, const work *w, int64_t row, int64_t head,
         const kr_vf D = skip_weight(s, head, j), one = kr_v_set(1);
         const int64_t column = head * p + j;
         for (int64_t t = 0; t < w->tokens; t++) {
-            const kr_vf x = kr_v_load(w->v.at + t * w->v.pitch + j), y = kr_v_load(w->y.at + t * w->y.pitch + j) + D * x;
-            const kr_vf dout = g->dout.at ? kr_v_load_n(g->dout.at + (row + t) * g->dout.pitch + column, p - j) : kr_v_set(0);
+            const kr_vf x = kr_v_load(w->v.at + t * w->v.pitch + j),
+                        y = kr_v_load(w->y.at + t * w->y.pitch + j) + D * x;
+            const kr_vf dout = g->dout.at ? kr_v_load_n(g->dout.at + (row + t) * g->dout.pitch + column, p - j)
+                                          : kr_v_set(0);
             const kr_vf z = kr_v_load_n(s->z.at + (row + t) * s->z.pitch + column, p - j), gate = kr_v_sigmoid(z);
-            kr_v_store_n(g->dz.at + (row + t) * g->dz.pitch + column, dout * y * gate * (one + z * (one - gate)), p - j);
+            kr_v_store_n(g->dz.at + (row + t) * g->dz.pitch + column, dout * y * gate * (one + z * (one - gate)),
+                         p - j);
         }
     }
 }
@@ -271,20 +149,21 @@ static void store_values(const grad *g, const work *w, int64_t row, int64_t head
         const kr_vf D = skip_weight(&g->s, head, j);
         for (int64_t t = 0; t < w->tokens; t++)
             kr_v_store_n(g->dx.at + (row + t) * g->dx.pitch + head * p + j,
-                         kr_v_load(w->y.at + t * w->y.pitch + j) + D * kr_v_load(w->dy.at + t * w->dy.pitch + j), p - j);
+                         kr_v_load(w->y.at + t * w->y.pitch + j) + D * kr_v_load(w->dy.at + t * w->dy.pitch + j),
+                         p - j);
     }
 }
 
-/// What is known of a chunk's ends, of all heads: the state before it is zero and its gradient is not wanted; the state after
-/// it has no gradient.
+/// What is known of a chunk's ends, of all heads: the state before it is zero and its gradient is not wanted; the
+/// state after it has no gradient.
 typedef struct ends {
     bool fresh, ending;
 } ends;
 
-/// One head over one chunk: dx and dz; its parts of dB, dC and sum_weights; H of the chunk before; and its rows of DIRECT, RHO, INTER
-/// and FLOW. Gives e_n <H, S>. skip: the head's sums for dD.
-static float backward_head(const grad *g, const work *w, bundle at, int64_t lane, int64_t i, ends e, matrix adjoint, float *skip,
-                           bool first_head) {
+/// One head over one chunk: dx and dz; its parts of dB, dC and sum_weights; H of the chunk before; and its rows of
+/// DIRECT, RHO, INTER and FLOW. Gives e_n <H, S>. skip: the head's sums for dD.
+static float backward_head(const grad *g, const work *w, bundle at, int64_t lane, int64_t i, ends e, matrix adjoint,
+                           float *skip, bool first_head) {
     const ssd *s = &g->s;
     const kr_chunk_size *z = &s->size;
     const int64_t n = z->states, p = z->width, head = at.head + lane, row = at.b * z->length + i * z->chunk;
@@ -312,8 +191,11 @@ static float backward_head(const grad *g, const work *w, bundle at, int64_t lane
 
     if (g->dx.at) {
         const bool direct = whole_tiles(z, w) && !s->D_per_channel;
-        product dv = {LOWER_ACROSS, 1, w->tokens, p, w->tokens, w->weights, w->dy, direct ? (matrix){g->dx.at + row * g->dx.pitch + head * p,
-                      g->dx.pitch} : w->y, true, .ahead = w->ahead};
+        product dv = {LOWER_ACROSS, 1,
+                      w->tokens,    p,
+                      w->tokens,    w->weights,
+                      w->dy,        direct ? (matrix){g->dx.at + row * g->dx.pitch + head * p, g->dx.pitch} : w->y,
+                      true,         .ahead = w->ahead};
         if (!e.ending) dv.a0 = w->k, dv.b0 = adjoint, dv.depth0 = n, dv.scale = of_head(w, KR_SSD_SCALE, lane);
         if (direct && s->D) dv.from = w->dy, dv.times = s->D[head];
         multiply(&dv);
@@ -327,12 +209,14 @@ static float backward_head(const grad *g, const work *w, bundle at, int64_t lane
 }
 
 /// ddt of a bundle's heads over one chunk, and what it adds to dA and ddt_bias.
-static void store_steps(const grad *g, const work *w, int64_t row, bundle at, const float *through_of, float *dA_sums, float *dbias_sums) {
+static void store_steps(const grad *g, const work *w, int64_t row, bundle at, const float *through_of, float *dA_sums,
+                        float *dbias_sums) {
     const kr_vf A = kr_v_load_n(g->s.A + at.head, at.count);
     kr_vf later = kr_v_set(0), dA = kr_v_load_n(dA_sums, at.count), dbias = kr_v_load_n(dbias_sums, at.count);
     kr_vf through = kr_v_load(through_of);
     for (int k = KR_SSD_DIRECT; k <= KR_SSD_FLOW; k++)
-        transpose(w->cols[k].at, w->cols[k].pitch, KR_LANES, kr_round_up(w->tokens, KR_LANES), (matrix){w->rows[k], KR_LANES}, true);
+        transpose(w->cols[k].at, w->cols[k].pitch, KR_LANES, kr_round_up(w->tokens, KR_LANES),
+                  (matrix){w->rows[k], KR_LANES}, true);
 #define STEP(kind) kr_v_load(w->rows[KR_SSD_##kind] + t * KR_LANES)
     for (int64_t t = w->tokens - 1; t >= 0; t--) { // from S to this token and all later ones
         later += STEP(FROM_START) * STEP(INTER);
@@ -351,15 +235,24 @@ static void store_steps(const grad *g, const work *w, int64_t row, bundle at, co
     kr_v_store_n(dbias_sums, dbias, at.count);
 }
 
-/// dkeys = across^T from the states, where any head had one, and what the chunk's tokens give to each other through the other
-/// of keys and queries; then to memory.
-static void store_keys(const ssd *s, const work *w, matrix turned, bool set, bool across, matrix other, sink to, int64_t row, int64_t group) {
+/// dkeys = across^T from the states, where any head had one, and what the chunk's tokens give to each other through
+/// the other of keys and queries; then to memory.
+static void store_keys(const ssd *s, const work *w, matrix turned, bool set, bool across, matrix other, sink to,
+                       int64_t row, int64_t group) {
     const int64_t n = s->size.states;
     if (!to.at) return;
     const bool direct = n % KR_LANES == 0 && w->tokens % 4 == 0;
     float *memory = to.at + row * to.pitch + group * n;
-    product p = {across ? LOWER_ACROSS : LOWER_LEFT, 1, w->tokens, n, w->tokens, w->sum_weights, other,
-                 direct ? (matrix){memory, to.pitch} : w->dkeys, across, .ahead = w->ahead};
+    product p = {across ? LOWER_ACROSS : LOWER_LEFT,
+                 1,
+                 w->tokens,
+                 n,
+                 w->tokens,
+                 w->sum_weights,
+                 other,
+                 direct ? (matrix){memory, to.pitch} : w->dkeys,
+                 across,
+                 .ahead = w->ahead};
     if (set) {
         transpose(turned.at, turned.pitch, n, kr_round_up(w->tokens, KR_LANES), w->dkeys, true);
         p.from = w->dkeys, p.times = 1;
@@ -373,12 +266,15 @@ static void want_backward(const grad *g, const work *w, unit u, int64_t i, int64
     const ssd *s = &g->s;
     const kr_chunk_size *z = &s->size;
     const bool wraps = h + 1 == s->cut.in_group;
-    const int64_t next = wraps ? i - 1 : i, head = u.group * s->cut.in_group + h, next_head = wraps ? head - h : head + 1, p = z->width;
+    const int64_t next = wraps ? i - 1 : i, head = u.group * s->cut.in_group + h,
+                  next_head = wraps ? head - h : head + 1, p = z->width;
     const int64_t row = u.b * z->length + i * z->chunk, next_row = u.b * z->length + next * z->chunk;
     w->ahead->count = 0;
     if (next >= u.begin) {
-        want(w->ahead, g->saved + ((u.b * z->chunks + next) * z->heads + next_head) * z->states * p, 0, 1, z->states * p);
-        want(w->ahead, g->dout.at ? g->dout.at + next_row * g->dout.pitch + next_head * p : 0, g->dout.pitch, w->tokens, p);
+        want(w->ahead, g->saved + ((u.b * z->chunks + next) * z->heads + next_head) * z->states * p, 0, 1,
+             z->states * p);
+        want(w->ahead, g->dout.at ? g->dout.at + next_row * g->dout.pitch + next_head * p : 0, g->dout.pitch, w->tokens,
+             p);
         want_inputs(s, w, next_row, bundle_at(s, u, 0), next_head, wraps);
     }
     want(w->ahead, g->dz.at ? g->dz.at + row * g->dz.pitch + head * p : 0, g->dz.pitch, w->tokens, p);
@@ -390,7 +286,8 @@ static void backward_unit(const grad *g, work *w, unit u) {
     const kr_chunk_size *z = &s->size;
     const int64_t n = z->states, p = z->width, in_group = s->cut.in_group, first = heads_at(s, u, u.segment);
     const int64_t skips = z->width_pitch ? z->width_pitch : KR_LANES;
-    float *skip = g->work + g->at.skip + first * skips, *dA = g->work + g->at.dA + first, *dbias = g->work + g->at.dbias + first;
+    float *skip = g->work + g->at.skip + first * skips, *dA = g->work + g->at.dA + first,
+          *dbias = g->work + g->at.dbias + first;
     _Alignas(64) float through[KR_SSD_BUNDLE] = {0};
     clear(skip, in_group * skips);
     clear(dA, in_group);
@@ -407,7 +304,8 @@ static void backward_unit(const grad *g, work *w, unit u) {
             load_steps(s, w, row, at, true);
             for (int64_t lane = 0; lane < at.count; lane++) {
                 want_backward(g, w, u, i, h + lane);
-                through[lane] = backward_head(g, w, at, lane, i, e, state_of(w, h + lane), skip + (h + lane) * skips, !(h + lane));
+                through[lane] = backward_head(g, w, at, lane, i, e, state_of(w, h + lane), skip + (h + lane) * skips,
+                                              !(h + lane));
             }
             store_steps(g, w, row, at, through, dA + h, dbias + h);
         }
@@ -415,7 +313,8 @@ static void backward_unit(const grad *g, work *w, unit u) {
         store_keys(s, w, w->dkt, in_group && !e.ending, true, w->q, g->dB, row, u.group);
     }
     for (int64_t h = 0; h < in_group && g->dh0 && !u.segment; h++)
-        transpose(state_of(w, h).at, w->state_pitch, n, p, (matrix){g->dh0 + (u.b * z->heads + u.group * in_group + h) * n * p, n}, false);
+        transpose(state_of(w, h).at, w->state_pitch, n, p,
+                  (matrix){g->dh0 + (u.b * z->heads + u.group * in_group + h) * n * p, n}, false);
 }
 
 KR_KERNEL(ssd_scan_grad) {
@@ -427,28 +326,4 @@ KR_KERNEL(ssd_scan_grad) {
         clear_matrix(w.sum_weights, g.s.size.chunk, g.s.size.chunk);
         for (int64_t i = begin; i < end; i++) backward_unit(&g, &w, unit_of(&g.s, i));
     });
-}
-
-/// dA, dD and ddt_bias of one head: sums over batch rows and segments.
-KR_KERNEL(ssd_scan_grad_sum) {
-    const grad g = grad_of(call);
-    const kr_chunk_size *s = &g.s.size;
-    const int64_t rows = s->batch * g.s.cut.segments, p = s->width, skips = s->width_pitch ? s->width_pitch : KR_LANES;
-    const float *work = call->work;
-    float *dA = call->out[2].data, *dD = call->out[5].data, *dbias = call->out[7].data;
-    int64_t begin, end;
-    kr_share(s->heads, part, parts, &begin, &end);
-    for (int64_t head = begin; head < end; head++) {
-        float a = 0, bias = 0;
-        for (int64_t i = 0; i < rows; i++) a += work[g.at.dA + i * s->heads + head], bias += work[g.at.dbias + i * s->heads + head];
-        if (dA) dA[head] = a;
-        if (dbias && g.s.dt_bias) dbias[head] = bias;
-        if (!dD || !g.s.D) continue;
-        for (int64_t j = 0; j < (g.s.D_per_channel ? p : 1); j += KR_LANES) {
-            kr_vf sum = kr_v_set(0);
-            for (int64_t i = 0; i < rows; i++) sum += kr_v_load(work + g.at.skip + (i * s->heads + head) * skips + j);
-            if (g.s.D_per_channel) kr_v_store_n(dD + head * p + j, sum, p - j);
-            else dD[head] = kr_v_sum(sum);
-        }
-    }
 }

@@ -24,9 +24,18 @@ static inline ssd ssd_of(const kr_attrs *t, const kr_arg *in, const kr_arg *rese
     enum { GROUPS, CHUNK, SOFTPLUS };
     enum { DT_MIN, DT_MAX };
     const int64_t heads = in[2].shape.dim[0], groups = t->i[GROUPS];
-    ssd s = {.x = source_of(&in[0]), .dt = source_of(&in[1]), .B = source_of(&in[3]), .C = source_of(&in[4]), .z = source_of(&in[6]),
-             .A = in[2].data, .D = in[5].data, .dt_bias = in[7].data, .reset = reset->data, .softplus = t->i[SOFTPLUS] != 0,
-             .dt_min = (float)t->r[DT_MIN], .dt_max = (float)t->r[DT_MAX]};
+    ssd s = {.x = source_of(&in[0]),
+             .dt = source_of(&in[1]),
+             .B = source_of(&in[3]),
+             .C = source_of(&in[4]),
+             .z = source_of(&in[6]),
+             .A = in[2].data,
+             .D = in[5].data,
+             .dt_bias = in[7].data,
+             .reset = reset->data,
+             .softplus = t->i[SOFTPLUS] != 0,
+             .dt_min = (float)t->r[DT_MIN],
+             .dt_max = (float)t->r[DT_MAX]};
     s.size = kr_chunk_measure(in[0].shape.dim[0], in[0].shape.dim[1], heads, groups, 1,
                               heads ? in[0].shape.dim[2] / heads : 0, in[3].shape.dim[2] / groups, t->i[CHUNK]);
     s.cut = kr_ssd_cut_of(&s.size);
@@ -42,7 +51,8 @@ typedef struct bundle {
 /// The scratch of a part, and the chunk at hand.
 typedef struct work {
     int64_t tokens;
-    matrix q, k, qt, kt, dqt, dkt, dkeys, scores, weights, dots, sum_weights, v, scaled_v, y, dy, scaled_dy, vt, dyt, loaded;
+    matrix q, k, qt, kt, dqt, dkt, dkeys, scores, weights, dots, sum_weights, v, scaled_v, y, dy, scaled_dy, vt, dyt,
+        loaded;
     float *lanes;
     float *rows[KR_SSD_STEPS]; ///< token t and head h of the bundle at 16 t + h
     matrix cols[KR_SSD_STEPS]; ///< and in row h, column t; zeros in the padding of those that are factors
@@ -53,33 +63,60 @@ typedef struct work {
 
 static inline work work_of(const kr_chunk_size *s, const kr_ssd_layout *l, float *base, prefetch *ahead) {
     const int64_t r = s->rows_pitch, w = s->width_pitch, n = s->states_pitch;
-    work o = {.q = {base + l->q, n}, .k = {base + l->k, n}, .qt = {base + l->qt, r}, .kt = {base + l->kt, r}, .dqt = {base + l->dqt, r},
-              .dkt = {base + l->dkt, r}, .dkeys = {base + l->dkeys, n}, .scores = {base + l->scores, r}, .weights = {base + l->weights, r},
-              .dots = {base + l->dots, r}, .sum_weights = {base + l->sum_weights, r}, .v = {base + l->v, w},
-              .scaled_v = {base + l->scaled_v, w}, .y = {base + l->y, w}, .dy = {base + l->dy, w}, .scaled_dy = {base + l->scaled_dy, w},
-              .vt = {base + l->vt, r}, .dyt = {base + l->dyt, r}, .loaded = {base + l->loaded, w}, .lanes = base + l->lanes,
-              .state = base + l->state, .state_floats = l->state_floats, .state_pitch = w, .ahead = ahead};
+    work o = {.q = {base + l->q, n},
+              .k = {base + l->k, n},
+              .qt = {base + l->qt, r},
+              .kt = {base + l->kt, r},
+              .dqt = {base + l->dqt, r},
+              .dkt = {base + l->dkt, r},
+              .dkeys = {base + l->dkeys, n},
+              .scores = {base + l->scores, r},
+              .weights = {base + l->weights, r},
+              .dots = {base + l->dots, r},
+              .sum_weights = {base + l->sum_weights, r},
+              .v = {base + l->v, w},
+              .scaled_v = {base + l->scaled_v, w},
+              .y = {base + l->y, w},
+              .dy = {base + l->dy, w},
+              .scaled_dy = {base + l->scaled_dy, w},
+              .vt = {base + l->vt, r},
+              .dyt = {base + l->dyt, r},
+              .loaded = {base + l->loaded, w},
+              .lanes = base + l->lanes,
+              .state = base + l->state,
+              .state_floats = l->state_floats,
+              .state_pitch = w,
+              .ahead = ahead};
     for (int i = 0; i < KR_SSD_STEPS; i++) o.rows[i] = base + l->rows[i], o.cols[i] = (matrix){base + l->cols[i], r};
     return o;
 }
 
 /// The state of head i of those that the scratch has room for.
-static inline matrix state_of(const work *w, int64_t i) { return (matrix){w->state + i * w->state_floats, w->state_pitch}; }
+static inline matrix state_of(const work *w, int64_t i) {
+    return (matrix){w->state + i * w->state_floats, w->state_pitch};
+}
 
 /// Whether a state [states, width] packed in memory can be used where it lies: it is as its products want it padded.
 static inline bool in_place(const kr_chunk_size *s) { return s->width % KR_LANES == 0 && s->states % 4 == 0; }
 
 /// Whether products can write a chunk's values [tokens, width] to memory themselves.
-static inline bool whole_tiles(const kr_chunk_size *s, const work *w) { return s->width % KR_LANES == 0 && w->tokens % 4 == 0; }
+static inline bool whole_tiles(const kr_chunk_size *s, const work *w) {
+    return s->width % KR_LANES == 0 && w->tokens % 4 == 0;
+}
 
 /// Row `lane` of steps of one kind, by token.
-static inline float *of_head(const work *w, int step, int64_t lane) { return w->cols[step].at + lane * w->cols[step].pitch; }
+static inline float *of_head(const work *w, int step, int64_t lane) {
+    return w->cols[step].at + lane * w->cols[step].pitch;
+}
 
-static inline void turn_steps(const work *w, int step) { transpose(w->rows[step], KR_LANES, w->tokens, KR_LANES, w->cols[step], true); }
+static inline void turn_steps(const work *w, int step) {
+    transpose(w->rows[step], KR_LANES, w->tokens, KR_LANES, w->cols[step], true);
+}
 
 /// The steps of a bundle over the chunk whose first token is row `row`; slopes too for the way back.
 static inline void load_steps(const ssd *s, const work *w, int64_t row, bundle at, bool slopes) {
-    const kr_vf bias = s->dt_bias ? kr_v_load_n(s->dt_bias + at.head, at.count) : kr_v_set(0), zero = kr_v_set(0), one = kr_v_set(1);
+    const kr_vf bias = s->dt_bias ? kr_v_load_n(s->dt_bias + at.head, at.count) : kr_v_set(0), zero = kr_v_set(0),
+                one = kr_v_set(1);
     const kr_vf A = kr_v_load_n(s->A + at.head, at.count), least = kr_v_set(s->dt_min), most = kr_v_set(s->dt_max);
     kr_vf e = one, m = one;
     for (int64_t t = 0; t < w->tokens; t++) {
@@ -115,7 +152,8 @@ static inline void load_group(const ssd *s, const work *w, int64_t row, int64_t 
 
 /// y = scores w v + e (C S) + D x: the output of a chunk before the gate, from the state `before` it (null: zero).
 /// D is `skip` times v.
-static inline void multiply_output(const kr_chunk_size *s, const work *w, int64_t lane, matrix before, float skip, matrix to) {
+static inline void multiply_output(const kr_chunk_size *s, const work *w, int64_t lane, matrix before, float skip,
+                                   matrix to) {
     product y = {LOWER_LEFT, 1, w->tokens, s->width, w->tokens, w->weights, w->v, to, .ahead = w->ahead};
     if (before.at) y.a0 = w->q, y.b0 = before, y.depth0 = s->states, y.scale = of_head(w, KR_SSD_FROM_START, lane);
     if (skip != 0) y.from = w->v, y.times = skip;
@@ -139,14 +177,14 @@ static inline void want_inputs(const ssd *s, const work *w, int64_t row, bundle 
 }
 
 /// The units of a part, [begin, end), and its scratch: number `slot` of kr_ssd_slots(units).
-#define EACH_UNIT_OF(units, ...)                                                    \
-    do {                                                                            \
+#define EACH_UNIT_OF(units, ...)                                                                       \
+    do {                                                                                               \
         const int slots = (int)kr_ssd_slots(units), busy = parts < slots ? parts : slots, slot = part; \
-        int64_t begin, end;                                                         \
-        if (slot < busy) {                                                          \
-            kr_share(units, slot, busy, &begin, &end);                              \
-            __VA_ARGS__                                                             \
-        }                                                                           \
+        int64_t begin, end;                                                                            \
+        if (slot < busy) {                                                                             \
+            kr_share(units, slot, busy, &begin, &end);                                                 \
+            __VA_ARGS__                                                                                \
+        }                                                                                              \
     } while (0)
 
 #endif

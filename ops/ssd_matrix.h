@@ -1,4 +1,5 @@
-/// Matrices in the scratch of a scan and rows of memory: loads, stores and scaling, with the padding that products want.
+/// Matrices in the scratch of a scan and rows of memory: loads, stores and scaling, with the padding that products
+/// want.
 #ifndef KRAIT_OPS_SSD_MATRIX_H
 #define KRAIT_OPS_SSD_MATRIX_H
 
@@ -32,7 +33,8 @@ static inline void load_matrix(matrix to, const float *from, int64_t pitch, int6
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < cols; j += KR_LANES)
             kr_v_store(to.at + i * to.pitch + j, kr_v_load_n(from + i * pitch + j, cols - j));
-    for (int64_t i = rows; i < kr_round_up(rows, KR_LANES); i++) clear(to.at + i * to.pitch, kr_round_up(cols, KR_LANES));
+    for (int64_t i = rows; i < kr_round_up(rows, KR_LANES); i++)
+        clear(to.at + i * to.pitch, kr_round_up(cols, KR_LANES));
 }
 
 static inline void store_matrix(float *to, int64_t pitch, matrix from, int64_t rows, int64_t cols) {

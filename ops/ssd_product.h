@@ -63,7 +63,8 @@ KR_INLINE void ask(prefetch *p) {
     NO_UNROLL for (int k = 0; k < LINES_AT_ONCE && rows; k++) {
         __builtin_prefetch(row + at, 0, 2);
         at += LINE;
-        if (at >= a->bytes) at = 0, row += a->pitch, rows--;
+        const int64_t end = a->bytes + (int64_t)((uintptr_t)row % LINE); // rows need not start with a line
+        if (at >= end) at = 0, row += a->pitch, rows--;
     }
     a->row = row, a->at = at, a->rows = rows;
     p->count -= !rows;
@@ -245,7 +246,7 @@ static void transpose(const float *from, int64_t pitch, int64_t rows, int64_t co
 }
 
 /// sums[i] = the sum over lanes of row i of [count, 16], in one fixed tree. count is rounded up to 16.
-static void sum_lanes(const float *lanes, int64_t count, float *sums) {
+static inline void sum_lanes(const float *lanes, int64_t count, float *sums) {
     for (int64_t i = 0; i < count; i += 16) {
         kr_vf v[16];
         UNROLL for (int k = 0; k < 16; k++) v[k] = kr_v_load(lanes + (i + k) * KR_LANES);

@@ -12,7 +12,8 @@ typedef struct token_step {
 } token_step;
 
 /// Rows of a state [width, states] after the token, S' = decay S + sum_i v_i (outer) k_i: `rows` of them from the p-th.
-KR_INLINE void step_rows(const token_step *c, const float *from, float *to, float decay, const int64_t count, int64_t p, int64_t rows) {
+KR_INLINE void step_rows(const token_step *c, const float *from, float *to, float decay, const int64_t count, int64_t p,
+                         int64_t rows) {
     const int64_t n = c->states;
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < n; j += KR_LANES) {
@@ -39,7 +40,8 @@ static inline void step_token(const token_step *c, const float *from, float *to,
             const float *q = c->q.at + r * c->q.pitch;
             for (int64_t i = 0; i < 16; i++) {
                 kr_vf sum = kr_v_set(0);
-                for (int64_t j = 0; i < rows && j < n; j += KR_LANES) sum += kr_v_load_n(after + i * n + j, n - j) * kr_v_load(q + j);
+                for (int64_t j = 0; i < rows && j < n; j += KR_LANES)
+                    sum += kr_v_load_n(after + i * n + j, n - j) * kr_v_load(q + j);
                 kr_v_store(lanes + i * KR_LANES, sum);
             }
             sum_lanes(lanes, 16, c->y.at + r * c->y.pitch + p);

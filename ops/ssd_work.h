@@ -34,23 +34,35 @@ static inline kr_ssd_cut kr_ssd_cut_of(const kr_chunk_size *s) {
 
 /// Per token and head of the bundle: d, a, e (a from the chunk's first token on), m_n (a from here to its end), m_n d,
 /// the slope of softplus; and what sums over heads or time need: dd's direct part, rho, <dy S q>, and what flows over.
-enum { KR_SSD_DT, KR_SSD_DECAY, KR_SSD_FROM_START, KR_SSD_TO_END, KR_SSD_SCALE, KR_SSD_FORWARD,
-       KR_SSD_SLOPE = KR_SSD_FORWARD, KR_SSD_DIRECT, KR_SSD_RHO, KR_SSD_INTER, KR_SSD_FLOW, KR_SSD_STEPS };
+enum {
+    KR_SSD_DT,
+    KR_SSD_DECAY,
+    KR_SSD_FROM_START,
+    KR_SSD_TO_END,
+    KR_SSD_SCALE,
+    KR_SSD_FORWARD,
+    KR_SSD_SLOPE = KR_SSD_FORWARD,
+    KR_SSD_DIRECT,
+    KR_SSD_RHO,
+    KR_SSD_INTER,
+    KR_SSD_FLOW,
+    KR_SSD_STEPS
+};
 
 /// The scratch of one part, as offsets in floats. Matrices have their rows padded to 16.
 typedef struct kr_ssd_layout {
-    int64_t q, k;                     ///< [chunk, states]
-    int64_t qt, kt, dqt, dkt;         ///< [states, chunk]
-    int64_t dkeys;                    ///< [chunk, states]: dC, then dB
+    int64_t q, k;                               ///< [chunk, states]
+    int64_t qt, kt, dqt, dkt;                   ///< [states, chunk]
+    int64_t dkeys;                              ///< [chunk, states]: dC, then dB
     int64_t scores, weights, dots, sum_weights; ///< [chunk, chunk]
-    int64_t v, scaled_v, y;           ///< [chunk, width]
-    int64_t dy, scaled_dy;            ///< [chunk, width]
-    int64_t vt, dyt;                  ///< [width, chunk]
-    int64_t loaded;                   ///< [states, width]
-    int64_t lanes;                    ///< [chunk, 16]
-    int64_t rows[KR_SSD_STEPS];       ///< [chunk, heads of a bundle]
-    int64_t cols[KR_SSD_STEPS];       ///< the same, [heads of a bundle, chunk]
-    int64_t state, state_floats;      ///< of every head of a bundle, backward of the group: [states, width]
+    int64_t v, scaled_v, y;                     ///< [chunk, width]
+    int64_t dy, scaled_dy;                      ///< [chunk, width]
+    int64_t vt, dyt;                            ///< [width, chunk]
+    int64_t loaded;                             ///< [states, width]
+    int64_t lanes;                              ///< [chunk, 16]
+    int64_t rows[KR_SSD_STEPS];                 ///< [chunk, heads of a bundle]
+    int64_t cols[KR_SSD_STEPS];                 ///< the same, [heads of a bundle, chunk]
+    int64_t state, state_floats;                ///< of every head of a bundle, backward of the group: [states, width]
     int64_t floats;
 } kr_ssd_layout;
 
