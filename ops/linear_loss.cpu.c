@@ -1,11 +1,12 @@
 /// A round is a block of rows: their logits, then their losses and gradients in the same place, then what these add to
 /// dx and dW. See linear_loss.c.
 ///
-/// Every stage is cut by the shapes alone. Logits and dx are cut into blocks of the result; every block of dW belongs to
-/// one unit of work, which adds the rounds to it one after another, so there are no partial sums to combine.
+/// Every stage is cut by the shapes and the machine alone. Logits and dx are cut into blocks of the result; every block
+/// of dW belongs to one unit of work, which adds the rounds to it one after another, so there are no partial sums to
+/// combine. Products are made as those of matmul are, of parts in bf16 where that is faster (tile_split.h).
 #include "ops/linear_loss.h"
 #include "ops/softmax_row.h"
-#include "ops/tile.h"
+#include "ops/tile_split.h"
 
 #ifndef __AVX__
 #include <cblas.h>
@@ -23,6 +24,7 @@ typedef struct loss_round {
     kr_linear_loss_head *head;
     float *losses, *logits;
     int last;
+    kr_bf16_path path; // for products of parts in bf16
 } loss_round;
 
 static loss_round describe(const kr_call *call) {
@@ -39,20 +41,26 @@ static loss_round describe(const kr_call *call) {
     b.losses = (float *)(b.head + 1);
     b.logits = b.losses + (each + 15) / 16 * 16;
     b.last = first + b.rows == all;
+    b.path = call->bf16;
     return b;
 }
 
 /// c = op(a) op(b), added to c where p->from is c. Sizes may be 0.
-static void multiply(const tile_product *p) {
+static void multiply(const tile_product *p, kr_bf16_path path) {
     if (p->m <= 0 || p->n <= 0) return;
     if (!p->k) {
         for (int64_t r = 0; r < p->m && !p->from; r++)
             __builtin_memset(p->c + r * p->ldc, 0, (size_t)p->n * sizeof *p->c);
         return;
     }
-#ifdef __AVX__
+#if defined(__AVX512F__)
+    if (split_pays(p->m, p->n, p->k, path)) split_multiply(p);
+    else tile_multiply(p);
+#elif defined(__AVX__)
+    (void)path;
     tile_multiply(p);
 #else // OpenBLAS has what the machine has
+    (void)path;
     cblas_sgemm(CblasRowMajor, p->ta ? CblasTrans : CblasNoTrans, p->tb ? CblasTrans : CblasNoTrans, (int)p->m,
                 (int)p->n, (int)p->k, 1.0f, p->a, (int)p->lda, p->b, (int)p->ldb, p->from ? 1.0f : 0.0f, p->c,
                 (int)p->ldc);
@@ -88,7 +96,7 @@ KR_KERNEL(linear_cross_entropy_logits) {
         multiply(&(tile_product){.m = least(g.rows, b.rows - row), .n = least(g.cols, b.V - col), .k = b.D,
                                  .a = b.x + row * b.ldx, .lda = b.ldx,
                                  .b = b.weight + col * b.ldw, .ldb = b.ldw, .tb = 1,
-                                 .c = b.logits + row * b.pitch + col, .ldc = b.pitch});
+                                 .c = b.logits + row * b.pitch + col, .ldc = b.pitch}, b.path);
     }
 }
 
@@ -137,8 +145,9 @@ static void add_losses(const loss_round *b, float *loss) {
 
 /// The round's rows of dx = dlogits W.
 static void multiply_dx(const loss_round *b, float *dx, int64_t pitch, int part, int parts) {
-    enum { ROWS = 252, COLS = 128, WIDEST = 320 };
-    const grid g = cut(b->rows, b->D, ROWS, b->D <= WIDEST ? WIDEST : COLS);
+    enum { ROWS = 252, COLS = 128, WIDEST = 320, SPLIT_COLS = 384 }; // fewer passes over the logits to be split
+    const int64_t cols = split_pays(b->rows, b->D, b->V, b->path) ? SPLIT_COLS : COLS;
+    const grid g = cut(b->rows, b->D, ROWS, b->D <= WIDEST ? WIDEST : cols);
     int64_t begin, end;
     kr_share(g.blocks, part, parts, &begin, &end);
     for (int64_t unit = begin; unit < end; unit++) {
@@ -146,7 +155,7 @@ static void multiply_dx(const loss_round *b, float *dx, int64_t pitch, int part,
         multiply(&(tile_product){.m = least(g.rows, b->rows - row), .n = least(g.cols, b->D - col), .k = b->V,
                                  .a = b->logits + row * b->pitch, .lda = b->pitch,
                                  .b = b->weight + col, .ldb = b->ldw,
-                                 .c = dx + (b->first + row) * pitch + col, .ldc = pitch});
+                                 .c = dx + (b->first + row) * pitch + col, .ldc = pitch}, b->path);
     }
 }
 
@@ -165,7 +174,7 @@ static void multiply_dweight(const loss_round *b, float *dweight, int64_t words,
         multiply(&(tile_product){.m = least(g.rows, b->V - row), .n = least(g.cols, b->D - col), .k = b->rows,
                                  .a = b->logits + row, .lda = b->pitch, .ta = 1,
                                  .b = b->x + col, .ldb = b->ldx,
-                                 .c = c, .ldc = b->D, .from = b->first ? c : 0, .ldf = b->D});
+                                 .c = c, .ldc = b->D, .from = b->first ? c : 0, .ldf = b->D}, b->path);
     }
     if (part || b->first || words == b->V) return;
     __builtin_memset(dweight + b->V * b->D, 0, (size_t)((words - b->V) * b->D) * sizeof *dweight);

@@ -6,7 +6,8 @@
 /// lies, and all matrices may be slices with a row pitch, so neither splits of an activation nor gradients need copies.
 ///
 /// Operands may be rounded to bf16 before they are multiplied (precision: 0 f32, 1 bf16, 2 bf16 emulated, see
-/// kr_precision); the sums, and all that a product reads and writes, are f32.
+/// kr_precision); the sums, and all that a product reads and writes, are f32. Products in f32 keep all bits of their
+/// operands; where the machine has a matrix unit for bf16, large ones are made there of parts (ops/tile_split.h).
 ///
 /// Gradients are products again, of the same precision: da = dy op(b)^T, db = op(a)^T dy. When b has no leading axes (a
 /// weight), the leading axes of a are rows, and db is one product with K = all rows.

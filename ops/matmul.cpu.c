@@ -1,12 +1,12 @@
-/// y = act(op(a) op(b) + bias) or op(a) op(b) + bias + residual, four ways, chosen by shape and build alone:
+/// y = act(op(a) op(b) + bias) or op(a) op(b) + bias + residual, five ways, chosen by shape, build and machine:
 ///   a few rows (decode)  b streams through once: dot products along K, or sums of rows of b
 ///   AVX2 and AVX-512     tiles in registers (tile.h); every thread packs and multiplies a share of its own
+///   with AMX             operands in three parts of bf16 (tile_split.h), where the product is large enough
 ///   rounded to bf16      tiles of pairs (tile_bf16.h), for any number of rows
 ///   the base build       OpenBLAS, single-threaded, on blocks of the result, which uses what the machine has
 /// The bits of tiles do not depend on how a product is shared out; blocks for OpenBLAS are cut by the shape only. So
 /// every number of threads computes the same bits.
-#include "ops/tile.h"
-#include "ops/tile_bf16.h"
+#include "ops/tile_split.h"
 
 #include <cblas.h>
 
@@ -36,6 +36,7 @@ typedef struct product {
     int64_t step_a, step_b, step_c, step_r; // elements from one entry of the batch to the next
     int ta, tb, activation, precision;
     kr_bf16_path path;
+    int split; // in parts of bf16
 } product;
 
 static product describe(const kr_call *call) {
@@ -60,6 +61,7 @@ static product describe(const kr_call *call) {
         p.m *= p.batch;
         p.batch = 1;
     }
+    p.split = p.precision == F32 && split_pays(p.m, p.n, p.k, call->bf16);
     p.step_a = da[0] * p.lda;
     p.step_b = shared ? 0 : b->shape.dim[b->shape.rank - 2] * p.ldb;
     p.step_c = p.m * p.ldc;
@@ -300,6 +302,12 @@ static void multiply_in_tiles(const product *p, const block *at) {
         .finish = p->activation ? activate_block : 0,
         .how = p->activation,
     };
+#ifdef __AVX512F__
+    if (p->split) {
+        split_multiply(&t);
+        return;
+    }
+#endif
     if (p->precision == F32) tile_multiply(&t);
     else bf16_multiply(&t, p->path);
 }

@@ -56,7 +56,7 @@ typedef struct kr_call {
     void *work;               ///< as many bytes as the descriptor's `work` asked for, 64-byte aligned, undefined content
     const kr_attrs *attrs;
     int64_t round;            ///< of a step that runs its stages several times: 0, 1, ...
-    kr_bf16_path bf16;        ///< for products that round to bf16: the best of this machine
+    kr_bf16_path bf16;        ///< for products in bf16, and in f32 by parts in bf16: the best here
 } kr_call;
 
 /// Does part `part` of `parts` of one call. Kernels never allocate, never open parallel regions and hold no state.
