@@ -146,7 +146,7 @@ KR_KERNEL(selective_scan) {
         for (int64_t i = from; i < to; i++) {
             const tile at = tile_at(size, i);
             float *w = work + i * planes * plane;
-            pack(w + KR_SCAN_A * plane, s.A + at.channel * states, states, at.lanes, states, RATE_OF_LOG);
+            pack_rates(w + KR_SCAN_A * plane, s.A + at.channel * states, at.lanes, states);
             if (h0) pack(w + KR_SCAN_STATE * plane, h0 + (b * size->channels + at.channel) * states, states, at.lanes, states, 1);
             else clear(w + KR_SCAN_STATE * plane, plane);
             float *fixed = w + KR_SCAN_FIXED * plane;

@@ -345,7 +345,7 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
         const tile at = tile_at(size, i);
         float *planes = tiles + i * stride, *fixed = planes + KR_SCAN_FIXED_BACK * plane;
         clear(planes, stride);
-        pack(planes + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, RATE_OF_LOG);
+        pack_rates(planes + KR_SCAN_A * plane, s->A + at.channel * states, at.lanes, states);
         if (d->dlast)
             pack(planes + KR_SCAN_ADJOINT * plane, d->dlast + (b * size->channels + at.channel) * states, states,
                  at.lanes, states, 1);

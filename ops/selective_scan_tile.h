@@ -132,6 +132,12 @@ static inline __attribute__((unused)) void unpack(float *x, int64_t pitch, const
     }
 }
 
+/// Rows of A to a plane of rates (rate_of).
+static inline __attribute__((unused)) void pack_rates(float *plane, const float *A, int64_t lanes, int64_t states) {
+    pack(plane, A, states, lanes, states, 1);
+    for (int64_t n = 0; n < states; n++) kr_v_store(plane + n * LANES, rate_of(kr_v_load(plane + n * LANES)));
+}
+
 KR_INLINE void copy(float *to, const float *from, int64_t floats) {
     for (int64_t k = 0; k < floats; k += LANES) kr_v_store(to + k, kr_v_load(from + k));
 }
