@@ -2,11 +2,11 @@
 /// start, h and the decays are computed again into a scratch that fits L1, then a reverse sweep runs through it. Blocks of
 /// 4 states at a time: adjoints and sums of dA stay in registers, and the scratch of a block is 16 KiB.
 ///
-/// What must be summed over channels (dB, dC) is kept per lane over the tiles of a unit and summed over lanes once per
-/// chunk; units have partial sums of their own. For all states together these sums are larger than L1, so a block of
-/// states goes through all tiles of the unit before the next does: then its 16 KiB of sums stay where they are, and only
-/// what belongs to a tile (its track) passes through L1. What must be summed over the batch (dA, dD, ddelta_bias) is kept
-/// per batch row. The second stage adds both up. All orders are fixed, whatever the number of threads.
+/// What must be summed over channels (dB, dC) is added up over the tiles of a unit; units have partial sums of their own.
+/// Kept per lane, these sums would be 64 KiB at 16 states and pass through L1 with every tile. So the four states of a
+/// block are folded into one vector, four lanes each, before they are added: 16 KiB, of which a block wants 4; the
+/// last four lanes are summed once per chunk. What must be summed over the batch (dA, dD, ddelta_bias) is kept per batch
+/// row. The second stage adds both up. All orders are fixed, whatever the number of threads.
 #include "ops/selective_scan_tile.h"
 
 /// States of a block, the streams that each block asks for, and tensors that are streams.
