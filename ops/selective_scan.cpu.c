@@ -1,17 +1,18 @@
 /// Selective scan on the CPU.
 ///
 /// Lanes are channels: a tile is 16 neighbouring channels of one token, so loads of u, delta and z are plain vectors, B
-/// and C are broadcasts, and nothing is ever summed over lanes on the way forward. A block of up to 16 states of a tile
-/// goes through a chunk of 32 tokens at once; any number of states is a row of blocks of 16, 8, 4, 2 and 1.
-/// The decay exp(dt * A) is 2^(dt * A') with A' = A * log2(e), made once.
+/// and C are broadcasts, and nothing is ever summed over lanes on the way forward. A block of up to 8 states of a tile
+/// goes through a chunk of 32 tokens at once; any number of states is a row of blocks of 8, 4, 2 and 1.
+/// The decay exp(dt * A) is 2^(dt * A') with A' = A * log2(e), the rate, made once.
 ///
 /// Time runs chunk by chunk, and in each chunk over the tiles of a unit: rows of memory are used while they are near,
 /// and B and C of a chunk stay in L1. The state at the start of every chunk is saved for the backward pass.
 #include "ops/selective_scan_tile.h"
 
-enum { ADVANCE_WIDTH = 8 };
-/// h = exp(dt A) h + dt u B and y += C h for `width` states from `first`. The states stay in memory, that is in L1: as
-/// registers they would push out the constants of the exponential, and the store is forwarded long before the next token.
+enum { ADVANCE_WIDTH = 8 }; ///< states of the largest block
+
+/// h = exp(dt A) h + dt u B and y += C h for `width` states from `first`. Eight states, their rates and the constants of
+/// the exponential are what the registers of AVX-512 hold; sixteen would have to go through L1 at every token.
 KR_INLINE void advance(const int width, const bool mixed, sweep *s, const float *A, float *state, int64_t first) {
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const float *B = s->B + (fixed_B ? first * LANES : first), *C = s->C + (fixed_C ? first * LANES : first);
@@ -146,7 +147,7 @@ KR_KERNEL(selective_scan) {
         for (int64_t i = from; i < to; i++) {
             const tile at = tile_at(size, i);
             float *w = work + i * planes * plane;
-            pack(w + KR_SCAN_A * plane, s.A + at.channel * states, states, at.lanes, states, RATE_OF_LOG);
+            pack_rates(w + KR_SCAN_A * plane, s.A + at.channel * states, at.lanes, states);
             if (h0) pack(w + KR_SCAN_STATE * plane, h0 + (b * size->channels + at.channel) * states, states, at.lanes, states, 1);
             else clear(w + KR_SCAN_STATE * plane, plane);
             float *fixed = w + KR_SCAN_FIXED * plane;

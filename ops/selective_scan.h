@@ -68,9 +68,8 @@ static inline int64_t kr_scan_forward_floats(const kr_scan_size *s) {
 // Workspace of the backward pass, in this order:
 //   for every batch row and tile: planes A, adjoint of the state and sum dA, then B and sum dB, C and sum dC where
 //   constant, then one vector each of the sums dD and ddelta_bias;
-//   for every unit: dB and dC of one chunk, [CHUNK, N, LANES] each, summed over the unit's tiles but not over lanes
-//   (blocks of a few states one after the other), the trace of a block, and KR_SCAN_TRACK floats per tile of those that
-//   go together;
+//   for every unit: dB and dC of one chunk, summed over the unit's tiles but not to single lanes: [CHUNK, LANES] for every
+//   block of states (at most N blocks), then the trace of a block and KR_SCAN_TRACK floats of a tile;
 //   for every unit, when a group has several: its share of dB and dC, [L, N] each.
 enum { KR_SCAN_ADJOINT = KR_SCAN_STATE, KR_SCAN_DA, KR_SCAN_FIXED_BACK };
 static inline int64_t kr_scan_backward_planes(const kr_scan_size *s) {

@@ -1,5 +1,6 @@
 /// What selective_scan takes exponentials of: exp(dt A) once per token, channel and state, the step size and the gate
-/// once per token and channel. The first is most of the scan's arithmetic, so AVX-512 has a shorter way than lanes.h:
+/// once per token and channel. The first is most of the scan's arithmetic, so AVX-512 has a shorter way than lanes.h (and
+/// AVX2 one with a smaller table); their error bounds are tested together with those of lanes.h.
 ///
 ///   2^y = 2^k 2^(y-k), k = y rounded to 1/32; 2^(k - floor k) comes from a table in two registers, and on |y-k| <= 1/64
 ///   2^(y-k) = (s^2 + b) / (a^2 + b) with s = y - k + a, a = 1 / log(2): a square completed, one multiply-add where
@@ -52,21 +53,71 @@ KR_INLINE kr_vf decay_of(kr_vf dt, kr_vf rate) {
     const kr_vf k = exp2_shift((kr_vf)t);
     return exp2_of((kr_vf)t, k, (kr_vf)_mm512_fmsub_ps((__m512)dt, (__m512)rate, (__m512)k));
 }
-/// e^-x for |x| < 1e15; sigma / log(2) in two parts keeps the error below 4e-7 while the result is a normal number.
+/// 2^(i/32).
+static const float exp2_steps[32] __attribute__((aligned(64))) = {
+    1.0f, 1.0218972f, 1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f, 1.13878858f, 1.1637249f,
+    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f, 1.61049032f, 1.64575553f,
+    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f, 1.87416768f, 1.91520655f, 1.95714414f,
+};
+/// e^-x for |x| < 1e15. Once per token it may keep more digits: k is exact, 1 / log(2) comes in two parts, and the square
+/// stays open. Relative error below 4e-7 while the result is a normal number.
 KR_INLINE kr_vf exp_of_minus(kr_vf x) {
-    const __m512 rate = _mm512_set1_ps(RATE_OF_LOG), rest = _mm512_set1_ps(-3.35137314e-8f);
-    const __m512 t = _mm512_fnmadd_ps((__m512)x, rate, _mm512_set1_ps(EXP2_MAGIC));
-    const kr_vf k = exp2_shift((kr_vf)t);
-    const __m512 s = _mm512_fnmsub_ps((__m512)x, rate, (__m512)k);
-    return exp2_of((kr_vf)t, k, (kr_vf)_mm512_fnmadd_ps((__m512)x, rest, s));
+    const __m512 low = _mm512_load_ps(exp2_steps), high = _mm512_load_ps(exp2_steps + 16);
+    const __m512 magic = _mm512_set1_ps(EXP2_MAGIC), log2e = _mm512_set1_ps(1.44269504f);
+    const __m512 t = _mm512_fnmadd_ps((__m512)x, log2e, magic), k = _mm512_sub_ps(t, magic);
+    const kr_vf r = kr_v_set(-1.92596299e-8f) * x + (kr_vf)_mm512_fnmsub_ps((__m512)x, log2e, k);
+    kr_vf p = r * kr_v_set(0.240226498f) + kr_v_set(0.69315733f);
+    p = p * r + kr_v_set(1.0f);
+    p *= (kr_vf)_mm512_permutex2var_ps(low, (__m512i)t, high);
+    return (kr_vf)_mm512_scalef_ps((__m512)p, k);
 }
-/// e^-|x|. In this order of operands a NaN passes; at the bound the result is 0.
-KR_INLINE kr_vf exp_of_minus_abs(kr_vf x) { return exp_of_minus(kr_v_min(kr_v_set(110), kr_v_abs(x))); }
-/// 1 / (1 + e^-x). Relative error below 5e-7.
-KR_INLINE kr_vf gate_of(kr_vf z) {
-    const kr_vf bound = kr_v_set(110); // on both sides: e^110 is infinite
-    return kr_v_set(1) / (kr_v_set(1) + exp_of_minus(kr_v_max(-bound, kr_v_min(bound, z))));
+#define EXP_BOUND 110 ///< e^-x is 0 there, and e^x infinite
+
+#elif defined(__AVX2__)
+
+#define EXP2_MAGIC 1572864.0f ///< 1.5 * 2^20
+#define RATE_OF_LOG 1.44269504f
+#define RATE_MOST __builtin_inff()
+
+/// Eight entries of a table in one register, by the low 3 bits of each lane.
+KR_INLINE kr_vi look_up(__m256i table, kr_vi index) {
+    typedef int32_t half __attribute__((vector_size(32)));
+    const half low = __builtin_shufflevector(index, index, 0, 1, 2, 3, 4, 5, 6, 7);
+    const half high = __builtin_shufflevector(index, index, 8, 9, 10, 11, 12, 13, 14, 15);
+    return __builtin_shufflevector((half)_mm256_permutevar8x32_epi32(table, (__m256i)low),
+                                   (half)_mm256_permutevar8x32_epi32(table, (__m256i)high),
+                                   0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
+/// p 2^k, t = k + magic with k in eighths. The entries are the bits of 2^(i/8) less those that 8 k brings along when it is
+/// added above them.
+KR_INLINE kr_vf times_exp2(kr_vf p, kr_vf t) {
+    const __m256i table = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a,
+                                            0x3f7744fd, 0x3f7ac0c7);
+    return p * (kr_vf)(look_up(table, (kr_vi)t) + ((kr_vi)t << 20));
+}
+/// exp(dt A): 2^(k + r) with |r| <= 1/16, for which a cubic does. Below -126 octaves at most 1.2e-38, infinity above 127.9.
+KR_INLINE kr_vf decay_of(kr_vf dt, kr_vf rate) {
+    const kr_vf y = kr_v_min(kr_v_set(128), kr_v_max(kr_v_set(-127), dt * rate)); // in this order a NaN passes
+    const kr_vf t = y + kr_v_set(EXP2_MAGIC), r = y - (t - kr_v_set(EXP2_MAGIC));
+    kr_vf p = kr_v_set(5.5496222e-2f);
+    p = p * r + kr_v_set(0.24025763f);
+    p = p * r + kr_v_set(0.693147214f);
+    p = p * r + kr_v_set(1.0f);
+    return times_exp2(p, t);
+}
+/// e^-x for |x| <= 88: 2^k e^r, log(2) in two parts of which the first times k is exact.
+KR_INLINE kr_vf exp_of_minus(kr_vf x) {
+    const kr_vf t = kr_v_set(EXP2_MAGIC) - x * kr_v_set(1.44269504f), k = t - kr_v_set(EXP2_MAGIC);
+    kr_vf r = -x - k * kr_v_set(0.693359375f);
+    r = r + k * kr_v_set(2.12194440e-4f);
+    kr_vf p = kr_v_set(0.166642985f);
+    p = p * r + kr_v_set(0.500064779f);
+    p = p * r + kr_v_set(1.00000005f);
+    p = p * r + kr_v_set(1.0f);
+    return times_exp2(p, t);
+}
+#define EXP_BOUND 88 ///< e^-x is 0 there
 
 #else
 
@@ -78,7 +129,22 @@ KR_INLINE kr_vf gate_of(kr_vf z) { return kr_v_sigmoid(z); }
 
 #endif
 
-/// log(1 + e^raw) where asked for, else raw.
+#ifdef EXP_BOUND
+/// e^-|x|. In this order of operands a NaN passes. Relative error below 4e-7 while it is a normal number.
+KR_INLINE kr_vf exp_of_minus_abs(kr_vf x) { return exp_of_minus(kr_v_min(kr_v_set(EXP_BOUND), kr_v_abs(x))); }
+/// 1 / (1 + e^-z). Relative error below 5e-7.
+KR_INLINE kr_vf gate_of(kr_vf z) {
+    const kr_vf bound = kr_v_set(EXP_BOUND);
+    return kr_v_set(1) / (kr_v_set(1) + exp_of_minus(kr_v_max(-bound, kr_v_min(bound, z))));
+}
+#endif
+
+/// A' of A. In this order of operands a NaN passes.
+KR_INLINE kr_vf rate_of(kr_vf A) {
+    return kr_v_min(kr_v_set(RATE_MOST), kr_v_max(kr_v_set(-RATE_MOST), A * kr_v_set(RATE_OF_LOG)));
+}
+
+/// log(1 + e^raw) where asked for, else raw. Relative error below 5e-7.
 KR_INLINE kr_vf step_of(bool softplus, kr_vf raw) {
     return softplus ? kr_v_max(raw, kr_v_set(0)) + kr_v_log1p_unit(exp_of_minus_abs(raw)) : raw;
 }

@@ -2,12 +2,12 @@
 /// start, h and the decays are computed again into a scratch that fits L1, then a reverse sweep runs through it. Blocks of
 /// 4 states at a time: adjoints and sums of dA stay in registers, and the scratch of a block is 16 KiB.
 ///
-/// What must be summed over channels (dB, dC) is kept per lane over the tiles of a unit and summed over lanes once per
-/// chunk; units have partial sums of their own. For all states together these sums are larger than L1, so a block of
-/// states goes through all tiles of the unit before the next does: then its 16 KiB of sums stay where they are, and only
-/// what belongs to a tile (its track) passes through L1. What must be summed over the batch (dA, dD, ddelta_bias) is kept
-/// per batch row. The second stage adds both up. All orders are fixed, whatever the number of threads.
-#include "ops/selective_scan_tile.h"
+/// What must be summed over channels (dB, dC) is added up over the tiles of a unit; units have partial sums of their own.
+/// Kept per lane, these sums would be 64 KiB at 16 states and pass through L1 with every tile. So the four states of a
+/// block are folded into one vector, four lanes each, before they are added: 16 KiB, of which a block wants 4; the
+/// last four lanes are summed once per chunk. What must be summed over the batch (dA, dD, ddelta_bias) is kept per batch
+/// row. The second stage adds both up. All orders are fixed, whatever the number of threads.
+#include "ops/selective_scan_grad.h"
 
 /// States of a block, the streams that each block asks for, and tensors that are streams.
 enum { BACK_WIDTH = 4, BACK_FETCH = 2, BACK_STREAMS = 8 };
@@ -153,35 +153,8 @@ static int64_t block_index(const kr_scan_size *s, int64_t first) {
     return s->constant_B || s->constant_C ? first : first / BACK_WIDTH + (first % BACK_WIDTH > 0);
 }
 
-/// A gradient that is written row by row; data is null when nobody reads it.
-typedef struct sink {
-    float *data;
-    int64_t pitch;
-} sink;
-
-static sink sink_of(const kr_arg *a) { return (sink){a->data, kr_arg_pitch(a)}; }
-
 static void put(sink to, int64_t row, tile at, kr_vf v) {
     if (to.data) kr_v_store_n(to.data + row * to.pitch + at.channel, v, at.lanes);
-}
-
-typedef struct scan_grad {
-    scan s;
-    const float *dout, *dlast, *saved;
-    int64_t dout_pitch;
-    sink du, ddelta, dB, dC, dz;
-} scan_grad;
-
-/// in: dout, dlast, u, delta, A, B, C, D, z, delta_bias, reset, saved.
-/// out: du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dh0.
-static scan_grad scan_grad_of(const kr_call *call) {
-    scan_grad d = {.s = scan_of(call->attrs, call->in + 2, &call->in[10]), .dout = call->in[0].data,
-                   .dlast = call->in[1].data, .saved = call->in[11].data, .du = sink_of(&call->out[0]),
-                   .ddelta = sink_of(&call->out[1]), .dB = sink_of(&call->out[3]), .dC = sink_of(&call->out[4]),
-                   .dz = sink_of(&call->out[6])};
-    if (d.dout) d.dout_pitch = kr_arg_pitch(&call->in[0]);
-    if (!d.s.z) d.dz.data = 0;
-    return d;
 }
 
 /// Reads what one tile needs of a chunk.
@@ -345,7 +318,7 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
         const tile at = tile_at(size, i);
         float *planes = tiles + i * stride, *fixed = planes + KR_SCAN_FIXED_BACK * plane;
         clear(planes, stride);
-        pack(planes + KR_SCAN_A * plane, s->A + at.channel * states, states, at.lanes, states, RATE_OF_LOG);
+        pack_rates(planes + KR_SCAN_A * plane, s->A + at.channel * states, at.lanes, states);
         if (d->dlast)
             pack(planes + KR_SCAN_ADJOINT * plane, d->dlast + (b * size->channels + at.channel) * states, states,
                  at.lanes, states, 1);
@@ -377,54 +350,4 @@ KR_KERNEL(selective_scan_grad) {
     int64_t begin, end;
     kr_share(kr_scan_units(&d.s.size), part, parts, &begin, &end);
     for (int64_t unit = begin; unit < end; unit++) backward_unit(&d, call->work, unit, call->out[8].data);
-}
-
-/// Adds the shares of a group for `count` tokens from `row`.
-static void add_shares(const kr_scan_size *s, const float *partials, sink to, int64_t row, int64_t count) {
-    for (int64_t r = row; to.data && r < row + count; r++)
-        for (int64_t g = 0; g < s->groups; g++)
-            for (int64_t n = 0; n < s->states; n += LANES) {
-                const int64_t left = s->states - n < LANES ? s->states - n : LANES, b = r / s->length, t = r % s->length;
-                const float *from = partials + (b * s->groups + g) * s->split * kr_scan_partials(s) + t * s->states + n;
-                kr_vf sum = kr_v_load_n(from, left);
-                for (int64_t k = 1; k < s->split; k++) sum += kr_v_load_n(from + k * kr_scan_partials(s), left);
-                kr_v_store_n(to.data + (r * s->groups + g) * to.pitch + n, sum, left);
-            }
-}
-
-/// Adds one plane (or vector) of a tile over the batch and writes it as rows [lanes, N].
-static void add_batch(const kr_scan_size *s, const float *planes, sink to, tile at, int64_t states) {
-    if (!to.data) return;
-    for (int64_t n = 0; n < states; n++) {
-        kr_vf sum = kr_v_set(0);
-        for (int64_t b = 0; b < s->batch; b++) sum += kr_v_load(planes + b * s->tiles * kr_scan_tile_floats(s) + n * LANES);
-        for (int64_t k = 0; k < at.lanes; k++) to.data[(at.channel + k) * to.pitch + n] = sum[k];
-    }
-}
-
-KR_KERNEL(selective_scan_grad_sum) {
-    enum { ROWS = 64 };
-    const scan_grad d = scan_grad_of(call);
-    const kr_scan_size *s = &d.s.size;
-    const float *work = call->work, *partials = work + kr_scan_partials_at(s);
-    const int64_t rows = s->split > 1 ? s->batch * s->length : 0, blocks = (rows + ROWS - 1) / ROWS;
-    const int64_t plane = kr_scan_plane(s), states = s->states;
-    int64_t begin, end;
-    kr_share(blocks + s->tiles, part, parts, &begin, &end);
-    for (int64_t i = begin; i < end; i++) {
-        if (i < blocks) {
-            const int64_t row = i * ROWS, count = rows - row < ROWS ? rows - row : ROWS;
-            if (!s->constant_B) add_shares(s, partials, d.dB, row, count);
-            if (!s->constant_C) add_shares(s, partials + s->length * states, d.dC, row, count);
-            continue;
-        }
-        const tile at = tile_at(s, i - blocks);
-        const float *w = work + (i - blocks) * kr_scan_tile_floats(s), *fixed = w + KR_SCAN_FIXED_BACK * plane;
-        const float *sums = w + kr_scan_backward_planes(s) * plane;
-        add_batch(s, w + KR_SCAN_DA * plane, (sink){call->out[2].data, states}, at, states);
-        if (s->constant_B) add_batch(s, fixed + plane, d.dB, at, states);
-        if (s->constant_C) add_batch(s, fixed + (2 * s->constant_B + 1) * plane, d.dC, at, states);
-        if (d.s.D) add_batch(s, sums, (sink){call->out[5].data, 1}, at, 1);
-        if (d.s.delta_bias) add_batch(s, sums + LANES, (sink){call->out[7].data, 1}, at, 1);
-    }
 }

@@ -132,6 +132,12 @@ static inline __attribute__((unused)) void unpack(float *x, int64_t pitch, const
     }
 }
 
+/// Rows of A to a plane of rates (rate_of).
+static inline __attribute__((unused)) void pack_rates(float *plane, const float *A, int64_t lanes, int64_t states) {
+    pack(plane, A, states, lanes, states, 1);
+    for (int64_t n = 0; n < states; n++) kr_v_store(plane + n * LANES, rate_of(kr_v_load(plane + n * LANES)));
+}
+
 KR_INLINE void copy(float *to, const float *from, int64_t floats) {
     for (int64_t k = 0; k < floats; k += LANES) kr_v_store(to + k, kr_v_load(from + k));
 }
@@ -200,7 +206,7 @@ KR_INLINE void ahead_follow(ahead *a, int i, const float *x, int64_t pitch) {
 
 /// Asks for the next line of the first `count` streams.
 KR_INLINE void fetch(ahead *a, const int count) {
-    EACH4(i, count, __builtin_prefetch((const void *)(a->row[i] + a->offset), 0, 2);)
+    EACH4(i, count, __builtin_prefetch((const void *)(a->row[i] + a->offset), 0, 3);)
     a->offset += LINE;
     if (a->offset < a->width) return;
     __asm__ volatile(""); // a branch that is rarely taken, not vectors of addresses that are updated every time

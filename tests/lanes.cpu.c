@@ -1,6 +1,16 @@
-/// The functions of ops/lanes.h as kernels over packed f32, for test_lanes.c. Input and output: [n], n a multiple of
+/// The functions of ops/lanes.h and ops/selective_scan_decay.h as kernels over packed f32, for test_lanes.c. Input and output: [n], n a multiple of
 /// 16.
 #include "ops/lanes.h"
+#include "ops/selective_scan_decay.h"
+
+KR_INLINE kr_vf kr_v_decay(kr_vf A) { return decay_of(kr_v_set(1), rate_of(A)); }
+KR_INLINE kr_vf kr_v_step(kr_vf x) { return step_of(true, x); }
+KR_INLINE kr_vf kr_v_gate(kr_vf x) { return gate_of(x); }
+KR_INLINE kr_vf kr_v_slope(kr_vf x) {
+    kr_vf slope;
+    step_and_slope(true, x, &slope);
+    return slope;
+}
 
 #define KERNEL(name)                                                                        \
     KR_KERNEL(lanes_##name) {                                                               \
@@ -22,6 +32,10 @@ KERNEL(sqrt)
 KERNEL(abs)
 KERNEL(sin)
 KERNEL(cos)
+KERNEL(decay)
+KERNEL(step)
+KERNEL(gate)
+KERNEL(slope)
 
 /// Sums and largest lanes of groups of 16, and loads and stores of fewer than 16: out[g] = {sum, max, copies...}.
 KR_KERNEL(lanes_groups) {

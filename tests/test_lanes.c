@@ -1,4 +1,4 @@
-/// The error bounds that ops/lanes.h states, over a dense sweep of all f32: every exponent, denormals, infinities, NaN.
+/// The error bounds that ops/lanes.h and ops/selective_scan_decay.h state, over a dense sweep of all f32: every exponent, denormals, infinities, NaN.
 #include "ops/kernels.h"
 #include "tests/check.h"
 
@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FUNCTIONS(X) X(exp) X(exp2) X(log) X(log1p_unit) X(sigmoid) X(silu) X(softplus) X(tanh) X(sqrt) X(abs) X(sin) X(cos) X(groups)
+#define FUNCTIONS(X) X(exp) X(exp2) X(log) X(log1p_unit) X(sigmoid) X(silu) X(softplus) X(tanh) X(sqrt) X(abs) X(sin) X(cos) X(groups) \
+                     X(decay) X(step) X(gate) X(slope)
 #define X(name) KR_KERNEL_DECLARE(lanes_##name) static const kr_stage stage_##name = KR_STAGE(lanes_##name);
 FUNCTIONS(X)
 #undef X
@@ -91,6 +92,18 @@ BOUND(sqrt, sqrt, 6e-8, -INFINITY, INFINITY, -INFINITY)
 BOUND(abs, fabs, 0, -INFINITY, INFINITY, -INFINITY)
 BOUND(sin, sin, 0, -8192, 8192, -INFINITY, false, 1e-7)
 BOUND(cos, cos, 0, -8192, 8192, -INFINITY, false, 1e-7)
+
+
+/// What selective_scan has of its own (ops/selective_scan_decay.h). Rounding A / log(2) costs up to 6e-8 |A| besides, and
+/// the decay as much again.
+Test(lanes, decay) {
+    sweep(&(bound){"decay", &stage_decay, exp, 5e-7, -2.5, 2.5, -INFINITY});
+    sweep(&(bound){"decay", &stage_decay, exp, 2e-5, -INFINITY, 88.6, -87.3365});
+    sweep(&(bound){"decay", &stage_decay, exp, 5e-7, 88.73, INFINITY, -INFINITY}); // between the two it may be infinite
+}
+BOUND(step, softplus, 5e-7, -INFINITY, INFINITY, -87.3365)
+BOUND(gate, sigmoid, 5e-7, -INFINITY, INFINITY, -87.3365)
+BOUND(slope, sigmoid, 5e-7, -INFINITY, INFINITY, -87.3365)
 
 Test(lanes, groups) {
     float x[16], y[2 + 17 * 16 / 2], first[2] = {0};
