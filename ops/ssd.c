@@ -7,13 +7,14 @@
 /// saves the state at the start of every chunk, and nothing else; the gradient op computes the rest again.
 ///
 /// source Dao & Gu 2024, arXiv:2405.21060, sections 6 and 7
-#include "ops/ssd.h"
+#include "ops/ssd_work.h"
 #include "ops/internal.h"
 #include "ops/kernels.h"
 
 #include <math.h>
 
 KR_KERNEL_DECLARE(ssd_scan)
+KR_KERNEL_DECLARE(ssd_scan_grad_carry)
 KR_KERNEL_DECLARE(ssd_scan_grad)
 KR_KERNEL_DECLARE(ssd_scan_grad_sum)
 
@@ -114,14 +115,14 @@ static kr_status ssd_scan_grad_shape(const kr_attrs *t, const kr_shape *in, cons
     return KR_OK;
 }
 
-/// MATH 17, with half of the products inside a chunk.
+/// MATH 17, with half of the products inside a chunk; scores are made once for the heads of a group.
 static void ssd_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                           double *bytes) {
     (void)inputs;
     const kr_chunk_size s = measure(t, in);
     const double tokens = (double)(s.batch * s.length), channels = (double)(s.heads * s.width), n = (double)s.states;
-    const double units = (double)(s.groups * s.blocks), shared = (double)s.groups * n;
-    *flops = tokens * ((double)s.chunk * (units * n + channels) + 4 * channels * n + 30 * (double)s.heads);
+    const double shared = (double)s.groups * n;
+    *flops = tokens * ((double)s.chunk * (shared + channels) + 4 * channels * n + 30 * (double)s.heads);
     *bytes = 4 * (tokens * (channels * (2 + (in[Z].rank >= 0)) + 2 * shared + (double)s.heads) +
                   (double)kr_shape_count(&out[SAVED]) + 2 * (double)kr_shape_count(&out[LAST]));
 }
@@ -131,8 +132,11 @@ static void ssd_scan_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_s
     (void)inputs, (void)out;
     const kr_chunk_size s = measure(t, in + FORWARD);
     const double tokens = (double)(s.batch * s.length), channels = (double)(s.heads * s.width), n = (double)s.states;
-    const double units = (double)(s.groups * s.blocks), shared = (double)s.groups * n;
-    *flops = tokens * ((double)s.chunk * (3 * units * n + 2 * channels) + 10 * channels * n + 60 * (double)s.heads);
+    const double shared = (double)s.groups * n, again = in[FORWARD + Z].rank >= 0 ? 1 : 0; // y for the gate
+    const kr_ssd_cut cut = kr_ssd_cut_of(&s);
+    const double carried = (double)(cut.segments - 1) / (double)cut.segments; // of the tokens, by all segments but the first
+    *flops = tokens * ((double)s.chunk * (3 * shared + (2 + again) * channels) + (8 + 2 * (again + carried)) * channels * n +
+                       60 * (double)s.heads);
     *bytes = 4 * (tokens * (channels * (3 + 2 * (in[FORWARD + Z].rank >= 0)) + 4 * shared + 2 * (double)s.heads) +
                   (double)kr_shape_count(&in[GRAD_SAVED]));
 }
@@ -142,13 +146,13 @@ static size_t bytes_of(int64_t floats) { return (size_t)(floats + KR_CHUNK_LANES
 static size_t ssd_scan_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const kr_chunk_size s = measure(t, in);
-    return bytes_of(kr_chunk_floats(&s, false));
+    return bytes_of(kr_ssd_floats(&s, false));
 }
 
 static size_t ssd_scan_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const kr_chunk_size s = measure(t, in + FORWARD);
-    return bytes_of(kr_chunk_floats(&s, true));
+    return bytes_of(kr_ssd_floats(&s, true));
 }
 
 extern const kr_op kr_op_ssd_scan_grad;
@@ -157,7 +161,8 @@ static void ssd_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *d
     kr_value in[GRAD_INPUTS] = {[DOUT] = dout[OUT], [DLAST] = dout[LAST], [GRAD_RESET] = n->in[RESET],
                                 [GRAD_SAVED] = n->out[SAVED]};
     kr_attrs t = n->attrs;
-    t.i[ZERO_START] = !n->in[H0].id;
+    double start = 0;
+    t.i[ZERO_START] = !n->in[H0].id || (kr_value_is_splat(g, n->in[H0], &start) && start == 0);
     for (int k = X; k <= DT_BIAS; k++) in[FORWARD + k] = n->in[k];
     if (!dout[OUT].id && !dout[LAST].id) return;
     const kr_value first = kr_append(g, &kr_op_ssd_scan_grad, &t, in, GRAD_INPUTS);
@@ -168,7 +173,7 @@ static void ssd_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *d
 
 #define BIT(k) (1u << (k))
 static const kr_stage forward_stages[] = {KR_STAGE(ssd_scan)};
-static const kr_stage backward_stages[] = {KR_STAGE(ssd_scan_grad), KR_STAGE(ssd_scan_grad_sum)};
+static const kr_stage backward_stages[] = {KR_STAGE(ssd_scan_grad_carry), KR_STAGE(ssd_scan_grad), KR_STAGE(ssd_scan_grad_sum)};
 
 const kr_op kr_op_ssd_scan = {
     .name = "ssd_scan", .inputs = INPUTS, .outputs = OUTPUTS,
@@ -194,7 +199,7 @@ const kr_op kr_op_ssd_scan_grad = {
     .inplace = BIT(DOUT) | BIT(FORWARD + X), .inplace1 = BIT(FORWARD + DT),
     .attr = {.i = {"groups", "chunk", "dt_softplus", "zero_start"}, .r = {"dt_min", "dt_max"}},
     .shape = ssd_scan_grad_shape, .cost = ssd_scan_grad_cost, .work = ssd_scan_grad_work, .stages = backward_stages,
-    .stage_count = 2,
+    .stage_count = 3,
 };
 
 kr_value (kr_ssd_scan)(kr_graph *g, const kr_ssd_scan_args *a, kr_value *last) {

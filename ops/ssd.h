@@ -70,7 +70,7 @@ static inline int64_t kr_chunk_slots(const kr_chunk_size *s) {
 typedef struct kr_chunk_layout {
     int64_t q, k, dq, dk;                          ///< [rows, states]
     int64_t kt;                                    ///< [states, rows]
-    int64_t scores, weights, dots, values, sum_weights; ///< [rows, rows]
+    int64_t scores, weights, dots, values; ///< [rows, rows]
     int64_t v, scaled_v, y, dy, scaled_dy, dv;     ///< [rows, width]
     int64_t vt;                                    ///< [width, rows]
     int64_t start, end;                            ///< [states, width]
@@ -106,7 +106,6 @@ static inline kr_chunk_layout kr_chunk_arrange(const kr_chunk_size *s, bool back
     l.dk = kr_chunk_take(&at, back, s->states_pitch);
     l.dots = kr_chunk_take(&at, back, s->rows_pitch);
     l.values = kr_chunk_take(&at, back, s->rows_pitch);
-    l.sum_weights = kr_chunk_take(&at, back, s->rows_pitch);
     l.dy = kr_chunk_take(&at, back, s->width_pitch);
     l.scaled_dy = kr_chunk_take(&at, back, s->width_pitch);
     l.dv = kr_chunk_take(&at, back, s->width_pitch);
@@ -120,23 +119,6 @@ static inline kr_chunk_layout kr_chunk_arrange(const kr_chunk_size *s, bool back
                                : kr_round_up(s->states, KR_CHUNK_LANES) * s->width_pitch);
     l.floats = at;
     return l;
-}
-
-// Workspace: the scratch of every slot; then, in the backward pass,
-//   for every batch row and head: one vector for sums over time, and rank + 1 rows [width] of them;
-//   where a group's keys are shared by several units, for each batch row, group and unit: its shares of dB and dC, [length, states] each.
-static inline int64_t kr_chunk_sums(const kr_chunk_size *s) { return KR_CHUNK_LANES + (s->rank + 1) * s->width_pitch; }
-static inline int64_t kr_chunk_sums_at(const kr_chunk_size *s, const kr_chunk_layout *l) {
-    return kr_chunk_slots(s) * l->floats;
-}
-static inline int64_t kr_chunk_shares_at(const kr_chunk_size *s, const kr_chunk_layout *l) {
-    return kr_chunk_sums_at(s, l) + s->batch * s->heads * kr_chunk_sums(s);
-}
-static inline int64_t kr_chunk_share(const kr_chunk_size *s) { return s->length * s->states; }
-static inline int64_t kr_chunk_floats(const kr_chunk_size *s, bool backward) {
-    const kr_chunk_layout l = kr_chunk_arrange(s, backward);
-    if (!backward) return kr_chunk_sums_at(s, &l);
-    return kr_chunk_shares_at(s, &l) + (s->shared && s->blocks > 1 ? 2 * kr_chunk_units(s) * kr_chunk_share(s) : 0);
 }
 
 #endif

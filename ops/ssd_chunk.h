@@ -30,38 +30,24 @@
 #define KRAIT_OPS_SSD_CHUNK_H
 
 #include "ops/ssd.h"
-#include "ops/ssd_product.h"
+#include "ops/ssd_matrix.h"
 
-/// An argument in `rows` layout that is read, and one that is written. Null data: absent, or nobody reads it.
-typedef struct source {
-    const float *at;
-    int64_t pitch;
-} source;
-static source source_of(const kr_arg *a) { return (source){a->data, a->data ? kr_arg_pitch(a) : 0}; }
-
-typedef struct sink {
-    float *at;
-    int64_t pitch;
-} sink;
-static sink sink_of(const kr_arg *a) { return (sink){a->data, a->data ? kr_arg_pitch(a) : 0}; }
-
-/// The units of slot after slot, in any order of slots.
-#define EACH_UNIT(size, ...)                                                       \
-    do {                                                                           \
-        const int64_t slots = kr_chunk_slots(size), units = kr_chunk_units(size);  \
-        int64_t from, to;                                                          \
-        kr_share(slots, part, parts, &from, &to);                                  \
-        for (int64_t slot = from; slot < to; slot++) {                             \
-            int64_t begin, end;                                                    \
-            kr_share(units, (int)slot, (int)slots, &begin, &end);                  \
-            __VA_ARGS__                                                            \
-        }                                                                          \
+/// The units of a part, [begin, end), and whose scratch they use: that of the part's first slot, which so stays in its caches.
+#define EACH_UNIT(size, ...)                                                                    \
+    do {                                                                                        \
+        const int64_t slots = kr_chunk_slots(size), units = kr_chunk_units(size);               \
+        int64_t slot, slot_end;                                                                 \
+        kr_share(slots, part, parts, &slot, &slot_end);                                         \
+        if (slot < slot_end) {                                                                  \
+            const int64_t begin = units * slot / slots, end = units * slot_end / slots;         \
+            __VA_ARGS__                                                                         \
+        }                                                                                       \
     } while (0)
 
 /// The chunk at hand. Everything but `adjoint` and the sizes of a short last chunk stays in place for a whole slot.
 typedef struct chunk {
     int64_t tokens, rank, rows, states, width; ///< rows = tokens * rank
-    matrix q, k, dq, dk, kt, scores, dots, weights, values, sum_weights, v, scaled_v, y, dy, scaled_dy, dv, vt, start,
+    matrix q, k, dq, dk, kt, scores, dots, weights, values, v, scaled_v, y, dy, scaled_dy, dv, vt, start,
         end, start_t, loaded;
     float *state;           ///< of the unit's heads, one after the other
     int64_t state_floats;   ///< of one head
@@ -86,7 +72,7 @@ static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *b
     c.q = (matrix){base + l->q, n}, c.k = (matrix){base + l->k, n}, c.kt = (matrix){base + l->kt, r};
     c.dq = (matrix){base + l->dq, n}, c.dk = (matrix){base + l->dk, n};
     c.scores = (matrix){base + l->scores, r}, c.dots = (matrix){base + l->dots, r}, c.weights = (matrix){base + l->weights, r};
-    c.values = (matrix){base + l->values, r}, c.sum_weights = (matrix){base + l->sum_weights, r};
+    c.values = (matrix){base + l->values, r};
     c.v = (matrix){base + l->v, w}, c.scaled_v = (matrix){base + l->scaled_v, w}, c.y = (matrix){base + l->y, w};
     c.dy = (matrix){base + l->dy, w}, c.scaled_dy = (matrix){base + l->scaled_dy, w}, c.dv = (matrix){base + l->dv, w};
     c.vt = (matrix){base + l->vt, r}, c.loaded = (matrix){base + l->start, w}, c.end = (matrix){base + l->end, w};
@@ -123,38 +109,6 @@ static void chunk_resize(chunk *c, int64_t tokens) {
     for (int64_t i = c->rows; i < kr_round_up(c->rows, KR_LANES); i++) c->ghat[i] = c->gamma[i] = 0;
 }
 
-static void clear(float *x, int64_t floats) {
-    for (int64_t i = 0; i < floats; i += KR_LANES) kr_v_store_n(x + i, kr_v_set(0), floats - i);
-}
-
-/// Clears [rows, cols] and the padding around it.
-static void clear_matrix(matrix m, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < kr_round_up(rows, KR_LANES); i++) clear(m.at + i * m.pitch, kr_round_up(cols, KR_LANES));
-}
-
-/// The rows at `from`, [rows, cols], with zeros in the padding.
-static void load_matrix(matrix to, const float *from, int64_t pitch, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j += KR_LANES)
-            kr_v_store(to.at + i * to.pitch + j, kr_v_load_n(from + i * pitch + j, cols - j));
-    for (int64_t i = rows; i < kr_round_up(rows, KR_LANES); i++) clear(to.at + i * to.pitch, kr_round_up(cols, KR_LANES));
-}
-
-static void store_matrix(float *to, int64_t pitch, matrix from, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < cols; j += KR_LANES)
-            kr_v_store_n(to + i * pitch + j, kr_v_load(from.at + i * from.pitch + j), cols - j);
-}
-
-/// to[i] = scale[i] * from[i] by rows.
-static void scale_rows(matrix to, matrix from, const float *scale, int64_t rows, int64_t cols) {
-    for (int64_t i = 0; i < rows; i++) {
-        const kr_vf x = kr_v_set(scale[i]);
-        for (int64_t j = 0; j < cols; j += KR_LANES)
-            kr_v_store(to.at + i * to.pitch + j, x * kr_v_load(from.at + i * from.pitch + j));
-    }
-}
-
 /// q . k for all pairs that can meet.
 static void chunk_scores(const chunk *c) {
     transpose(c->k.at, c->k.pitch, kr_round_up(c->rows, KR_LANES), c->states, c->kt, true);
@@ -189,7 +143,6 @@ static void chunk_start(const chunk *c, const kr_chunk_size *s, bool backward) {
     clear_matrix(c->weights, rows, rows);
     if (!backward) return;
     clear_matrix(c->values, rows, rows);
-    clear_matrix(c->sum_weights, rows, rows);
 }
 
 #endif

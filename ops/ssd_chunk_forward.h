@@ -3,6 +3,7 @@
 #define KRAIT_OPS_SSD_CHUNK_FORWARD_H
 
 #include "ops/ssd_chunk.h"
+#include "ops/ssd_step.h"
 
 /// weights = scores w, and m_n.
 KR_INLINE void weigh_columns(const chunk *c, const int64_t rank) {
@@ -64,41 +65,9 @@ static void chunk_forward(const chunk *c, passage state, bool fresh, bool wanted
     multiply(&after);
 }
 
-/// Rows of a state [width, states] after one token, S' = decay S + sum_i v_i (outer) k_i: `rows` of them from the p-th.
-KR_INLINE void step_rows(const chunk *c, const float *from, float *to, float decay, const int64_t count, int64_t p, int64_t rows) {
-    const int64_t n = c->states;
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < n; j += KR_LANES) {
-            kr_vf s = from ? kr_v_set(decay) * kr_v_load_n(from + i * n + j, n - j) : kr_v_set(0);
-            for (int64_t k = 0; k < count; k++)
-                s += kr_v_set(c->scaled_v.at[k * c->scaled_v.pitch + p + i]) * kr_v_load(c->k.at + k * c->k.pitch + j);
-            kr_v_store_n(to + i * n + j, s, n - j);
-        }
-}
-
-/// One token alone, as in decoding, where the way through chunks would touch the state five times: S' with `count` keys
-/// k and values scaled_v, and y = S' q. from (null: zero) and to (null: not wanted) are [width, states] in memory and may
-/// be the same.
+/// One token alone, with `count` keys k and values scaled_v (ssd_step.h).
 static void chunk_step(const chunk *c, const float *from, float *to, float decay, int64_t count) {
-    const int64_t n = c->states;
-    _Alignas(64) float lanes[16 * KR_LANES];
-    for (int64_t p = 0; p < c->width; p += 16) {
-        const int64_t rows = c->width - p < 16 ? c->width - p : 16;
-        const float *before = from ? from + p * n : 0;
-        float *after = to ? to + p * n : c->state;
-        if (count == 1) step_rows(c, before, after, decay, 1, p, rows);
-        else if (count == 2) step_rows(c, before, after, decay, 2, p, rows);
-        else step_rows(c, before, after, decay, count, p, rows);
-        for (int64_t r = 0; r < c->rank; r++) {
-            const float *q = c->q.at + r * c->q.pitch;
-            for (int64_t i = 0; i < 16; i++) {
-                kr_vf sum = kr_v_set(0);
-                for (int64_t j = 0; i < rows && j < n; j += KR_LANES) sum += kr_v_load_n(after + i * n + j, n - j) * kr_v_load(q + j);
-                kr_v_store(lanes + i * KR_LANES, sum);
-            }
-            sum_lanes(lanes, 16, c->y.at + r * c->y.pitch + p);
-        }
-    }
+    step_token(&(token_step){c->rank, c->states, c->width, c->k, c->scaled_v, c->q, c->y, c->state}, from, to, decay, count);
 }
 
 #endif

@@ -23,8 +23,10 @@ enum { TALL = 2, HALF = 2, SHORT = 2, WIDE = 1 };
 
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define NO_UNROLL _Pragma("clang loop unroll(disable)")
 #else
 #define UNROLL _Pragma("GCC unroll 16")
+#define NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 typedef struct matrix {
@@ -42,7 +44,7 @@ typedef struct stream {
     const char *row;
     int64_t pitch, rows, bytes, at; ///< at: how much of the row is asked for
 } stream;
-enum { AHEAD = 16, LINE = 64, LINES_AT_ONCE = 16 };
+enum { AHEAD = 16, LINE = 64, LINES_AT_ONCE = 10, STRETCH = 16 };
 typedef struct prefetch {
     stream list[AHEAD];
     int count;
@@ -54,15 +56,18 @@ KR_INLINE void want(prefetch *p, const float *at, int64_t pitch, int64_t rows, i
 }
 
 KR_INLINE void ask(prefetch *p) {
-    for (int k = 0; k < LINES_AT_ONCE && p->count; k++) {
-        stream *a = &p->list[p->count - 1];
-        __builtin_prefetch(a->row + a->at, 0, 2);
-        a->at += LINE;
-        if (a->at < a->bytes + (int64_t)((uintptr_t)a->row % LINE)) continue; // rows need not start with a line
-        a->at = 0;
-        a->row += a->pitch;
-        if (!--a->rows) p->count--;
+    if (!p->count) return;
+    stream *a = &p->list[p->count - 1];
+    const char *row = a->row;
+    int64_t at = a->at, rows = a->rows;
+    NO_UNROLL for (int k = 0; k < LINES_AT_ONCE && rows; k++) {
+        __builtin_prefetch(row + at, 0, 2);
+        at += LINE;
+        const int64_t end = a->bytes + (int64_t)((uintptr_t)row % LINE); // rows need not start with a line
+        if (at >= end) at = 0, row += a->pitch, rows--;
     }
+    a->row = row, a->at = at, a->rows = rows;
+    p->count -= !rows;
 }
 
 /// c = times from + scale (a0 b0) + a b, where every term may be absent (null at). Sums that have a part from the state
@@ -76,22 +81,29 @@ typedef struct product {
     matrix a0, b0;
     int64_t depth0;
     const float *scale;        ///< of every row of a0 b0
+    const float *col_scale;    ///< of every column of a0 b0, padded
     matrix with;               ///< [rows, cols]: where lanes is not null, lanes[row] gets (a0 b0)[row] . with[row],
-    float *lanes;              ///< unscaled and still to be summed over lanes
+    float *lanes;              ///< unscaled and still to be summed over lanes;
+    float *col_dots;           ///< where not null, col_dots[col] gets (a0 b0)[:, col] . with[:, col], unscaled and padded
     matrix from;               ///< may be c
     float times;
     prefetch *ahead;           ///< may be null
 } product;
 
-/// sum += a b, with b from its first row on.
+/// sum += a b, with b from its first row on. Lines are asked for a few at a time, so that they do not fill the buffers that
+/// the products themselves need for what lies in the second cache.
 KR_INLINE void accumulate(kr_vf sum[TALL][WIDE], const float *a, int64_t along_rows, int64_t along_depth, matrix b,
-                          int64_t depth, const int rows, const int vectors) {
-    for (int64_t k = 0; k < depth; k++, a += along_depth, b.at += b.pitch) {
-        kr_vf w[WIDE];
-        UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(b.at + v * KR_LANES);
-        UNROLL for (int r = 0; r < rows; r++) {
-            const kr_vf x = kr_v_set(a[r * along_rows]);
-            UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x * w[v];
+                          int64_t depth, const int rows, const int vectors, prefetch *ahead) {
+    for (int64_t from = 0, to; from < depth; from = to) {
+        if (ahead) ask(ahead);
+        to = from + STRETCH < depth ? from + STRETCH : depth;
+        for (int64_t k = from; k < to; k++, a += along_depth, b.at += b.pitch) {
+            kr_vf w[WIDE];
+            UNROLL for (int v = 0; v < vectors; v++) w[v] = kr_v_load(b.at + v * KR_LANES);
+            UNROLL for (int r = 0; r < rows; r++) {
+                const kr_vf x = kr_v_set(a[r * along_rows]);
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] += x * w[v];
+            }
         }
     }
 }
@@ -103,7 +115,7 @@ KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = kr_v_set(0);
     if (p->a0.at) {
-        accumulate(sum, p->a0.at + i * p->a0.pitch, p->a0.pitch, 1, (matrix){p->b0.at + j, p->b0.pitch}, p->depth0, rows, vectors);
+        accumulate(sum, p->a0.at + i * p->a0.pitch, p->a0.pitch, 1, (matrix){p->b0.at + j, p->b0.pitch}, p->depth0, rows, vectors, p->ahead);
         if (p->lanes) {
             UNROLL for (int r = 0; r < rows; r++) {
                 const float *with = p->with.at + (i + r) * p->with.pitch + j;
@@ -112,6 +124,22 @@ KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64
                 UNROLL for (int v = 0; v < vectors; v++) dot += sum[r][v] * kr_v_load(with + v * KR_LANES);
                 kr_v_store(lanes, dot);
             }
+        }
+        if (p->col_dots) {
+            UNROLL for (int v = 0; v < vectors; v++) {
+                float *dots = p->col_dots + j + v * KR_LANES;
+                const float *with = p->with.at + i * p->with.pitch + j + v * KR_LANES;
+                kr_vf even = i ? kr_v_load(dots) : kr_v_set(0), odd = kr_v_set(0);
+                UNROLL for (int r = 0; r < rows; r += 2) {
+                    even += sum[r][v] * kr_v_load(with + r * p->with.pitch);
+                    odd += sum[r + 1][v] * kr_v_load(with + (r + 1) * p->with.pitch);
+                }
+                kr_v_store(dots, even + odd);
+            }
+        }
+        if (p->col_scale) {
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < vectors; v++) sum[r][v] *= kr_v_load(p->col_scale + j + v * KR_LANES);
         }
         if (p->scale) {
             UNROLL for (int r = 0; r < rows; r++)
@@ -126,7 +154,7 @@ KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64
     if (p->a.at) {
         const float *a = p->a.at + (across ? begin * p->a.pitch + i : i * p->a.pitch + begin);
         const matrix b = {p->b.at + begin * p->b.pitch + j, p->b.pitch};
-        accumulate(sum, a, across ? 1 : p->a.pitch, across ? p->a.pitch : 1, b, depth, rows, vectors);
+        accumulate(sum, a, across ? 1 : p->a.pitch, across ? p->a.pitch : 1, b, depth, rows, vectors, p->ahead);
     }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++)
@@ -170,7 +198,6 @@ static void multiply(const product *p) {
                 if (p->extent == LOWER_ACROSS) begin = i / p->rank * p->rank;
                 if (j >= wide) continue;
             }
-            if (p->ahead) ask(p->ahead);
             tile_kernels[p->across][wide - j < WIDE * KR_LANES][size](p, i, j, begin, end > begin ? end - begin : 0);
         }
 }
@@ -219,7 +246,7 @@ static void transpose(const float *from, int64_t pitch, int64_t rows, int64_t co
 }
 
 /// sums[i] = the sum over lanes of row i of [count, 16], in one fixed tree. count is rounded up to 16.
-static void sum_lanes(const float *lanes, int64_t count, float *sums) {
+static inline void sum_lanes(const float *lanes, int64_t count, float *sums) {
     for (int64_t i = 0; i < count; i += 16) {
         kr_vf v[16];
         UNROLL for (int k = 0; k < 16; k++) v[k] = kr_v_load(lanes + (i + k) * KR_LANES);

@@ -1,4 +1,4 @@
-#include "ops/ssd.h"
+#include "ops/ssd_work.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>
@@ -266,8 +266,18 @@ Test(ssd_scan_grad, operands) {
     check_backward(make(1, 7, 2, 35, 18, 1, 4, HAS_Z | WIDE_D));
 }
 Test(ssd_scan_grad, units) {
-    check_backward(make(2, 9, 21, 3, 4, 1, 4, EVERYTHING));  // several units a group: shares of dB and dC
+    check_backward(make(2, 9, 21, 3, 4, 1, 4, EVERYTHING));  // a group of more heads than a bundle has
     check_backward(make(40, 5, 4, 3, 4, 2, 2, EVERYTHING)); // more units than slots
+}
+/// Where batch rows and groups are few, time is cut into segments, whose adjoint states meet in order.
+Test(ssd_scan_grad, segments) {
+    const check_case c = make(1, 37, 3, 4, 5, 1, 2, EVERYTHING); // 19 chunks
+    const kr_chunk_size s = kr_chunk_measure(1, 37, 3, 1, 1, 4, 5, 2);
+    cr_assert_eq(kr_ssd_cut_of(&s).segments, 4);
+    check_both(c);
+    check_backward(c);
+    check_backward(make(1, 37, 18, 16, 8, 1, 2, HAS_D | HAS_SOFTPLUS)); // states used in place, two bundles
+    check_backward(make(2, 65, 4, 3, 16, 2, 4, EVERYTHING & ~HAS_RESET)); // 17 chunks: two segments of 9 and 8
 }
 Test(ssd_scan_grad, published_sizes) {
     check_backward(make(1, 130, 2, 64, 128, 1, 0, EVERYTHING & ~HAS_RESET));
