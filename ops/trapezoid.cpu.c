@@ -120,11 +120,11 @@ static void forward_chunk(const forward *f, chunk *c, const turning *w, place at
     const int64_t next = wraps ? at.first_head : at.head + 1;
     double *running = running_of(w, at);
     c->ahead->count = 0;
-    if (!wraps || !ends) want_head(s, c, row + (wraps ? z->chunk : 0), at, next);
     if (f->saved && i + 1 + wraps < z->chunks)
         want(c->ahead, f->saved + (chunk_head + (1 + wraps) * z->heads + next) * floats, 0, 1, floats);
     for (int64_t r = 0; r < z->rank; r++)
         want(c->ahead, f->out.at + row * f->out.pitch + (r * z->heads + at.head) * p, f->out.pitch, c->tokens, p);
+    if (!wraps || !ends) want_head(s, c, row + (wraps ? z->chunk : 0), at, next);
     for (int64_t j = 0; j < pairs && f->angles; j++) f->angles[(chunk_head + at.head) * pairs + j] = (float)running[j];
     load_steps(s, c, at, first);
     load_keys(s, c, w, at, first, running);

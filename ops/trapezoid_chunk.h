@@ -44,7 +44,7 @@ static void load_keys(const trapezoid *s, const chunk *c, const turning *w, plac
         for (int64_t r = 0; r < rank && s->turn.turns; r++) {
             const float *x = from + key_column(s, at, r), *bias = s->bias[k] + (at.head * rank + r) * n;
             float *put = to.at + r * to.pitch;
-            for (int i = 0; i < 3; i++) ask(c->ahead);
+            for (int i = 0; i < 5; i++) ask(c->ahead);
             if (s->apart) turn_rows(s, w, x, pitch, bias, put, rank * to.pitch, c->tokens, s->apart);
             else turn_rows(s, w, x, pitch, bias, put, rank * to.pitch, c->tokens, 0);
         }

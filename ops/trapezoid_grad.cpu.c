@@ -18,40 +18,47 @@ static void store_ranks(const chunk *c, float *to, int64_t pitch, int64_t step, 
                 kr_v_store_n(to + t * pitch + r * step + j, kr_v_load(from.at + i * from.pitch + j), cols - j);
 }
 
-/// dy = dout silu(z), and dz from the output. False: a z is too small for that, store_gate must come.
-static bool load_dy(const backward *d, const chunk *c, place at, int64_t row) {
-    const kr_chunk_size *z = &d->s.size;
-    const source *gate = &d->s.z;
-    const int64_t p = z->width, tokens = c->tokens;
-    const kr_vf least = kr_v_set(1e-18f), one = kr_v_set(1);
+/// 16 columns of dy = dout silu(z), of which `left` exist, and of dz (may be null). Gives the lanes with a z too near 0.
+KR_INLINE kr_vi gate_columns(source dout, source gate, source out, sink dz, matrix dy, int64_t tokens,
+                             const int64_t left) {
+    const kr_vf least = kr_v_set(1e-18f), lowest = kr_v_set(-80), one = kr_v_set(1); // silu is 0 in any sum below -80
     kr_vi small = kr_v_seti(0);
-    if (d->dout.at)
-        load_ranks(c, c->dy, d->dout.at + row * d->dout.pitch + at.head * p, d->dout.pitch, z->heads * p, p);
-    else clear_matrix(c->dy, c->rows, p);
-    for (int64_t j = 0; j < p && gate->at; j += KR_LANES) {
-        const int64_t column = at.head * p + j, step = c->dy.pitch, pitch = gate->pitch, out_pitch = d->out.pitch,
-                      dz_pitch = d->dz.pitch;
-        const float *from = gate->at + row * pitch + column, *out = d->out.at + row * out_pitch + column;
-        float *to = c->dy.at + j, *dz = d->dz.at ? d->dz.at + row * dz_pitch + column : 0;
-        ask(c->ahead);
-        for (int64_t t = 0; t < tokens; t++, from += pitch, to += step, out += out_pitch) {
-            const kr_vf x = kr_v_load_n(from, p - j), dout = kr_v_load(to);
-            const kr_vi lost = kr_v_abs(x) < least;
-            const kr_vf at_least = kr_v_max(kr_v_select(lost, least, x),
-                                            kr_v_set(-80)); // below, silu(x) is 0 in any sum
-            const kr_vf over = one + kr_v_exp(-at_least), r = one / (at_least * over), open = at_least * r; // sigmoid
-            if (j + KR_LANES <= p) small |= lost;
-            else
-                for (int64_t l = 0; l < p - j; l++) small[l] |= lost[l]; // what is beside the head is no z
-            kr_v_store(to, dout * open * x);
-            if (!dz) continue;
-            kr_v_store_n(dz, dout * kr_v_load_n(out, p - j) * (over * r + (one - open)), p - j);
-            dz += dz_pitch;
-        }
+    for (int64_t t = 0; t < tokens; t++) {
+        const kr_vf z = kr_v_load_n(gate.at + t * gate.pitch, left), from = kr_v_load_n(dout.at + t * dout.pitch, left);
+        const kr_vi lost = kr_v_abs(z) < least;
+        const kr_vf x = kr_v_max(kr_v_select(lost, least, z), lowest), over = one + kr_v_exp(-x);
+        const kr_vf r = one / (x * over), open = x * r; // open is the sigmoid, over * r is 1 / x
+        small |= lost;
+        kr_v_store(dy.at + t * dy.pitch, from * open * z);
+        if (!dz.at) continue;
+        const kr_vf y = kr_v_load_n(out.at + t * out.pitch, left);
+        kr_v_store_n(dz.at + t * dz.pitch, from * y * (over * r + (one - open)), left);
     }
+    return small;
+}
+
+/// dy = dout silu(z), and dz from the output. False: a z is too near 0 for that, store_gate must come.
+static bool load_dy(const backward *d, const chunk *c, place at, int64_t row) {
+    const trapezoid *s = &d->s;
+    const int64_t p = s->size.width;
     int32_t any = 0;
-    for (int l = 0; l < KR_LANES; l++) any |= small[l];
-    return !any;
+    for (int64_t i = c->rows; i < kr_round_up(c->rows, KR_LANES); i++) clear(c->dy.at + i * c->dy.pitch, p);
+    if (!d->dout.at) clear_matrix(c->dy, c->rows, p);
+    else if (!s->z.at)
+        load_ranks(c, c->dy, d->dout.at + row * d->dout.pitch + at.head * p, d->dout.pitch, s->size.heads * p, p);
+    for (int64_t j = 0; j < p && s->z.at && d->dout.at; j += KR_LANES) {
+        const int64_t n = at.head * p + j;
+        const source dout = {d->dout.at + row * d->dout.pitch + n, d->dout.pitch};
+        const source z = {s->z.at + row * s->z.pitch + n, s->z.pitch},
+                     out = {d->out.at + row * d->out.pitch + n, d->out.pitch};
+        const sink dz = {d->dz.at ? d->dz.at + row * d->dz.pitch + n : 0, d->dz.pitch};
+        const matrix dy = {c->dy.at + j, c->dy.pitch};
+        ask(c->ahead);
+        const kr_vi small = p - j >= KR_LANES ? gate_columns(dout, z, out, dz, dy, c->tokens, KR_LANES)
+                                              : gate_columns(dout, z, out, dz, dy, c->tokens, p - j);
+        for (int l = 0; l < KR_LANES && l < p - j; l++) any |= small[l];
+    }
+    return !any && d->dout.at;
 }
 
 /// dz from y, which has D v in it.
@@ -115,16 +122,33 @@ static void store_step(const backward *d, place at, pending t, float domega) {
         d->dtrap.at[t.row * d->dtrap.pitch + at.head] = t.dt * (t.dgamma - domega) * t.lambda * (1 - t.lambda);
 }
 
+/// Element t of `from` to the row of token t, for tokens first .. count - 1.
+static void scatter(sink to, place at, int64_t row, const float *from, int64_t first, int64_t count) {
+    if (!to.at) return;
+    float *put = to.at + (row + first) * to.pitch + at.head;
+    for (int64_t t = first; t < count; t++, put += to.pitch) *put = from[t];
+}
+
 /// Steps of the chunk; `next` is the token after it on the way in, and its first token on the way out.
 static void store_steps(const backward *d, const chunk *c, place at, int64_t first, const float *angles,
                         pending *next) {
-    for (int64_t t = c->tokens - 1; t >= 0; t--) {
-        const int64_t row = at.row + first + t;
-        if (first + t + 1 < d->s.size.length) store_step(d, at, *next, c->dghat[t]);
-        *next = (pending){c->spare[1][t],      c->spare[0][t], c->dgamma[t] + c->dghat[t], angles[t], row,
-                          is_reset(&d->s, row)};
-        if (d->dadt.at) d->dadt.at[row * d->dadt.pitch + at.head] = c->da[t];
+    const int64_t row = at.row + first, tokens = c->tokens;
+    const float *lambdas = c->spare[1], *dts = c->spare[0];
+    float *domega = c->column, *ddt = c->diagonal, *dtrap = c->rho; // whose sums are taken
+    if (first + tokens < d->s.size.length) store_step(d, at, *next, c->dghat[tokens - 1]);
+    domega[0] = 0; // the token before knows
+    for (int64_t t = 1; t < tokens; t++) domega[t] = is_reset(&d->s, row + t) ? 0 : c->dghat[t - 1];
+    for (int64_t t = 0; t < tokens; t += KR_LANES) {
+        const kr_vf lambda = kr_v_load(lambdas + t), rest = kr_v_set(1) - lambda, later = kr_v_load(domega + t);
+        const kr_vf dgamma = kr_v_load(c->dgamma + t) + kr_v_load(c->dghat + t);
+        kr_v_store(c->dgamma + t, dgamma);
+        kr_v_store(ddt + t, lambda * dgamma + rest * later + kr_v_load(angles + t));
+        kr_v_store(dtrap + t, kr_v_load(dts + t) * (dgamma - later) * (lambda * rest));
     }
+    scatter(d->ddt, at, row, ddt, 1, tokens);
+    scatter(d->dtrap, at, row, dtrap, 1, tokens);
+    scatter(d->dadt, at, row, c->da, 0, tokens);
+    *next = (pending){lambdas[0], dts[0], c->dgamma[0], angles[0], row, is_reset(&d->s, row)};
 }
 
 /// Where the chunks end: the gradients of h0, k0 and v0, and domega of the first token.
