@@ -17,6 +17,9 @@
 /// worker has a block of rows to itself, needs either a dW of its own for every worker (V D floats each) or a second
 /// pass that multiplies the logits again for blocks of W, a fourth product.
 ///
+/// With a precision of bf16 the operands of all three products are rounded, the gradient of the logits among them; logits,
+/// losses and what is summed stay f32.
+///
 /// What one block costs besides arithmetic is reading W twice and reading and writing dW, so blocks are as large as
 /// linear_loss.h allows: with few words the logits stay in the caches, with many there are 32 MiB of them.
 #include "ops/linear_loss.h"
@@ -28,6 +31,7 @@ KR_KERNEL_DECLARE(linear_cross_entropy_rows)
 KR_KERNEL_DECLARE(linear_cross_entropy_products)
 
 enum { X, WEIGHT, TARGETS };
+enum { PRECISIONS = 3 };
 enum { LOSS, PER_TOKEN, LSE, DX, DWEIGHT, OUTPUTS };
 #define BIT(i) (1u << (i))
 
@@ -49,6 +53,9 @@ static kr_status linear_cross_entropy_shape(const kr_attrs *attrs, const kr_shap
                kr_shape_text(&in[TARGETS], text), kr_shape_text(&rows, want));
     KR_FAIL_IF(attrs->i[0] < 0 || attrs->i[0] > V, KR_BAD_ARGUMENT,
                "linear_cross_entropy: valid_vocab is %lld, want 0 to %lld", (long long)attrs->i[0], (long long)V);
+    KR_FAIL_IF(attrs->i[1] < 0 || attrs->i[1] >= PRECISIONS, KR_BAD_ARGUMENT,
+               "linear_cross_entropy: precision is %lld, want 0 (f32), 1 (bf16) or 2 (bf16 emulated)",
+               (long long)attrs->i[1]);
     out[LOSS] = KR_SHAPE(1);
     out[PER_TOKEN] = out[LSE] = rows;
     out[DX] = in[X];
@@ -72,7 +79,8 @@ static void from_all_logits(kr_graph *g, const kr_node *n, const kr_value *dout,
     const kr_value x = as_rows(g, n->in[X], rows, D);
     const kr_value logits = kr_reshape(g, kr_linear(g, x, n->in[WEIGHT], KR_NONE), wide);
     const kr_value in[] = {logits, n->in[TARGETS], n->out[LSE], KR_NONE, dout[PER_TOKEN], dout[LSE]};
-    const kr_value all = kr_append(g, kr_op_find("cross_entropy_grad"), &n->attrs, in, 6);
+    const kr_attrs valid = {.i = {n->attrs.i[0]}};
+    const kr_value all = kr_append(g, kr_op_find("cross_entropy_grad"), &valid, in, 6);
     const kr_value dlogits = as_rows(g, all, rows, V);
     *dx = kr_reshape(g, kr_matmul(g, dlogits, n->in[WEIGHT], false, false, KR_NONE, KR_NONE, KR_ACT_NONE), s);
     *dweight = kr_matmul(g, dlogits, x, true, false, KR_NONE, KR_NONE, KR_ACT_NONE);
@@ -126,7 +134,7 @@ const kr_op kr_op_linear_cross_entropy = {
     .skip_out = BIT(PER_TOKEN) | BIT(LSE) | BIT(DX) | BIT(DWEIGHT),
     .keeps_in = BIT(X) | BIT(WEIGHT) | BIT(TARGETS),
     .keeps_out = BIT(LSE) | BIT(DX) | BIT(DWEIGHT),
-    .attr = {.i = {"valid_vocab"}},
+    .attr = {.i = {"valid_vocab", "precision"}},
     .shape = linear_cross_entropy_shape,
     .grad = linear_cross_entropy_derivative,
     .cost = linear_cross_entropy_cost,

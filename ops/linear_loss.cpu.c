@@ -14,6 +14,7 @@
 
 enum { X, WEIGHT, TARGETS };
 enum { LOSS, PER_TOKEN, LSE, DX, DWEIGHT };
+enum { F32, BF16, BF16_EMULATED }; // the attribute "precision"
 
 /// One round: rows [first, first + rows) of all.
 typedef struct loss_round {
@@ -24,7 +25,8 @@ typedef struct loss_round {
     kr_linear_loss_head *head;
     float *losses, *logits;
     int last;
-    kr_bf16_path path; // for products of parts in bf16
+    int rounded;       // operands are rounded to bf16
+    kr_bf16_path path; // how bf16 is multiplied: of rounded operands, or of parts
 } loss_round;
 
 static loss_round describe(const kr_call *call) {
@@ -41,26 +43,29 @@ static loss_round describe(const kr_call *call) {
     b.losses = (float *)(b.head + 1);
     b.logits = b.losses + (each + 15) / 16 * 16;
     b.last = first + b.rows == all;
-    b.path = call->bf16;
+    b.rounded = call->attrs->i[1] != F32;
+    b.path = call->attrs->i[1] == BF16_EMULATED ? KR_BF16_EMULATED : call->bf16;
     return b;
 }
 
 /// c = op(a) op(b), added to c where p->from is c. Sizes may be 0.
-static void multiply(const tile_product *p, kr_bf16_path path) {
+static void multiply(const tile_product *p, const loss_round *b) {
     if (p->m <= 0 || p->n <= 0) return;
     if (!p->k) {
         for (int64_t r = 0; r < p->m && !p->from; r++)
             __builtin_memset(p->c + r * p->ldc, 0, (size_t)p->n * sizeof *p->c);
         return;
     }
+    if (b->rounded) {
+        bf16_multiply(p, b->path);
+        return;
+    }
 #if defined(__AVX512F__)
-    if (split_pays(p->m, p->n, p->k, path)) split_multiply(p);
+    if (split_pays(p->m, p->n, p->k, b->path)) split_multiply(p);
     else tile_multiply(p);
 #elif defined(__AVX__)
-    (void)path;
     tile_multiply(p);
 #else // OpenBLAS has what the machine has
-    (void)path;
     cblas_sgemm(CblasRowMajor, p->ta ? CblasTrans : CblasNoTrans, p->tb ? CblasTrans : CblasNoTrans, (int)p->m,
                 (int)p->n, (int)p->k, 1.0f, p->a, (int)p->lda, p->b, (int)p->ldb, p->from ? 1.0f : 0.0f, p->c,
                 (int)p->ldc);
@@ -96,7 +101,7 @@ KR_KERNEL(linear_cross_entropy_logits) {
         multiply(&(tile_product){.m = least(g.rows, b.rows - row), .n = least(g.cols, b.V - col), .k = b.D,
                                  .a = b.x + row * b.ldx, .lda = b.ldx,
                                  .b = b.weight + col * b.ldw, .ldb = b.ldw, .tb = 1,
-                                 .c = b.logits + row * b.pitch + col, .ldc = b.pitch}, b.path);
+                                 .c = b.logits + row * b.pitch + col, .ldc = b.pitch}, &b);
     }
 }
 
@@ -146,7 +151,7 @@ static void add_losses(const loss_round *b, float *loss) {
 /// The round's rows of dx = dlogits W.
 static void multiply_dx(const loss_round *b, float *dx, int64_t pitch, int part, int parts) {
     enum { ROWS = 252, COLS = 128, WIDEST = 320, SPLIT_COLS = 384 }; // fewer passes over the logits to be split
-    const int64_t cols = split_pays(b->rows, b->D, b->V, b->path) ? SPLIT_COLS : COLS;
+    const int64_t cols = b->rounded || split_pays(b->rows, b->D, b->V, b->path) ? SPLIT_COLS : COLS;
     const grid g = cut(b->rows, b->D, ROWS, b->D <= WIDEST ? WIDEST : cols);
     int64_t begin, end;
     kr_share(g.blocks, part, parts, &begin, &end);
@@ -155,7 +160,7 @@ static void multiply_dx(const loss_round *b, float *dx, int64_t pitch, int part,
         multiply(&(tile_product){.m = least(g.rows, b->rows - row), .n = least(g.cols, b->D - col), .k = b->V,
                                  .a = b->logits + row * b->pitch, .lda = b->pitch,
                                  .b = b->weight + col, .ldb = b->ldw,
-                                 .c = dx + (b->first + row) * pitch + col, .ldc = pitch}, b->path);
+                                 .c = dx + (b->first + row) * pitch + col, .ldc = pitch}, b);
     }
 }
 
@@ -174,7 +179,7 @@ static void multiply_dweight(const loss_round *b, float *dweight, int64_t words,
         multiply(&(tile_product){.m = least(g.rows, b->V - row), .n = least(g.cols, b->D - col), .k = b->rows,
                                  .a = b->logits + row, .lda = b->pitch, .ta = 1,
                                  .b = b->x + col, .ldb = b->ldx,
-                                 .c = c, .ldc = b->D, .from = b->first ? c : 0, .ldf = b->D}, b->path);
+                                 .c = c, .ldc = b->D, .from = b->first ? c : 0, .ldf = b->D}, b);
     }
     if (part || b->first || words == b->V) return;
     __builtin_memset(dweight + b->V * b->D, 0, (size_t)((words - b->V) * b->D) * sizeof *dweight);

@@ -174,6 +174,28 @@ Test(bench, floor_is_the_nearest_roof) {
     expect_floor(1, (kr_bench_work){0}, 0, "L1");
 }
 
+/// Products may go through bf16 tiles, six for one in f32, where the machine has them and that is faster.
+Test(bench, products_have_the_roof_of_the_faster_way) {
+    kr_bench_limits l = machine(1);
+    l.flops[KR_ISA_AVX512] = 100e9;
+    kr_bench_work w = {.flops = 3e9, .tile_products = 6};
+    cr_expect_float_eq(kr_bench_floor(&l, KR_ISA_AVX512, &w, NULL), 3e-2, 1e-9);
+    l.amx = 1800e9;
+    cr_expect_float_eq(kr_bench_floor(&l, KR_ISA_AVX512, &w, NULL), 1e-2, 1e-9);
+    cr_expect_float_eq(kr_bench_floor(&l, KR_ISA_BASE, &w, NULL), 3e-2, 1e-9);
+    w.tile_products = 1;
+    cr_expect_float_eq(kr_bench_floor(&l, KR_ISA_AVX512, &w, NULL), 3e9 / 1800e9, 1e-9);
+    w.tile_products = 0;
+    cr_expect_float_eq(kr_bench_floor(&l, KR_ISA_AVX512, &w, NULL), 3e-2, 1e-9);
+    kr_operand out = {.slot = -1};
+    kr_step step = {.op = "matmul", .outputs = 1, .out = &out};
+    cr_expect_eq(kr_bench_step_work(&step).tile_products, 6);
+    step.attrs.i[3] = KR_PRECISION_BF16;
+    cr_expect_eq(kr_bench_step_work(&step).tile_products, 1);
+    step.op = "rms_norm";
+    cr_expect_eq(kr_bench_step_work(&step).tile_products, 0);
+}
+
 Test(bench, floor_grows_with_the_data) {
     const kr_bench_limits l = machine(1);
     double before = 0;

@@ -119,10 +119,10 @@ static kr_arg packed(void *data, kr_dtype dtype, kr_shape shape) {
     return a;
 }
 
-static result run(float *x, float *weight, int32_t *targets, int64_t valid, kr_isa isa) {
+static result run(float *x, float *weight, int32_t *targets, int64_t valid, int precision, kr_isa isa) {
     result r;
     memset(&r, 0xff, sizeof r);
-    const kr_attrs t = {.i = {valid}};
+    const kr_attrs t = {.i = {valid, precision}};
     const kr_arg in[] = {packed(x, KR_F32, KR_SHAPE(T, D)), packed(weight, KR_F32, KR_SHAPE(V, D)),
                          packed(targets, KR_I32, KR_SHAPE(T))};
     const kr_arg out[] = {packed(&r.loss, KR_F32, KR_SHAPE(1)), packed(r.per_token, KR_F32, KR_SHAPE(T)),
@@ -132,11 +132,34 @@ static result run(float *x, float *weight, int32_t *targets, int64_t valid, kr_i
     return r;
 }
 
+/// Operands rounded to bf16 have 8 bits: results are near the oracle's, and not those of f32.
+Test(linear_loss, rounded_to_bf16) {
+    static const int64_t sizes[][3] = {{1, 1, 1}, {33, 17, 35}, {130, 64, 530}, {700, 5, 2600}};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int precision = KR_PRECISION_BF16; precision <= KR_PRECISION_BF16_EMULATED; precision++) {
+            check_case c = loss_case(sizes[s][0], sizes[s][1], sizes[s][2], 0);
+            c.attrs.i[1] = precision;
+            c.tolerance = 2e-2;
+            check_forward(&c, oracle);
+        }
+    check_case wrong = loss_case(2, 3, 4, 0);
+    wrong.attrs.i[1] = 3;
+    kr_shape out[CHECK_MAX];
+    kr_dtype type[CHECK_MAX];
+    cr_assert_eq(kr_op_find(wrong.op)->shape(&wrong.attrs, wrong.shape, wrong.dtype, 3, out, type), KR_BAD_ARGUMENT);
+    cr_assert(strstr(kr_status_message(), "precision is 3"), "%s", kr_status_message());
+    float x[T * D] = {1.001f, 2.003f, 3.005f, 4.007f, 5.009f, 6.011f}, weight[V * D] = {1, -1, 2, -2};
+    int32_t targets[T] = {0, 1, 2};
+    const result exact = run(x, weight, targets, 0, 0, kr_isa_best());
+    const result rounded = run(x, weight, targets, 0, KR_PRECISION_BF16_EMULATED, kr_isa_best());
+    cr_assert_neq(exact.loss, rounded.loss);
+}
+
 Test(linear_loss, nothing_counted_gives_no_loss_and_no_gradient) {
     float x[T * D] = {1, 2, 3, 4, 5, 6}, weight[V * D] = {1, -1, 2, -2};
     int32_t targets[T] = {-100, -1, INT32_MIN};
     for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++) {
-        const result r = run(x, weight, targets, 0, isa);
+        const result r = run(x, weight, targets, 0, 0, isa);
         cr_assert_eq(r.loss, 0);
         for (int i = 0; i < T; i++) cr_assert(r.per_token[i] == 0 && isfinite(r.lse[i]));
         for (int i = 0; i < T * D; i++) cr_assert_eq(r.dx[i], 0);
@@ -151,7 +174,7 @@ Test(linear_loss, targets_outside_of_the_vocabulary_are_nan) {
     for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++)
         for (int k = 0; k < 3; k++) {
             int32_t targets[T] = {0, wrong[k], 2};
-            const result r = run(x, weight, targets, 3, isa);
+            const result r = run(x, weight, targets, 3, 0, isa);
             cr_assert(isnan(r.loss) && isnan(r.per_token[1]) && isfinite(r.per_token[0]) && isfinite(r.per_token[2]));
             cr_assert(isnan(r.dx[D]) && isfinite(r.dx[0]) && isfinite(r.dx[2 * D]) && isnan(r.dweight[0]));
             for (int d = 0; d < D; d++) cr_assert_eq(r.dweight[3 * D + d], 0, "the padded row has a gradient");
@@ -164,9 +187,9 @@ Test(linear_loss, values_that_are_not_finite_show_in_the_loss) {
             float x[T * D] = {1, 2, 3, 4, 5, 6}, weight[V * D] = {1, -1, 2, -2};
             int32_t targets[T] = {0, 1, 2};
             x[at] = NAN;
-            cr_assert(isnan(run(x, weight, targets, 0, isa).loss));
+            cr_assert(isnan(run(x, weight, targets, 0, 0, isa).loss));
             x[at] = INFINITY;
-            cr_assert(!isfinite(run(x, weight, targets, 0, isa).loss));
+            cr_assert(!isfinite(run(x, weight, targets, 0, 0, isa).loss));
         }
 }
 

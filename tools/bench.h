@@ -62,13 +62,15 @@ typedef struct kr_bench_work {
     double lane_ops;      ///< least number of f32 vector instructions times their lanes, where known; otherwise 0
     double read, written; ///< bytes of traffic
     double set;           ///< bytes of different memory that are touched: decides the level that it can sit in
+    double tile_products; ///< products in bf16 tiles that one product of it takes: 6 in f32 (ops/tile_split.h), 1 where
+                          ///< operands are rounded; 0: not a matrix product
 } kr_bench_work;
 /// Of one step of a plan.
 kr_bench_work kr_bench_step_work(const kr_step *);
 /// The least seconds in which this machine could do it: the longest of arithmetic, instructions and traffic (the
 /// roofline of Williams et al. 2009). Traffic goes at the speed that was measured for this mixture of reads and writes in
-/// the nearest level that holds the data; data of about the size of a cache is partly served by the next one. `of` (may
-/// be null) gets which limit it is: "arithmetic", "instructions", "L1", "L2", "L3" or "DRAM".
+/// the nearest level that holds the data; data of about the size of a cache is partly served by the next one. Matrix
+/// products go at the speed of multiply-adds or of bf16 tiles (AMX), whichever is the faster way. `of` (may be null) gets which limit it is: "arithmetic", "instructions", "L1", "L2", "L3" or "DRAM".
 double kr_bench_floor(const kr_bench_limits *, kr_isa, const kr_bench_work *, const char **of);
 
 // Records and comparison (tools/bench_record.c, tools/bench_compare.c) --------------------------------------------
