@@ -1,7 +1,7 @@
 /// Reverse-mode differentiation on the graph. Each op's rule appends the nodes of its own derivative, so the backward
 /// graph prints, fuses and plans like any other. For every value the gradients from all its readers are added in the
-/// order in which the reverse walk meets them, which is fixed by the graph. For a parameter, a node that can add to what it
-/// makes gets the sum so far as an input, so that the gradient of a tied embedding is one table and not three.
+/// order in which the reverse walk meets them, which is fixed by the graph. For a parameter, a node that can add to
+/// what it makes gets the sum so far as an input, so that the gradient of a tied embedding is one table and not three.
 #include "compiler/internal.h"
 
 #include <stdlib.h>
@@ -47,8 +47,8 @@ static kr_status add_to(walk *w, const kr_node *n, int input, kr_value d, int fi
     const kr_value v = n->in[input];
     const kr_shape want = kr_value_shape(w->g, v), got = kr_value_shape(w->g, d);
     char text_want[160], text_got[160];
-    KR_FAIL_IF(!kr_shape_equal(&want, &got), KR_BAD_SHAPE, "autodiff: the gradient of input %d of %s is %s, want %s", input,
-               n->op->name, kr_shape_text(&got, text_got), kr_shape_text(&want, text_want));
+    KR_FAIL_IF(!kr_shape_equal(&want, &got), KR_BAD_SHAPE, "autodiff: the gradient of input %d of %s is %s, want %s",
+               input, n->op->name, kr_shape_text(&got, text_got), kr_shape_text(&want, text_want));
     kr_value *sum = &w->grad[v.id];
     // Elsewhere the fuse pass does this, where it weighs what lives longer for it.
     const bool param = kr_node_source(kr_value_node(w->g, v)) == KR_SOURCE_PARAM;
@@ -68,7 +68,8 @@ static kr_status reverse(walk *w, int index) {
     if (!reached || !wanted || (n->op->flags & KR_OP_SOURCE)) return KR_OK;
     KR_FAIL_IF(!n->op->grad, KR_UNSUPPORTED, "autodiff: %s (scope %s) has no gradient, and the loss depends on it",
                n->op->name, n->scope && n->scope[0] ? n->scope : "-");
-    if (n->inputs > 32) KR_FAIL_IF(!(din = malloc((size_t)n->inputs * sizeof *din)), KR_NO_MEMORY, "autodiff: no memory");
+    if (n->inputs > 32)
+        KR_FAIL_IF(!(din = malloc((size_t)n->inputs * sizeof *din)), KR_NO_MEMORY, "autodiff: no memory");
     memset(din, 0, (size_t)n->inputs * sizeof *din);
     kr_graph_set_scope(w->g, n->scope);
     const int first = kr_graph_nodes(w->g);
@@ -128,7 +129,8 @@ kr_status kr_pass_autodiff(kr_compilation *c) {
     c->param_count = wanted;
     for (int i = 0; i < nodes && with_inputs; i++) {
         const kr_node *n = kr_graph_node(g, i);
-        if (kr_node_source(n) == KR_SOURCE_INPUT && kr_value_dtype(g, n->out[0]) == KR_F32) c->params[wanted++] = n->out[0];
+        if (kr_node_source(n) == KR_SOURCE_INPUT && kr_value_dtype(g, n->out[0]) == KR_F32)
+            c->params[wanted++] = n->out[0];
     }
     if (c->options->goal == KR_GOAL_FORWARD) return KR_OK;
     const char *name = c->options->loss ? c->options->loss : "loss";

@@ -32,12 +32,12 @@ typedef struct kr_memory_curve {
 
 /// What to compile.
 typedef enum kr_goal {
-    KR_GOAL_FORWARD = 0,  ///< just the graph's outputs and assigns
-    KR_GOAL_GRADIENTS,    ///< and d loss / d param as outputs "grad.<param>", and d loss / d input of f32 inputs "grad.<input>"
-    KR_GOAL_TRAIN,        ///< forward, backward, clipping and update in one plan; adds input "optimizer" f32 [3]
-                          ///< (learning rate, 1 - beta1^t, 1 - beta2^t) and output "grad_norm" f32 [1]
-    KR_GOAL_ACCUMULATE,   ///< forward, backward, and gradients added into carries "gradient.<param>"
-    KR_GOAL_TRAIN_LAST,   ///< as TRAIN, after adding the carried gradients, which become zero again
+    KR_GOAL_FORWARD = 0, ///< just the graph's outputs and assigns
+    KR_GOAL_GRADIENTS, ///< and d loss / d param as outputs "grad.<param>", and d loss / d input of f32 inputs "grad.<input>"
+    KR_GOAL_TRAIN,      ///< forward, backward, clipping and update in one plan; adds input "optimizer" f32 [3]
+                        ///< (learning rate, 1 - beta1^t, 1 - beta2^t) and output "grad_norm" f32 [1]
+    KR_GOAL_ACCUMULATE, ///< forward, backward, and gradients added into carries "gradient.<param>"
+    KR_GOAL_TRAIN_LAST, ///< as TRAIN, after adding the carried gradients, which become zero again
 } kr_goal;
 
 /// What the operands of matrix products are rounded to before they are multiplied. Everything else stays f32: sums,

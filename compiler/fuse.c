@@ -1,15 +1,15 @@
 /// Fusion: what several nodes do in several passes over memory becomes one.
 ///
-/// First additions go into the products and norms that can take them, then cheap values that are needed again much later
-/// (in the backward pass) are computed again there when what they come from is alive anyway, and last elementwise nodes
-/// are gathered into tile programs.
+/// First additions go into the products and norms that can take them, then cheap values that are needed again much
+/// later (in the backward pass) are computed again there when what they come from is alive anyway, and last elementwise
+/// nodes are gathered into tile programs.
 ///
 /// Nodes that become one run where the last of them stood. That is legal when nobody outside of the group reads one of
 /// its values before that place, and then no number of groups can make a cycle: give every node the place of its
 /// group's last member; along every edge between groups places grow.
 ///
-/// Waiting for the last member keeps inputs of the earlier ones alive. A group is only formed when the buffers that live
-/// longer for it, with other steps in between, weigh no more than the values that need no buffer any longer.
+/// Waiting for the last member keeps inputs of the earlier ones alive. A group is only formed when the buffers that
+/// live longer for it, with other steps in between, weigh no more than the values that need no buffer any longer.
 #include "compiler/fuse.h"
 
 #include <stdlib.h>
@@ -35,7 +35,8 @@ static void list_readers(kr_reads *r) {
         for (int k = 0; k < kr_graph_node(r->g, i)->inputs; k++) r->at[kr_graph_node(r->g, i)->in[k].id + 2]++;
     for (uint32_t v = 2; v < r->values + 3; v++) r->at[v] += r->at[v - 1];
     for (int i = 0; i < r->nodes; i++)
-        for (int k = 0; k < kr_graph_node(r->g, i)->inputs; k++) r->list[r->at[kr_graph_node(r->g, i)->in[k].id + 1]++] = i;
+        for (int k = 0; k < kr_graph_node(r->g, i)->inputs; k++)
+            r->list[r->at[kr_graph_node(r->g, i)->in[k].id + 1]++] = i;
 }
 
 static void keep(kr_reads *r, kr_value v) {
@@ -148,7 +149,8 @@ bool kr_group_puts_out(const kr_reads *r, const kr_group *s, kr_value v) {
     return o.first < r->nodes || kept(r, v);
 }
 
-/// Do heavy nodes run between the two places that are no members? Elementwise ones may yet join, and their values vanish.
+/// Do heavy nodes run between the two places that are no members? Elementwise ones may yet join, and their values
+/// vanish.
 static bool others_between(const kr_reads *r, const kr_group *s, int from, int to) {
     if (!kr_work_between(r->heavy, from, to)) return false;
     int others = r->heavy[to - 1] - r->heavy[from];
@@ -186,7 +188,8 @@ bool kr_group_may_form(const kr_reads *r, const kr_group *s) {
 // The pass --------------------------------------------------------------------------------------------------------
 
 kr_status kr_pass_fuse(kr_compilation *c) {
-    static kr_status (*const parts[])(kr_compilation *, kr_reads *) = {kr_fuse_sums, kr_fuse_recompute, kr_fuse_programs};
+    static kr_status (*const parts[])(kr_compilation *, kr_reads *) = {kr_fuse_sums, kr_fuse_recompute,
+                                                                       kr_fuse_programs};
     if (c->options->no_fuse) return KR_OK;
     for (int k = 0; k < 3; k++) {
         kr_reads r;

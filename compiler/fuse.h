@@ -25,7 +25,9 @@ void kr_reads_free(kr_reads *);
 bool kr_reads_each(const kr_reads *, kr_value v, bool (*each)(void *, int reader, bool direct), void *);
 size_t kr_value_bytes(const kr_graph *, kr_value);
 /// Does anything run in places after `from` and before `to`?
-static inline bool kr_work_between(const int *count, int from, int to) { return to - from > 1 && count[to - 1] > count[from]; }
+static inline bool kr_work_between(const int *count, int from, int to) {
+    return to - from > 1 && count[to - 1] > count[from];
+}
 
 /// Nodes that are to become one, at the place of the last one.
 typedef struct kr_group {
@@ -34,8 +36,8 @@ typedef struct kr_group {
     int ending;                        ///< the member that may read through reshapes: a sum at the end; 0: none
 } kr_group;
 
-/// May these nodes run together where the last of them stands? No one else may read a value of the group before that, and
-/// buffers that would have to live longer may not weigh more than the values that vanish.
+/// May these nodes run together where the last of them stands? No one else may read a value of the group before that,
+/// and buffers that would have to live longer may not weigh more than the values that vanish.
 bool kr_group_may_form(const kr_reads *, const kr_group *);
 bool kr_group_has(const kr_group *, int node);
 /// Is the value read by a node outside of the group, or kept?
@@ -43,7 +45,7 @@ bool kr_group_puts_out(const kr_reads *, const kr_group *, kr_value);
 
 /// The three parts of the pass, each on a sorted graph.
 kr_status kr_fuse_sums(kr_compilation *, kr_reads *);       ///< additions become inputs of products and norms
-kr_status kr_fuse_recompute(kr_compilation *, kr_reads *);  ///< cheap values are computed again where they are read late
+kr_status kr_fuse_recompute(kr_compilation *, kr_reads *); ///< cheap values are computed again where they are read late
 kr_status kr_fuse_programs(kr_compilation *, kr_reads *);   ///< elementwise chains become tile programs
 
 #endif

@@ -1,7 +1,7 @@
 /// Elementwise nodes become tile programs.
 ///
-/// Nodes are taken in order. Each one joins the programs of its operands, and those that read one of its operands too, as
-/// far as the limits of a program and the rule for groups allow; so chains, diamonds and the several uses of a saved
+/// Nodes are taken in order. Each one joins the programs of its operands, and those that read one of its operands too,
+/// as far as the limits of a program and the rule for groups allow; so chains, diamonds and the several uses of a saved
 /// value end up in one pass over memory. A sum over what a program computes ends it, when it is large enough to be cut
 /// into pieces for all threads.
 #include "compiler/fuse.h"
@@ -64,7 +64,8 @@ static bool unite(const kr_group *a, const kr_group *b, kr_group *out) {
     if (a->count + b->count > KR_PROGRAM_LENGTH) return false;
     *out = (kr_group){0};
     for (int i = 0, j = 0; i < a->count || j < b->count;)
-        out->member[out->count++] = j == b->count || (i < a->count && a->member[i] < b->member[j]) ? a->member[i++] : b->member[j++];
+        out->member[out->count++] = j == b->count || (i < a->count && a->member[i] < b->member[j]) ? a->member[i++]
+                                                                                                   : b->member[j++];
     return true;
 }
 
@@ -72,7 +73,8 @@ static bool unite(const kr_group *a, const kr_group *b, kr_group *out) {
 static void join(programs *p, int n, int other) {
     const int from = p->of[other], to = p->of[n];
     kr_group both;
-    if (from < 0 || from == to || !same_shape(p->r, n, other) || !unite(&p->groups[from], &p->groups[to], &both)) return;
+    if (from < 0 || from == to || !same_shape(p->r, n, other) || !unite(&p->groups[from], &p->groups[to], &both))
+        return;
     if (!within_limits(p->r, &both) || !kr_group_may_form(p->r, &both)) return;
     p->groups[to] = both;
     p->groups[from].count = 0;
@@ -87,7 +89,8 @@ static void gather(programs *p, int i) {
     for (int k = 0; k < n->inputs; k++) join(p, i, r->index[n->in[k].id]);
     for (int k = 0; k < n->inputs; k++) {
         const kr_value v = n->in[k];
-        if (kr_node_source(kr_value_node(r->g, (kr_value){r->root[v.id]}))) continue; // parameters are small, and close to nobody
+        if (kr_node_source(kr_value_node(r->g, (kr_value){r->root[v.id]})))
+            continue; // parameters are small, and close to nobody
         const int begin = r->at[v.id];
         int end = begin;
         while (end < r->at[v.id + 1] && r->list[end] < i) end++;
@@ -103,8 +106,9 @@ static kr_value behind_reshapes(const kr_graph *g, kr_value v) {
         const kr_shape in = kr_value_shape(g, n->in[0]), out = kr_value_shape(g, v);
         const kr_layout packed = kr_layout_packed(&in);
         kr_layout seen;
-        if (kr_shape_count(&in) != kr_shape_count(&out) || !n->op->view(&n->attrs, &packed, &out, &seen) || seen.offset ||
-            !kr_layout_contiguous(&seen)) break;
+        if (kr_shape_count(&in) != kr_shape_count(&out) || !n->op->view(&n->attrs, &packed, &out, &seen) ||
+            seen.offset || !kr_layout_contiguous(&seen))
+            break;
         v = n->in[0];
     }
     return v;

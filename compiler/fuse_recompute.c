@@ -1,6 +1,7 @@
-/// Values that are cheap to compute and needed again much later, as silu(z) in the backward pass, need not be kept: where
-/// their readers are elementwise and what they come from is alive at that time anyway, those readers compute them again
-/// as part of the same tile program. The bits are the same, a buffer is not kept, and it is neither written nor read.
+/// Values that are cheap to compute and needed again much later, as silu(z) in the backward pass, need not be kept:
+/// where their readers are elementwise and what they come from is alive at that time anyway, those readers compute them
+/// again as part of the same tile program. The bits are the same, a buffer is not kept, and it is neither written nor
+/// read.
 #include "compiler/fuse.h"
 
 #include <stdlib.h>
@@ -102,7 +103,8 @@ static bool note(void *context, int reader, bool direct) {
     const kr_shape b = kr_value_shape(r->g, kr_graph_node(r->g, reader)->out[0]);
     if (!o->eras || era_of(r, reader) != o->era) o->eras++;
     o->era = era_of(r, reader);
-    o->possible &= o->eras <= MOST_TIMES && direct && r->fusable[reader] && kr_shape_equal(&a, &b) && can(o->c, o->node, reader, 0);
+    o->possible &= o->eras <= MOST_TIMES && direct && r->fusable[reader] && kr_shape_equal(&a, &b) &&
+                   can(o->c, o->node, reader, 0);
     return o->possible;
 }
 

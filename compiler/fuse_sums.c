@@ -1,7 +1,7 @@
 /// What another node can do on its way. Additions: y = product + x becomes a product with a residual, dx + dstream an
 /// input of the norm's gradient, and norm(a + b) a norm with a residual, whose second output is the sum. Activations:
-/// silu(product), where nobody else reads the product (in training its gradient does). The descriptor says which input or
-/// attribute does it (kr_op.added, kr_op.adds_first, kr_op.activations).
+/// silu(product), in plans without gradients, where nobody else reads the product. The descriptor says which input
+/// or attribute does it (kr_op.added, kr_op.adds_first, kr_op.activations).
 #include "compiler/fuse.h"
 
 #include <string.h>
@@ -27,7 +27,8 @@ static bool takes_input(const kr_graph *g, const kr_node *n, int at, kr_value v,
     kr_shape in_shape[32], out_shape[16];
     kr_dtype in_dtype[32], out_dtype[16];
     if (n->inputs > 32 || n->outputs > 16) return false;
-    if (!readable(g, n, at, v) || (first.id && !readable(g, n, 0, first))) return false; // a copy costs more than it saves
+    if (!readable(g, n, at, v) || (first.id && !readable(g, n, 0, first)))
+        return false; // a copy costs more than it saves
     for (int k = 0; k < n->inputs; k++) {
         const kr_value in = k == at ? v : k == 0 && first.id ? first : n->in[k];
         in_shape[k] = kr_value_shape(g, in);
@@ -61,11 +62,13 @@ static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
     const kr_value other = sum->in[1 - k];
     kr_node *n = kr_value_node(g, sum->in[k]);
     const int at = n->op->added - 1;
-    if (at < 0 || n->dead || n->in[at].id || sum->in[k].id != n->out[0].id || sum->in[0].id == sum->in[1].id) return false;
+    if (at < 0 || n->dead || n->in[at].id || sum->in[k].id != n->out[0].id || sum->in[0].id == sum->in[1].id)
+        return false;
     for (int j = 0; j < n->inputs; j++)
         if (n->in[j].id == other.id) return false; // its memory may be taken over while it is still read
     const kr_group s = pair(r->index[n->out[0].id], index);
-    if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(g, n, at, other, KR_NONE)) return false;
+    if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(g, n, at, other, KR_NONE))
+        return false;
     const kr_node *one = again(g, n, sum, at, other, KR_NONE);
     if (!one) return false;
     kr_graph_replace(g, sum->out[0], one->out[0]);
@@ -120,10 +123,13 @@ static bool into_activation(kr_reads *r, kr_node *act, int index) {
 /// Everything is judged by the values that were there at the start: a node that became part of another one still stands
 /// for it at its place, which is what the rule for groups asks about.
 kr_status kr_fuse_sums(kr_compilation *c, kr_reads *r) {
-    (void)c;
+    // In training what is computed again decides whether others read the product, and a compiler may round an activation
+    // inside a product otherwise than apart: a budget of memory would then change bits.
+    const bool activations = c->options->goal == KR_GOAL_FORWARD;
     for (int i = 0; i < r->nodes; i++) {
         kr_node *n = kr_graph_node(r->g, i);
-        if (n->dead || into_reader(r, n, i) || into_activation(r, n, i) || !(n->op->flags & KR_OP_ADDS)) continue;
+        if (n->dead || into_reader(r, n, i) || (activations && into_activation(r, n, i))) continue;
+        if (!(n->op->flags & KR_OP_ADDS)) continue;
         const int later = r->index[n->in[1].id] > r->index[n->in[0].id]; // the one whose partner is there already
         if (!into_producer(r, n, i, later)) into_producer(r, n, i, 1 - later);
     }

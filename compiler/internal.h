@@ -40,15 +40,17 @@ kr_status kr_pass_lower(kr_compilation *);
 /// by the caller.
 kr_status kr_passes_after_rematerialise(kr_compilation *c);
 void kr_compilation_free(kr_compilation *); ///< all but the plan and the graph
-/// FLOPs and bytes of memory traffic of a node as its op states them, for these shapes of its inputs and outputs (rank -1:
-/// an output that nobody reads); else every element once (compiler/cost.c).
-void kr_node_cost(const kr_graph *, const kr_node *, const kr_shape *in, const kr_shape *out, double *flops, double *bytes);
+/// FLOPs and bytes of memory traffic of a node as its op states them, for these shapes of its inputs and outputs (rank
+/// -1: an output that nobody reads); else every element once (compiler/cost.c).
+void kr_node_cost(const kr_graph *, const kr_node *, const kr_shape *in, const kr_shape *out, double *flops,
+                  double *bytes);
 /// Estimated time of a node at fixed rates (compiler/cost.c).
 double kr_node_ns(const kr_graph *, const kr_node *);
 
 /// Homes of all values of the graph as it stands, without changing it. Also used by the schedule and memory passes.
 kr_status kr_homes(const kr_graph *, kr_home *homes);
-/// Bytes from the first to the last element of the value that owns a buffer: more than its elements where rows are padded.
+/// Bytes from the first to the last element of the value that owns a buffer: more than its elements where rows are
+/// padded.
 size_t kr_home_bytes(const kr_graph *, const kr_home *homes, uint32_t root);
 /// How often outputs and assigns name each value, by id; the caller frees it. NULL: no memory.
 int *kr_root_uses(const kr_graph *);

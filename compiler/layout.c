@@ -1,5 +1,5 @@
-/// What a consumer cannot read where it lives (compiler/homes.c) is copied first: this pass inserts those copies. Outputs
-/// and assigned values get buffers of their own.
+/// What a consumer cannot read where it lives (compiler/homes.c) is copied first: this pass inserts those copies.
+/// Outputs and assigned values get buffers of their own.
 #include "compiler/internal.h"
 
 #include <stdlib.h>
@@ -42,7 +42,8 @@ bool kr_layout_rows(const kr_layout *l) {
 bool kr_mask_has(uint32_t mask, int i) { return mask >> (i < 31 ? i : 31) & 1; }
 
 bool kr_layout_accepted(const kr_op *op, int i, const kr_layout *l) {
-    return kr_layout_contiguous(l) || kr_mask_has(op->strided_in, i) || (kr_mask_has(op->rows_in, i) && kr_layout_rows(l));
+    return kr_layout_contiguous(l) || kr_mask_has(op->strided_in, i) ||
+           (kr_mask_has(op->rows_in, i) && kr_layout_rows(l));
 }
 
 static kr_value copy_before(kr_graph *g, const kr_node *reader, kr_value v) {

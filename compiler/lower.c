@@ -6,7 +6,8 @@
 
 static kr_slot slot_of_source(const kr_graph *g, const kr_node *n, kr_slot_kind kind) {
     const kr_value v = n->out[0];
-    kr_slot slot = {.kind = kind, .name = n->name, .dtype = kr_value_dtype(g, v), .shape = kr_value_shape(g, v), .init = n->init};
+    kr_slot slot = {
+        .kind = kind, .name = n->name, .dtype = kr_value_dtype(g, v), .shape = kr_value_shape(g, v), .init = n->init};
     slot.bytes = kr_tensor_bytes(slot.dtype, &slot.shape);
     if (kind == KR_SLOT_CONST) {
         slot.splat = n->attrs.r[0];
@@ -20,7 +21,8 @@ static kr_status add_slot(kr_compilation *c, const kr_slot *slot, int buffer) {
     const int index = kr_plan_add_slot(c->plan, slot);
     KR_FAIL_IF(index < 0, KR_NO_MEMORY, "%s", kr_status_message());
     c->memory->buffers[buffer].slot = index;
-    if (slot->kind != KR_SLOT_ACTIVATION && slot->kind != KR_SLOT_GRADIENT) c->stats.slot_bytes[slot->kind] += slot->bytes;
+    if (slot->kind != KR_SLOT_ACTIVATION && slot->kind != KR_SLOT_GRADIENT)
+        c->stats.slot_bytes[slot->kind] += slot->bytes;
     return KR_OK;
 }
 
@@ -62,7 +64,8 @@ static kr_operand operand(const kr_compilation *c, kr_value v) {
     const kr_buffer *buffer = &c->memory->buffers[b];
     o.slot = buffer->slot;
     o.offset = buffer->offset;
-    if (kr_shape_count(&o.shape)) o.offset += (size_t)h->layout.offset * kr_dtype_size(o.dtype); // else: no element, no place
+    if (kr_shape_count(&o.shape))
+        o.offset += (size_t)h->layout.offset * kr_dtype_size(o.dtype); // else: no element, no place
     memcpy(o.stride, h->layout.stride, sizeof o.stride);
     return o;
 }
@@ -93,7 +96,8 @@ static bool nothing_to_do(const kr_compilation *c, const kr_node *n) {
     int64_t at = 0;
     for (int i = 0; i < n->inputs; i++) {
         const kr_home *piece = &c->homes[n->in[i].id];
-        if (piece->root != whole->root || piece->layout.offset != whole->layout.offset + at * whole->layout.stride[axis])
+        if (piece->root != whole->root ||
+            piece->layout.offset != whole->layout.offset + at * whole->layout.stride[axis])
             return false;
         at += piece->layout.shape.dim[axis];
     }
@@ -114,8 +118,8 @@ static kr_status add_step(kr_compilation *c, int index) {
     const int w = c->memory->work[index];
     if (w >= 0) {
         const kr_buffer *b = &c->memory->buffers[w];
-        step.work = (kr_operand){.slot = b->slot, .offset = b->offset, .dtype = KR_U8, .shape = KR_SHAPE((int64_t)b->bytes),
-                                 .stride = {1}};
+        step.work = (kr_operand){
+            .slot = b->slot, .offset = b->offset, .dtype = KR_U8, .shape = KR_SHAPE((int64_t)b->bytes), .stride = {1}};
     }
     kr_status status = measure(c, n, in, out, &step);
     if (!status) status = kr_plan_add_step(c->plan, &step);

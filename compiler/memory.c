@@ -82,11 +82,13 @@ static void spans_of_roots(state *s) {
 static void kinds_of_roots(state *s) {
     for (int i = 0; i < kr_graph_nodes(s->g); i++) {
         const kr_node *n = kr_graph_node(s->g, i);
-        static const kr_slot_kind of_source[] = {KR_SLOT_ACTIVATION, KR_SLOT_IO, KR_SLOT_PARAM, KR_SLOT_CONST, KR_SLOT_CARRY};
+        static const kr_slot_kind of_source[] = {KR_SLOT_ACTIVATION, KR_SLOT_IO, KR_SLOT_PARAM, KR_SLOT_CONST,
+                                                 KR_SLOT_CARRY};
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id;
             s->kind[v] = of_source[kr_node_source(n)];
-            if (kr_node_source(n) == KR_SOURCE_CARRY && n->attrs.i[1] == KR_CARRY_OPTIMIZER) s->kind[v] = KR_SLOT_OPTIMIZER;
+            if (kr_node_source(n) == KR_SOURCE_CARRY && n->attrs.i[1] == KR_CARRY_OPTIMIZER)
+                s->kind[v] = KR_SLOT_OPTIMIZER;
             if (kr_node_source(n)) s->slot_of[v] = v;
         }
     }
@@ -180,14 +182,16 @@ static kr_status number_buffers(state *s, kr_memory *m) {
         }
         if (n->op->work && !(n->op->flags & KR_OP_VIEW)) {
             kr_shape few_in[32], out[16], *in = few_in;
-            if (n->inputs > 32) KR_FAIL_IF(!(in = malloc((size_t)n->inputs * sizeof *in)), KR_NO_MEMORY, "memory: no memory");
+            if (n->inputs > 32)
+                KR_FAIL_IF(!(in = malloc((size_t)n->inputs * sizeof *in)), KR_NO_MEMORY, "memory: no memory");
             for (int k = 0; k < n->inputs; k++) in[k] = kr_value_shape(s->g, n->in[k]);
             for (int k = 0; k < n->outputs; k++) out[k] = kr_value_shape(s->g, n->out[k]);
             const size_t bytes = n->op->work(&n->attrs, in, out, n->inputs);
             if (in != few_in) free(in);
             if (!bytes) continue;
             m->work[i] = m->count;
-            m->buffers[m->count++] = (kr_buffer){.kind = KR_SLOT_ACTIVATION, .slot = -1, .bytes = bytes, .first = i, .last = i};
+            m->buffers[m->count++] = (kr_buffer){
+                .kind = KR_SLOT_ACTIVATION, .slot = -1, .bytes = bytes, .first = i, .last = i};
         }
     }
     for (uint32_t v = 1; v <= s->values; v++) // merged roots read their heir's buffer
@@ -206,7 +210,8 @@ static kr_status place_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_
         if (m->buffers[i].kind != kind) continue;
         which[count] = i;
         *sum += (m->buffers[i].bytes + ALIGN - 1) / ALIGN * ALIGN;
-        blocks[count++] = (kr_block){.first = m->buffers[i].first, .last = m->buffers[i].last, .size = m->buffers[i].bytes};
+        blocks[count++] = (kr_block){
+            .first = m->buffers[i].first, .last = m->buffers[i].last, .size = m->buffers[i].bytes};
     }
     const kr_status status = kr_place(blocks, count, ALIGN, peak);
     *bound = kr_place_bound(blocks, count, ALIGN);

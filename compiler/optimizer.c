@@ -34,7 +34,8 @@ static kr_status update(kr_compilation *c) {
     KR_FAIL_IF(!(o->beta1 >= 0 && o->beta1 < 1 && o->beta2 >= 0 && o->beta2 < 1), KR_BAD_ARGUMENT,
                "optimizer: betas are %g and %g, want both in [0, 1)", o->beta1, o->beta2);
     KR_FAIL_IF(!(o->eps >= 0) || !(o->weight_decay >= 0) || !(o->max_norm >= 0), KR_BAD_ARGUMENT,
-               "optimizer: eps %g, weight_decay %g and max_norm %g must not be negative", o->eps, o->weight_decay, o->max_norm);
+               "optimizer: eps %g, weight_decay %g and max_norm %g must not be negative", o->eps, o->weight_decay,
+               o->max_norm);
     kr_value *list = c->grads;
     int count = 0;
     kr_value *present = kr_host_alloc(((size_t)c->param_count + 1) * sizeof *present);

@@ -49,7 +49,8 @@ static int64_t growth(const work *w, const kr_node *n, const bool *born, int64_t
         if (!again && !w->readers[root]) down += w->bytes[root];
     }
     for (int k = 0; k < n->inputs; k++)
-        if (first_mention(w, n, k) && w->readers[w->homes[n->in[k].id].root] == 1) down += w->bytes[w->homes[n->in[k].id].root];
+        if (first_mention(w, n, k) && w->readers[w->homes[n->in[k].id].root] == 1)
+            down += w->bytes[w->homes[n->in[k].id].root];
     *during = up;
     return up - down;
 }

@@ -28,10 +28,10 @@ static void print_text(const kr_plan_stats *s, FILE *to) {
 }
 
 static void print_json(const kr_plan_stats *s, FILE *to) {
-    fprintf(
-        to,
-        "{\"nodes\": %d, \"steps\": %d, \"barriers\": %d, \"params\": %d, \"param_elements\": %lld, \"flops\": %.17g, \"bytes\": %.17g, ",
-        s->nodes, s->steps, s->barriers, s->params, (long long)s->param_elements, s->flops, s->bytes);
+    fprintf(to,
+            "{\"nodes\": %d, \"steps\": %d, \"barriers\": %d, \"params\": %d, \"param_elements\": %lld, \"flops\": "
+            "%.17g, \"bytes\": %.17g, ",
+            s->nodes, s->steps, s->barriers, s->params, (long long)s->param_elements, s->flops, s->bytes);
     fputs("\"arenas\": {", to);
     for (int k = 0; k < KR_SLOT_KIND_COUNT; k++)
         fprintf(to, "%s\"%s\": %zu", k ? ", " : "", kr_slot_kind_name((kr_slot_kind)k), s->slot_bytes[k]);

@@ -31,13 +31,15 @@ const kr_block_kind *kr_block_find(const char *name) {
 }
 
 kr_status kr_block_register(const kr_block_kind *kind) {
-    KR_FAIL_IF(!kind || !kind->build || !kind->name || !kind->name[0] || strlen(kind->name) > 31 || strchr(kind->name, ','),
+    KR_FAIL_IF(!kind || !kind->build || !kind->name || !kind->name[0] || strlen(kind->name) > 31 ||
+                   strchr(kind->name, ','),
                KR_BAD_ARGUMENT, "block: a kind has a builder and a name of 1 to 31 characters without commas");
     if (kr_block_find(kind->name) == kind) return KR_OK;
     KR_FAIL_IF(kr_block_find(kind->name) || (kind->official && kr_block_find(kind->official)), KR_BAD_ARGUMENT,
                "block: there is a block \"%s\" already", kr_block_find(kind->name) ? kind->name : kind->official);
     KR_FAIL_IF(registered_count == (int)(sizeof registered / sizeof *registered), KR_UNSUPPORTED,
-               "block: \"%s\" is one too many, at most %zu can be registered", kind->name, sizeof registered / sizeof *registered);
+               "block: \"%s\" is one too many, at most %zu can be registered", kind->name,
+               sizeof registered / sizeof *registered);
     registered[registered_count++] = kind;
     return KR_OK;
 }
@@ -49,7 +51,8 @@ kr_block_config kr_block_defaults(void) {
                              .dt_init_floor = 1e-4, .dt_scale = 1};
 }
 
-kr_value kr_block_linear(kr_graph *g, const kr_block_config *c, const char *name, kr_value x, int64_t out, double scale) {
+kr_value kr_block_linear(kr_graph *g, const kr_block_config *c, const char *name, kr_value x, int64_t out,
+                         double scale) {
     const kr_shape shape = kr_value_shape(g, x);
     if (shape.rank < 1) return KR_NONE; // the graph has failed before
     const int64_t in = shape.dim[shape.rank - 1];
@@ -63,14 +66,14 @@ kr_value kr_block_linear(kr_graph *g, const kr_block_config *c, const char *name
 
 int64_t kr_block_count(kr_graph *g, const char *whole_name, int64_t whole, const char *size_name, int64_t size) {
     if (size > 0 && whole >= size && whole % size == 0) return whole / size;
-    kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "block: %s is %lld, which does not divide %s, %lld", size_name,
-                     (long long)size, whole_name, (long long)whole);
+    kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "block: %s is %lld, which does not divide %s, %lld",
+                     size_name, (long long)size, whole_name, (long long)whole);
     kr_graph_fail(g, KR_BAD_ARGUMENT);
     return 1;
 }
 
-kr_value kr_block_conv(kr_graph *g, const kr_block_config *c, kr_value x, int64_t taps, bool bias, bool silu, kr_value state,
-                       kr_value *next) {
+kr_value kr_block_conv(kr_graph *g, const kr_block_config *c, kr_value x, int64_t taps, bool bias, bool silu,
+                       kr_value state, kr_value *next) {
     const kr_shape shape = kr_value_shape(g, x);
     if (shape.rank != 3) return KR_NONE; // the graph has failed before
     const int64_t C = shape.dim[2];

@@ -5,8 +5,15 @@
 #include <string.h>
 
 kr_model_config kr_model_defaults(void) {
-    kr_model_config c = {.name = "custom", .vocab_size = 256, .pad_vocab_size_multiple = 8, .d_model = 160, .n_layer = 5,
-                         .layer = "mamba1", .rms_norm = true, .tie_embeddings = true, .norm_epsilon = 1e-5,
+    kr_model_config c = {.name = "custom",
+                         .vocab_size = 256,
+                         .pad_vocab_size_multiple = 8,
+                         .d_model = 160,
+                         .n_layer = 5,
+                         .layer = "mamba1",
+                         .rms_norm = true,
+                         .tie_embeddings = true,
+                         .norm_epsilon = 1e-5,
                          .block = kr_block_defaults()};
     return c;
 }
@@ -45,22 +52,23 @@ bool kr_mode_parse(const char *name, kr_mode *out) {
 static kr_status check(const kr_model_config *c, int64_t batch, int64_t length) {
     KR_FAIL_IF(c->d_model < 1 || c->d_model > 1 << 20, KR_BAD_ARGUMENT, "model: d_model is %ld, want 1 to %d",
                (long)c->d_model, 1 << 20);
-    KR_FAIL_IF(c->n_layer < 0 || c->n_layer > 4096, KR_BAD_ARGUMENT, "model: n_layer is %d, want 0 to 4096", c->n_layer);
+    KR_FAIL_IF(c->n_layer < 0 || c->n_layer > 4096, KR_BAD_ARGUMENT, "model: n_layer is %d, want 0 to 4096",
+               c->n_layer);
     KR_FAIL_IF(c->vocab_size < 1 || c->vocab_size > 1 << 24, KR_BAD_ARGUMENT, "model: vocab_size is %ld, want 1 to %d",
                (long)c->vocab_size, 1 << 24);
     KR_FAIL_IF(c->pad_vocab_size_multiple < 1 || c->pad_vocab_size_multiple > 65536, KR_BAD_ARGUMENT,
                "model: pad_vocab_size_multiple is %ld, want 1 to 65536", (long)c->pad_vocab_size_multiple);
     KR_FAIL_IF(!(c->norm_epsilon >= 0), KR_BAD_ARGUMENT, "model: norm_epsilon is %g, want at least 0", c->norm_epsilon);
-    KR_FAIL_IF(c->block.d_state < 0 || c->block.d_state > 4096, KR_BAD_ARGUMENT, "model: d_state is %ld, want 1 to 4096",
-               (long)c->block.d_state);
+    KR_FAIL_IF(c->block.d_state < 0 || c->block.d_state > 4096, KR_BAD_ARGUMENT,
+               "model: d_state is %ld, want 1 to 4096", (long)c->block.d_state);
     KR_FAIL_IF(c->block.d_conv < 1 || c->block.d_conv > 256, KR_BAD_ARGUMENT, "model: d_conv is %ld, want 1 to 256",
                (long)c->block.d_conv);
     KR_FAIL_IF(c->block.expand < 1 || c->block.expand > 64, KR_BAD_ARGUMENT, "model: expand is %ld, want 1 to 64",
                (long)c->block.expand);
     KR_FAIL_IF(!(c->block.dt_min > 0 && c->block.dt_max >= c->block.dt_min), KR_BAD_ARGUMENT,
                "model: dt_min is %g and dt_max %g, want 0 < dt_min <= dt_max", c->block.dt_min, c->block.dt_max);
-    KR_FAIL_IF(c->d_intermediate < 0 || c->d_intermediate > 1 << 24, KR_BAD_ARGUMENT, "model: d_intermediate is %ld, want 0 to %d",
-               (long)c->d_intermediate, 1 << 24);
+    KR_FAIL_IF(c->d_intermediate < 0 || c->d_intermediate > 1 << 24, KR_BAD_ARGUMENT,
+               "model: d_intermediate is %ld, want 0 to %d", (long)c->d_intermediate, 1 << 24);
     for (int i = 0; i < (c->layers[0] ? c->n_layer : 1); i++)
         KR_FAIL_IF(!kr_model_layer(c, i), KR_BAD_ARGUMENT, "model: layer %d of \"%s\" is no block that exists", i,
                    c->layers[0] ? c->layers : c->layer);
@@ -73,10 +81,11 @@ static kr_status check(const kr_model_config *c, int64_t batch, int64_t length) 
 static kr_value add_norm(kr_graph *g, const kr_model_config *c, const char *name, kr_value h, kr_value *stream) {
     kr_scope_push(g, "%s", name);
     const kr_value w = kr_param(g, "weight", KR_SHAPE(c->d_model), (kr_init){.kind = KR_INIT_CONSTANT, .a = 1}, 0);
-    const kr_value y = c->rms_norm
-        ? kr_rms_norm_full(g, h, *stream, KR_NONE, w, KR_NONE, c->norm_epsilon, 0, false, stream)
-        : kr_layer_norm_full(g, h, *stream, w, kr_param(g, "bias", KR_SHAPE(c->d_model), (kr_init){.kind = KR_INIT_ZEROS}, 0),
-                             c->norm_epsilon, stream);
+    const kr_value y =
+        c->rms_norm ? kr_rms_norm_full(g, h, *stream, KR_NONE, w, KR_NONE, c->norm_epsilon, 0, false, stream)
+                    : kr_layer_norm_full(g, h, *stream, w,
+                                         kr_param(g, "bias", KR_SHAPE(c->d_model), (kr_init){.kind = KR_INIT_ZEROS}, 0),
+                                         c->norm_epsilon, stream);
     kr_scope_pop(g);
     return y;
 }
@@ -127,8 +136,8 @@ static void build(kr_graph *g, const kr_model_config *c, kr_mode mode, int64_t b
     const kr_value reset = training && c->reset_input ? kr_input(g, "reset", KR_I32, KR_SHAPE(batch, length)) : KR_NONE;
     kr_value h = backbone(g, c, ids, reset, generating, &weight);
     if (!c->tie_embeddings)
-        weight = kr_param(g, "lm_head.weight", KR_SHAPE(kr_model_vocab(c), c->d_model), kr_uniform(kr_fan_in(c->d_model)),
-                          KR_PARAM_DECAY);
+        weight = kr_param(g, "lm_head.weight", KR_SHAPE(kr_model_vocab(c), c->d_model),
+                          kr_uniform(kr_fan_in(c->d_model)), KR_PARAM_DECAY);
     if (generating) // only the last position decides what comes next
         h = kr_reshape(g, kr_slice(g, h, 1, length - 1, 1), KR_SHAPE(batch, c->d_model));
     kr_scope_push(g, "lm_head");

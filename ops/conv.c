@@ -129,8 +129,8 @@ const kr_op kr_op_causal_conv1d = {
     .stages = forward_stages, .stage_count = 2,
 };
 
-/// Reads dy [B, L, C]? and dnext [B, W-1, C]?, then the forward inputs; gives dx, dweight, dbias and dstate (empty where
-/// the input is absent).
+/// Reads dy [B, L, C]? and dnext [B, W-1, C]?, then the forward inputs; gives dx, dweight, dbias and dstate (empty
+/// where the input is absent).
 const kr_op kr_op_causal_conv1d_grad = {
     .name = "causal_conv1d_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
     .optional = BIT(DY) | BIT(DNEXT) | BIT(FORWARD + BIAS) | BIT(FORWARD + STATE) | BIT(FORWARD + RESET),

@@ -57,9 +57,11 @@ bool kr_program_pack(const kr_program *p, kr_attrs *attrs) {
     uint64_t word[KR_ATTR_INTEGERS] = {0}, *head = &word[KR_FUSED_HEAD];
     int at = 0, reals = 0;
     *attrs = (kr_attrs){0};
-    if (p->length < 0 || p->length > KR_PROGRAM_LENGTH || p->outputs < 0 || p->outputs > KR_PROGRAM_OUTPUTS) return false;
+    if (p->length < 0 || p->length > KR_PROGRAM_LENGTH || p->outputs < 0 || p->outputs > KR_PROGRAM_OUTPUTS)
+        return false;
     bool fits = put(head, &at, p->length, 5) && put(head, &at, p->outputs, 2);
-    for (int k = 0; k < KR_PROGRAM_OUTPUTS; k++) fits &= put(head, &at, k < p->outputs ? p->out[k] : 0, KR_FUSED_REGISTER_BITS);
+    for (int k = 0; k < KR_PROGRAM_OUTPUTS; k++)
+        fits &= put(head, &at, k < p->outputs ? p->out[k] : 0, KR_FUSED_REGISTER_BITS);
     fits &= put(head, &at, p->sums, 1) && put(head, &at, p->sums ? p->summed : 0, KR_FUSED_REGISTER_BITS) &&
             put(head, &at, p->sums ? p->axis : 0, 3) && put(head, &at, p->sums ? p->axes : 0, 3);
     if (p->sums) attrs->shape = p->sum_shape;
@@ -109,8 +111,8 @@ static kr_status check_program(const kr_tile *p, int inputs) {
         for (int j = 0; j < p->code[k].arity; j++) {
             const int r = p->code[k].in[j];
             KR_FAIL_IF(r < KR_FUSED_INPUTS ? r >= inputs : r >= KR_FUSED_INPUTS + k, KR_BAD_ARGUMENT,
-                       "fused: instruction %d reads %s %d, which is not there", k, r < KR_FUSED_INPUTS ? "input" : "result",
-                       r < KR_FUSED_INPUTS ? r : r - KR_FUSED_INPUTS);
+                       "fused: instruction %d reads %s %d, which is not there", k,
+                       r < KR_FUSED_INPUTS ? "input" : "result", r < KR_FUSED_INPUTS ? r : r - KR_FUSED_INPUTS);
         }
     }
     for (int k = 0; k < p->outputs + p->sums; k++) {
@@ -135,7 +137,8 @@ static kr_status shape_of(const kr_attrs *attrs, const kr_shape *in_shape, const
     for (int i = 0; i < inputs; i++) {
         KR_FAIL_IF(!kr_shape_equal(&in_shape[i], &in_shape[0]), KR_BAD_SHAPE, "fused: input %d is %s, want %s", i,
                    kr_shape_text(&in_shape[i], got), kr_shape_text(&in_shape[0], want));
-        KR_FAIL_IF(in_dtype[i] != KR_F32, KR_BAD_SHAPE, "fused: input %d is %s, want f32", i, kr_dtype_name(in_dtype[i]));
+        KR_FAIL_IF(in_dtype[i] != KR_F32, KR_BAD_SHAPE, "fused: input %d is %s, want f32", i,
+                   kr_dtype_name(in_dtype[i]));
     }
     for (int k = 0; k < p.outputs + p.sums; k++) out_shape[k] = in_shape[0], out_dtype[k] = KR_F32;
     if (!sums) return KR_OK;
@@ -167,7 +170,8 @@ static int count(const kr_attrs *attrs) {
 }
 
 /// A FLOP per instruction and element, and every input and output once.
-static void cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes) {
+static void cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
+                 double *bytes) {
     kr_tile p;
     (void)out;
     kr_fused_unpack(attrs, &p);
@@ -232,9 +236,11 @@ kr_value (kr_fused)(kr_graph *g, const kr_program *p, const kr_value *in, int in
     if (g->status) return KR_NONE;
     kr_attrs attrs;
     if (!kr_program_pack(p, &attrs)) {
-        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "fused: %d instructions and %d outputs, or more than %d instructions with "
-                           "constants: want at most %d, %d and %d", p->length, p->outputs, KR_PROGRAM_REALS,
-                           KR_PROGRAM_LENGTH, KR_PROGRAM_OUTPUTS, KR_PROGRAM_REALS);
+        kr_graph_fail_with(g, KR_BAD_ARGUMENT,
+                           "fused: %d instructions and %d outputs, or more than %d instructions with "
+                           "constants: want at most %d, %d and %d",
+                           p->length, p->outputs, KR_PROGRAM_REALS, KR_PROGRAM_LENGTH, KR_PROGRAM_OUTPUTS,
+                           KR_PROGRAM_REALS);
         return KR_NONE;
     }
     return kr_append(g, p->sums ? &kr_op_fused_sum : &kr_op_fused, &attrs, in, inputs);

@@ -34,7 +34,8 @@ typedef struct machine {
     int inputs, registers;
     int used[KR_FUSED_REGISTERS];   ///< is the register read or put out?
     int output[KR_FUSED_REGISTERS]; ///< which output the register is, or -1
-    int direct[KR_FUSED_OUTPUTS];   ///< may its instruction write the tensor? Not when an input that lies there is read later
+    int direct
+        [KR_FUSED_OUTPUTS]; ///< may its instruction write the tensor? Not when an input that lies there is read later
     int64_t before;                 ///< where the last elements to be summed began
     int filled[KR_FUSED_INPUTS];    ///< the input is one value everywhere and its strip holds it already
     float *strip[KR_FUSED_REGISTERS];
@@ -45,7 +46,8 @@ typedef struct machine {
 /// Where the results of instructions go: a strip is free again after its last reader.
 static void assign_strips(machine *m) {
     int last[KR_FUSED_REGISTERS], strips = m->inputs, free_strip[KR_FUSED_REGISTERS], free_count = 0;
-    for (int r = 0; r < m->registers; r++) last[r] = m->output[r] >= 0 || (m->p.sums && r == m->p.summed) ? m->registers : -1;
+    for (int r = 0; r < m->registers; r++)
+        last[r] = m->output[r] >= 0 || (m->p.sums && r == m->p.summed) ? m->registers : -1;
     for (int k = 0; k < m->p.length; k++)
         for (int j = 0; j < m->p.code[k].arity; j++) {
             const int r = m->p.code[k].in[j];
@@ -195,8 +197,8 @@ static int64_t strip_length(const kr_walk *w, int64_t at, int64_t end) {
     return n < end - at ? n : end - at;
 }
 
-/// Asks for what the strip at `at` will touch, so that it arrives while the one before is computed: strips are too short,
-/// and rows of slices too far apart, for the hardware to see them coming.
+/// Asks for what the strip at `at` will touch, so that it arrives while the one before is computed: strips are too
+/// short, and rows of slices too far apart, for the hardware to see them coming.
 static void ask_for(const machine *m, int64_t at, int64_t n) {
     enum { LINE = 64 / sizeof(float) };
     const int last = m->w.rank - 1, operands = m->p.outputs + m->inputs;

@@ -165,8 +165,8 @@ static const char *seen(const kr_op *op, const kr_shape *shapes, const kr_dtype 
 static bool check_inputs(kr_graph *g, const kr_op *op, const kr_value *in, int inputs) {
     const bool variadic = op->flags & KR_OP_VARIADIC;
     if (variadic ? inputs < op->inputs : inputs != op->inputs) {
-        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "%s: %d inputs, want %s%d", op->name, inputs, variadic ? "at least " : "",
-                           op->inputs);
+        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "%s: %d inputs, want %s%d", op->name, inputs,
+                           variadic ? "at least " : "", op->inputs);
         return false;
     }
     for (int i = 0; i < inputs; i++) {

@@ -17,8 +17,8 @@
 /// worker has a block of rows to itself, needs either a dW of its own for every worker (V D floats each) or a second
 /// pass that multiplies the logits again for blocks of W, a fourth product.
 ///
-/// With a precision of bf16 the operands of all three products are rounded, the gradient of the logits among them; logits,
-/// losses and what is summed stay f32.
+/// With a precision of bf16 the operands of all three products are rounded, the gradient of the logits among them;
+/// logits, losses and what is summed stay f32.
 ///
 /// What one block costs besides arithmetic is reading W twice and reading and writing dW, so blocks are as large as
 /// linear_loss.h allows: with few words the logits stay in the caches, with many there are 32 MiB of them.

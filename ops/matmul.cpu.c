@@ -247,8 +247,8 @@ typedef struct grid {
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// Cycles that a block takes in OpenBLAS for every step along K: its products (27 a cycle), the packing of its columns
-/// of b and rows of a (half a cycle for an element), and a share of what starting a block takes. Measured on one AVX-512
-/// core; only the proportions matter.
+/// of b and rows of a (half a cycle for an element), and a share of what starting a block takes. Measured on one
+/// AVX-512 core; only the proportions matter.
 static double block_time(const product *p, int64_t rows, int64_t cols) {
     return (double)rows * (double)cols / 27 + (double)(rows + cols) / 2 + 1500 / (double)(p->k + 1);
 }

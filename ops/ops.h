@@ -42,7 +42,13 @@ typedef struct kr_node {
 } kr_node;
 
 /// What kind of source a node is.
-typedef enum kr_source { KR_NOT_SOURCE = 0, KR_SOURCE_INPUT, KR_SOURCE_PARAM, KR_SOURCE_CONST, KR_SOURCE_CARRY } kr_source;
+typedef enum kr_source {
+    KR_NOT_SOURCE = 0,
+    KR_SOURCE_INPUT,
+    KR_SOURCE_PARAM,
+    KR_SOURCE_CONST,
+    KR_SOURCE_CARRY
+} kr_source;
 kr_source kr_node_source(const kr_node *);
 
 kr_status kr_graph_new(kr_graph **out);
@@ -137,18 +143,18 @@ typedef struct kr_attr_names {
 } kr_attr_names;
 
 enum {
-    KR_OP_VIEW = 1,          ///< output is input 0's memory under another shape or stride: no kernel
-    KR_OP_NO_GRADIENT = 2,   ///< not differentiable, on purpose: autodiff stops there (integers, optimiser, gradients)
-    KR_OP_SOURCE = 4,        ///< no inputs: input, param, const, carry
-    KR_OP_ELEMENTWISE = 8,   ///< out[i] depends on in[i] alone; fusable; strided inputs; any exact in-place is safe
-    KR_OP_VARIADIC = 16,     ///< any number of inputs >= 1
-    KR_OP_COMMUTES = 32,     ///< in[0] and in[1] may be swapped
-    KR_OP_CHEAP = 64,        ///< rematerialisation may recompute it freely
-    KR_OP_JOIN = 128,        ///< output is the inputs side by side along axis attrs.i[0] (not negative): the planner may
-                             ///< let the producers of inputs write straight into their slice of the output
-    KR_OP_PROGRAM = 256,     ///< the attributes hold a tile program: kr_program_of
-    KR_OP_ADDS = 512,        ///< output is in[0] + in[1]: fusion may leave it to an op that adds an input (see `added`)
-    KR_OP_SUMS = 1024,       ///< output is the sum of in[0] over axis attrs.i[0]: it may end a tile program
+    KR_OP_VIEW = 1,        ///< output is input 0's memory under another shape or stride: no kernel
+    KR_OP_NO_GRADIENT = 2, ///< not differentiable, on purpose: autodiff stops there (integers, optimiser, gradients)
+    KR_OP_SOURCE = 4,      ///< no inputs: input, param, const, carry
+    KR_OP_ELEMENTWISE = 8, ///< out[i] depends on in[i] alone; fusable; strided inputs; any exact in-place is safe
+    KR_OP_VARIADIC = 16,   ///< any number of inputs >= 1
+    KR_OP_COMMUTES = 32,   ///< in[0] and in[1] may be swapped
+    KR_OP_CHEAP = 64,      ///< rematerialisation may recompute it freely
+    KR_OP_JOIN = 128,      ///< output is the inputs side by side along axis attrs.i[0] (not negative): the planner may
+                           ///< let the producers of inputs write straight into their slice of the output
+    KR_OP_PROGRAM = 256,   ///< the attributes hold a tile program: kr_program_of
+    KR_OP_ADDS = 512,      ///< output is in[0] + in[1]: fusion may leave it to an op that adds an input (see `added`)
+    KR_OP_SUMS = 1024,     ///< output is the sum of in[0] over axis attrs.i[0]: it may end a tile program
     KR_OP_SAME_ORDER = 2048, ///< a view of all elements in their order: its own `view` with the input's shape undoes it
 };
 
@@ -176,7 +182,8 @@ struct kr_op {
     uint32_t inplace2;
     int added;          ///< 1 + the optional input that is added to output 0 at the end; 0: there is none
     int adds_first;     ///< 1 + the optional input that is added to in[0] before anything; output 1 is the sum. 0: none
-    const char *const *activations; ///< names of elementwise ops that the op can apply to output 0 at the end, null last
+    const char *const
+        *activations;   ///< names of elementwise ops that the op can apply to output 0 at the end, null last
     int activation;     ///< the integer attribute that says which: 1 + its place in that list, 0 for none
     uint32_t keeps_in;  ///< mask of inputs that the gradient rule reads
     uint32_t keeps_out; ///< mask of outputs that the gradient rule reads
@@ -299,7 +306,7 @@ typedef struct kr_program {
     int length, outputs;
     kr_instruction code[KR_PROGRAM_LENGTH];
     int out[KR_PROGRAM_OUTPUTS];  ///< registers of results, each once; at least one, unless there is a sum
-    bool sums;                    ///< output 0 is the sum of register `summed` over axes [axis, axis + axes), the others follow
+    bool sums; ///< output 0 is the sum of register `summed` over axes [axis, axis + axes), the others follow
     int summed, axis, axes;
     kr_shape sum_shape;           ///< with as many elements as the axes that are left
 } kr_program;
@@ -338,8 +345,8 @@ kr_value kr_layer_norm_full(kr_graph *, kr_value x, kr_value residual, kr_value 
 kr_value kr_embedding(kr_graph *, kr_value weight, kr_value ids);
 kr_value kr_softmax(kr_graph *, kr_value x); ///< over the last axis
 /// Mean token loss, MATH 12. logits [..., V], targets i32 [...]; targets < 0 (that is, -100) are ignored; no counted
-/// target gives 0. Gives the mean as a [1]; *per_token (may be null) [...] is 0 where ignored; *lse (may be null) [...].
-/// valid_vocab > 0 leaves logits at and above it out of the softmax (padded vocabulary rows).
+/// target gives 0. Gives the mean as a [1]; *per_token (may be null) [...] is 0 where ignored; *lse (may be null)
+/// [...]. valid_vocab > 0 leaves logits at and above it out of the softmax (padded vocabulary rows).
 kr_value kr_cross_entropy(kr_graph *, kr_value logits, kr_value targets, int64_t valid_vocab, kr_value *per_token,
                           kr_value *lse);
 
@@ -351,7 +358,8 @@ kr_value kr_linear_cross_entropy(kr_graph *, kr_value x, kr_value weight, kr_val
 
 // Sequences (ops/conv.c, ops/scan.c, ops/selective_scan.c). Time is axis 1, channels are last.
 /// Causal depthwise convolution, MATH 4. x [B, L, C]; weight [C, W]; bias [C]?; state [B, W-1, C]? holds the previous
-/// raw inputs, oldest first (absent: zeros); reset i32 [B, L]?: 1 where a new document starts: taps do not reach over it.
+/// raw inputs, oldest first (absent: zeros); reset i32 [B, L]?: 1 where a new document starts: taps do not reach over
+/// it.
 /// *next (may be null) gets the new state [B, W-1, C] (inputs before the last reset count as zeros in it).
 kr_value kr_causal_conv1d(kr_graph *, kr_value x, kr_value weight, kr_value bias, kr_value state, kr_value reset,
                           bool silu, kr_value *next);
@@ -423,7 +431,8 @@ kr_value kr_trapezoid_scan(kr_graph *, const kr_trapezoid_scan_args *, kr_trapez
 // Attention (ops/attention.c), MATH 8
 /// Rotary embedding of heads: x [B, L, H*Dh]; position? i32 [1] or absent (0): index of the first token;
 /// the first rotary_dim of every head's Dh coordinates turn by (position + t) * base^(-2i/rotary_dim).
-kr_value kr_rope(kr_graph *, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base, bool interleaved);
+kr_value kr_rope(kr_graph *, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base,
+                 bool interleaved);
 /// Causal attention with grouped queries; keeps only the log-sum-exp for the gradient.
 ///   q [B, Lq, H*Dh]; k, v [B, Lk, Hkv*Dh]; aligned bottom-right: query t sees keys s <= t + (Lk - Lq), and with
 ///   window > 0 only the last `window` of them; key_count? i32 [1]: only the first that many keys exist (a cache that is
@@ -436,8 +445,8 @@ typedef struct kr_attention_args {
     bool not_causal;
 } kr_attention_args;
 kr_value kr_attention(kr_graph *, const kr_attention_args *);
-/// cache [B, Lmax, C] with rows position .. position + L - 1 replaced by x [B, L, C]; position i32 [1]. In place where the
-/// cache dies. No gradient.
+/// cache [B, Lmax, C] with rows position .. position + L - 1 replaced by x [B, L, C]; position i32 [1]. In place where
+/// the cache dies. No gradient.
 kr_value kr_cache_write(kr_graph *, kr_value cache, kr_value x, kr_value position);
 
 // Training (ops/train.c)

@@ -1,5 +1,5 @@
-// Tile programs as text: {t0 = silu(x1), t1 = affine(t0, scale=2, shift=0), sum t1 axis=0 axes=2 shape=[10], out t0 t1}.
-// x0, x1 are the node's inputs, t0, t1 the results of instructions in their order.
+// Tile programs as text: {t0 = silu(x1), t1 = affine(t0, scale=2, shift=0), sum t1 axis=0 axes=2 shape=[10], out t0
+// t1}. x0, x1 are the node's inputs, t0, t1 the results of instructions in their order.
 #include "ops/text.h"
 
 #include <string.h>
@@ -62,8 +62,10 @@ static kr_status read_register(kr_reader *r, int results, int *out) {
     kr_reader_skip(r);
     const char *where = r->at;
     KR_TRY(read_numbered(r, "a register such as x0 or t0", &letter, &number));
-    KR_WRONG_IF(letter != 'x' && letter != 't', where, "expected a register such as x0 or t0, found '%c%d'", letter, number);
-    KR_WRONG_IF(letter == 'x' && number >= KR_PROGRAM_INPUTS, where, "a program has at most %d inputs", KR_PROGRAM_INPUTS);
+    KR_WRONG_IF(letter != 'x' && letter != 't', where, "expected a register such as x0 or t0, found '%c%d'", letter,
+                number);
+    KR_WRONG_IF(letter == 'x' && number >= KR_PROGRAM_INPUTS, where, "a program has at most %d inputs",
+                KR_PROGRAM_INPUTS);
     KR_WRONG_IF(letter == 't' && number >= results, where, "t%d is not made before it is read", number);
     *out = letter == 'x' ? number : KR_PROGRAM_INPUTS + number;
     return KR_OK;
@@ -108,7 +110,8 @@ static kr_status read_named_integer(kr_reader *r, const char *name, int *out) {
     kr_reader_skip(r);
     const char *where = r->at;
     KR_TRY(kr_reader_integer(r, "an integer", &value));
-    KR_WRONG_IF(value < 0 || value > KR_MAX_RANK, where, "%s is %lld, want 0 to %d", name, (long long)value, KR_MAX_RANK);
+    KR_WRONG_IF(value < 0 || value > KR_MAX_RANK, where, "%s is %lld, want 0 to %d", name, (long long)value,
+                KR_MAX_RANK);
     *out = (int)value;
     return KR_OK;
 }
@@ -125,7 +128,8 @@ static kr_status read_sum(kr_reader *r, kr_program *p) {
 
 static kr_status read_outputs(kr_reader *r, kr_program *p) {
     do {
-        KR_WRONG_IF(p->outputs == KR_PROGRAM_OUTPUTS, r->at, "a program puts out at most %d results", KR_PROGRAM_OUTPUTS);
+        KR_WRONG_IF(p->outputs == KR_PROGRAM_OUTPUTS, r->at, "a program puts out at most %d results",
+                    KR_PROGRAM_OUTPUTS);
         KR_TRY(read_register(r, p->length, &p->out[p->outputs++]));
         kr_reader_skip(r);
     } while (r->at < r->end && *r->at == 't');

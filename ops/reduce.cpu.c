@@ -1,5 +1,5 @@
-/// Reductions over one axis of [outer, n, inner]; reduce_walk.h goes through it. Inputs come through a walk, so that any
-/// strides work and packed ones are free.
+/// Reductions over one axis of [outer, n, inner]; reduce_walk.h goes through it. Inputs come through a walk, so that
+/// any strides work and packed ones are free.
 #include "ops/reduce_walk.h"
 #include "ops/strided.h"
 

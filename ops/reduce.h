@@ -35,7 +35,9 @@ static inline kr_reduce_cut kr_reduce_cut_axes(const kr_shape *shape, int axis, 
     for (int k = 0; k < shape->rank; k++) *(k < axis ? &outer : k < axis + axes ? &n : &inner) *= shape->dim[k];
     return kr_reduce_cut_make(outer, n, inner);
 }
-static inline kr_reduce_cut kr_reduce_cut_of(const kr_shape *shape, int axis) { return kr_reduce_cut_axes(shape, axis, 1); }
+static inline kr_reduce_cut kr_reduce_cut_of(const kr_shape *shape, int axis) {
+    return kr_reduce_cut_axes(shape, axis, 1);
+}
 
 /// Bytes of partial results: [outer, segments, inner] f32, none when there is one segment.
 static inline size_t kr_reduce_cut_work(const kr_reduce_cut *c) {

@@ -130,7 +130,8 @@ KR_INLINE void first_stage(reduction r, float scale, const source *w, const kr_r
     float acc[WIDTH] __attribute__((aligned(64)));
     for (int64_t item = begin; item < end; item++) {
         const int64_t column = item % c->columns * WIDTH, segment = item / c->columns % c->segments;
-        const int64_t o = item / c->columns / c->segments, width = c->inner - column < WIDTH ? c->inner - column : WIDTH;
+        const int64_t o = item / c->columns / c->segments,
+                      width = c->inner - column < WIDTH ? c->inner - column : WIDTH;
         int64_t k0, k1;
         kr_share(c->n, (int)segment, (int)c->segments, &k0, &k1);
         reduce_columns(r, w, c, o, k0, k1, column, width, acc);

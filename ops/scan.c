@@ -82,12 +82,20 @@ const kr_op kr_op_linear_scan = {
 
 /// Reads dh [B, L, C]? and dlast [B, C]?, a, h, h0? and reset?; gives da, db and dh0.
 const kr_op kr_op_linear_scan_grad = {
-    .name = "linear_scan_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
+    .name = "linear_scan_grad",
+    .inputs = GRAD_INPUTS,
+    .outputs = GRAD_OUTPUTS,
+    .flags = KR_OP_NO_GRADIENT,
     .optional = BIT(GRAD_DH) | BIT(GRAD_DLAST) | BIT(GRAD_H0) | BIT(GRAD_RESET),
     .zero_absent = BIT(GRAD_DH) | BIT(GRAD_DLAST) | BIT(GRAD_H0) | BIT(GRAD_RESET),
-    .rows_in = BIT(GRAD_DH) | BIT(GRAD_A) | BIT(GRAD_H), .rows_out = BIT(DA) | BIT(DB),
-    .skip_out = BIT(DA) | BIT(DB) | BIT(DH0), .inplace = BIT(GRAD_DH) | BIT(GRAD_A) | BIT(GRAD_H),
-    .inplace1 = BIT(GRAD_DH) | BIT(GRAD_A), .shape = linear_scan_grad_shape, .stages = backward_stages, .stage_count = 1,
+    .rows_in = BIT(GRAD_DH) | BIT(GRAD_A) | BIT(GRAD_H),
+    .rows_out = BIT(DA) | BIT(DB),
+    .skip_out = BIT(DA) | BIT(DB) | BIT(DH0),
+    .inplace = BIT(GRAD_DH) | BIT(GRAD_A) | BIT(GRAD_H),
+    .inplace1 = BIT(GRAD_DH) | BIT(GRAD_A),
+    .shape = linear_scan_grad_shape,
+    .stages = backward_stages,
+    .stage_count = 1,
 };
 
 kr_value (kr_linear_scan)(kr_graph *g, kr_value a, kr_value b, kr_value h0, kr_value reset, kr_value *last) {

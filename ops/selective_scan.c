@@ -60,8 +60,9 @@ static kr_status check_inputs(const char *op, const kr_shape *in, const kr_dtype
                kr_shape_text(&in[A], text), (long long)in[U].dim[2]);
     const int64_t batch = in[U].dim[0], length = in[U].dim[1], channels = in[U].dim[2], states = in[A].dim[1];
     for (int k = DELTA; k <= Z; k += Z - DELTA)
-        KR_FAIL_IF(in[k].rank >= 0 && !kr_shape_equal(&in[k], &in[U]), KR_BAD_SHAPE, "%s: %s is %s, want [%lld, %lld, %lld]",
-                   op, names[k], kr_shape_text(&in[k], text), (long long)batch, (long long)length, (long long)channels);
+        KR_FAIL_IF(in[k].rank >= 0 && !kr_shape_equal(&in[k], &in[U]), KR_BAD_SHAPE,
+                   "%s: %s is %s, want [%lld, %lld, %lld]", op, names[k], kr_shape_text(&in[k], text), (long long)batch,
+                   (long long)length, (long long)channels);
     int64_t groups = 0;
     KR_TRY(check_form(op, "B", &in[B], batch, length, channels, states, &groups));
     KR_TRY(check_form(op, "C", &in[C], batch, length, channels, states, &groups));
@@ -186,14 +187,25 @@ const kr_op kr_op_selective_scan = {
 /// Reads dout [B, L, E]? and dlast [B, E, N]?, the forward inputs u to delta_bias, reset? and the saved states; gives
 /// the gradients of u, delta, A, B, C, D, z, delta_bias (empty where the input is absent) and h0.
 const kr_op kr_op_selective_scan_grad = {
-    .name = "selective_scan_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
-    .optional = BIT(DOUT) | BIT(DLAST) | BIT(FORWARD + D) | BIT(FORWARD + Z) | BIT(FORWARD + DELTA_BIAS) | BIT(GRAD_RESET),
+    .name = "selective_scan_grad",
+    .inputs = GRAD_INPUTS,
+    .outputs = GRAD_OUTPUTS,
+    .flags = KR_OP_NO_GRADIENT,
+    .optional = BIT(DOUT) | BIT(DLAST) | BIT(FORWARD + D) | BIT(FORWARD + Z) | BIT(FORWARD + DELTA_BIAS) |
+                BIT(GRAD_RESET),
     .zero_absent = BIT(DOUT) | BIT(DLAST) | BIT(GRAD_RESET),
-    .rows_in = BIT(DOUT) | BIT(FORWARD + U) | BIT(FORWARD + DELTA) | BIT(FORWARD + B) | BIT(FORWARD + C) | BIT(FORWARD + Z),
-    .rows_out = BIT(DU) | BIT(DDELTA) | BIT(DB) | BIT(DC) | BIT(DZ), .skip_out = BIT(GRAD_OUTPUTS) - 1,
-    .inplace = BIT(DOUT) | BIT(FORWARD + U), .inplace1 = BIT(FORWARD + DELTA),
-    .attr = {.i = {"delta_softplus"}}, .shape = selective_scan_grad_shape, .cost = selective_scan_grad_cost,
-    .work = selective_scan_grad_work, .stages = backward_stages, .stage_count = 2,
+    .rows_in = BIT(DOUT) | BIT(FORWARD + U) | BIT(FORWARD + DELTA) | BIT(FORWARD + B) | BIT(FORWARD + C) |
+               BIT(FORWARD + Z),
+    .rows_out = BIT(DU) | BIT(DDELTA) | BIT(DB) | BIT(DC) | BIT(DZ),
+    .skip_out = BIT(GRAD_OUTPUTS) - 1,
+    .inplace = BIT(DOUT) | BIT(FORWARD + U),
+    .inplace1 = BIT(FORWARD + DELTA),
+    .attr = {.i = {"delta_softplus"}},
+    .shape = selective_scan_grad_shape,
+    .cost = selective_scan_grad_cost,
+    .work = selective_scan_grad_work,
+    .stages = backward_stages,
+    .stage_count = 2,
 };
 
 kr_value (kr_selective_scan)(kr_graph *g, const kr_selective_scan_args *a, kr_value *last) {

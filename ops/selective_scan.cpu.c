@@ -11,8 +11,8 @@
 
 enum { ADVANCE_WIDTH = 8 }; ///< states of the largest block
 
-/// h = exp(dt A) h + dt u B and y += C h for `width` states from `first`. Eight states, their rates and the constants of
-/// the exponential are what the registers of AVX-512 hold; sixteen would have to go through L1 at every token.
+/// h = exp(dt A) h + dt u B and y += C h for `width` states from `first`. Eight states, their rates and the constants
+/// of the exponential are what the registers of AVX-512 hold; sixteen would have to go through L1 at every token.
 KR_INLINE void advance(const int width, const bool mixed, sweep *s, const float *A, float *state, int64_t first) {
     const bool fixed_B = mixed && s->constant_B, fixed_C = mixed && s->constant_C;
     const float *B = s->B + (fixed_B ? first * LANES : first), *C = s->C + (fixed_C ? first * LANES : first);
@@ -121,9 +121,9 @@ static void forward_chunk(const scan *s, unit k, int64_t index, span p, float *p
     leave(s, at, p, &r, out, out_pitch);
 }
 
-/// Work is cut into runs of tiles. Those that fall to one thread take their chunks together, as far as two chunks of rows
-/// fit L2: memory brings wide rows almost twice as fast as narrow ones. Tiles know nothing of each other, so the bits are
-/// the same however they are put together.
+/// Work is cut into runs of tiles. Those that fall to one thread take their chunks together, as far as two chunks of
+/// rows fit L2: memory brings wide rows almost twice as fast as narrow ones. Tiles know nothing of each other, so the
+/// bits are the same however they are put together.
 KR_KERNEL(selective_scan) {
     enum { TOGETHER = 48 };
     const scan s = scan_of(call->attrs, call->in, &call->in[9]);
@@ -148,7 +148,9 @@ KR_KERNEL(selective_scan) {
             const tile at = tile_at(size, i);
             float *w = work + i * planes * plane;
             pack_rates(w + KR_SCAN_A * plane, s.A + at.channel * states, at.lanes, states);
-            if (h0) pack(w + KR_SCAN_STATE * plane, h0 + (b * size->channels + at.channel) * states, states, at.lanes, states, 1);
+            if (h0)
+                pack(w + KR_SCAN_STATE * plane, h0 + (b * size->channels + at.channel) * states, states, at.lanes,
+                     states, 1);
             else clear(w + KR_SCAN_STATE * plane, plane);
             float *fixed = w + KR_SCAN_FIXED * plane;
             if (size->constant_B) pack(fixed, s.B + at.channel * s.B_pitch, s.B_pitch, at.lanes, states, 1);
@@ -160,14 +162,15 @@ KR_KERNEL(selective_scan) {
             for (int64_t i = from; i < to; i++) {
                 float *w = work + i * planes * plane;
                 if (saved)
-                    stream(saved + ((b * size->chunks + c) * size->tiles + i) * plane, w + KR_SCAN_STATE * plane, plane);
+                    stream(saved + ((b * size->chunks + c) * size->tiles + i) * plane, w + KR_SCAN_STATE * plane,
+                           plane);
                 forward_chunk(&s, (unit){b, from, to}, i, p, w, out, out_pitch);
             }
         }
         for (int64_t i = from; i < to && last; i++) {
             const tile at = tile_at(size, i);
-            unpack(last + (b * size->channels + at.channel) * states, states, work + (i * planes + KR_SCAN_STATE) * plane,
-                   at.lanes, states);
+            unpack(last + (b * size->channels + at.channel) * states, states,
+                   work + (i * planes + KR_SCAN_STATE) * plane, at.lanes, states);
         }
     }
     stream_end();

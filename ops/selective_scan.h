@@ -8,15 +8,17 @@
 #include <stdbool.h>
 
 enum {
-    KR_SCAN_LANES = 16,   ///< channels in a tile: one vector
-    KR_SCAN_CHUNK = 32,   ///< tokens between two saved states
-    KR_SCAN_UNITS = 16,   ///< units of work that there shall be, as far as the next three limits allow
-    KR_SCAN_RUN_LEAST = 8, KR_SCAN_RUN_MOST = 32, ///< tiles of a unit of the forward pass
-    KR_SCAN_SPLIT = 8,    ///< units of a group of the backward pass, each with partial sums of dB and dC
+    KR_SCAN_LANES = 16, ///< channels in a tile: one vector
+    KR_SCAN_CHUNK = 32, ///< tokens between two saved states
+    KR_SCAN_UNITS = 16, ///< units of work that there shall be, as far as the next three limits allow
+    KR_SCAN_RUN_LEAST = 8,
+    KR_SCAN_RUN_MOST = 32, ///< tiles of a unit of the forward pass
+    KR_SCAN_SPLIT = 8,     ///< units of a group of the backward pass, each with partial sums of dB and dC
     KR_SCAN_TRACK = 8 * KR_SCAN_CHUNK * KR_SCAN_LANES, ///< floats that the backward pass keeps of a tile in a chunk
     KR_SCAN_TRACE = (2 * KR_SCAN_CHUNK + 1) * 4 * KR_SCAN_LANES, ///< floats that it keeps of a block of 4 states
-    KR_SCAN_APART = 512 + 32, ///< floats between the sums and the trace, so that loads of one do not look (in the low 12
-                              ///< bits of the address) like stores to the other a few tokens ago
+    KR_SCAN_APART = 512 +
+                    32, ///< floats between the sums and the trace, so that loads of one do not look (in the low 12
+                        ///< bits of the address) like stores to the other a few tokens ago
 };
 
 /// The sizes of one scan. Channels of one group of B and C are contiguous; a tile never crosses a group, so its last
@@ -79,7 +81,9 @@ static inline int64_t kr_scan_tile_floats(const kr_scan_size *s) {
     return kr_scan_backward_planes(s) * kr_scan_plane(s) + 2 * KR_SCAN_LANES;
 }
 static inline int64_t kr_scan_units(const kr_scan_size *s) { return s->batch * s->groups * s->split; }
-static inline int64_t kr_scan_lane_sums_at(const kr_scan_size *s) { return s->batch * s->tiles * kr_scan_tile_floats(s); }
+static inline int64_t kr_scan_lane_sums_at(const kr_scan_size *s) {
+    return s->batch * s->tiles * kr_scan_tile_floats(s);
+}
 static inline int64_t kr_scan_lane_sums(const kr_scan_size *s) { return 2 * KR_SCAN_CHUNK * kr_scan_plane(s); }
 static inline int64_t kr_scan_unit_floats(const kr_scan_size *s) {
     return kr_scan_lane_sums(s) + KR_SCAN_APART + KR_SCAN_TRACE + KR_SCAN_TRACK;

@@ -1,6 +1,6 @@
 /// What selective_scan takes exponentials of: exp(dt A) once per token, channel and state, the step size and the gate
-/// once per token and channel. The first is most of the scan's arithmetic, so AVX-512 has a shorter way than lanes.h (and
-/// AVX2 one with a smaller table); their error bounds are tested together with those of lanes.h.
+/// once per token and channel. The first is most of the scan's arithmetic, so AVX-512 has a shorter way than lanes.h
+/// (and AVX2 one with a smaller table); their error bounds are tested together with those of lanes.h.
 ///
 ///   2^y = 2^k 2^(y-k), k = y rounded to 1/32; 2^(k - floor k) comes from a table in two registers, and on |y-k| <= 1/64
 ///   2^(y-k) = (s^2 + b) / (a^2 + b) with s = y - k + a, a = 1 / log(2): a square completed, one multiply-add where
@@ -60,8 +60,8 @@ static const float exp2_steps[32] __attribute__((aligned(64))) = {
     1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f, 1.61049032f, 1.64575553f,
     1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f, 1.87416768f, 1.91520655f, 1.95714414f,
 };
-/// e^-x for |x| < 1e15. Once per token it may keep more digits: k is exact, 1 / log(2) comes in two parts, and the square
-/// stays open. Relative error below 4e-7 while the result is a normal number.
+/// e^-x for |x| < 1e15. Once per token it may keep more digits: k is exact, 1 / log(2) comes in two parts, and the
+/// square stays open. Relative error below 4e-7 while the result is a normal number.
 KR_INLINE kr_vf exp_of_minus(kr_vf x) {
     const __m512 low = _mm512_load_ps(exp2_steps), high = _mm512_load_ps(exp2_steps + 16);
     const __m512 magic = _mm512_set1_ps(EXP2_MAGIC), log2e = _mm512_set1_ps(1.44269504f);
@@ -89,14 +89,15 @@ KR_INLINE kr_vi look_up(__m256i table, kr_vi index) {
                                    (half)_mm256_permutevar8x32_epi32(table, (__m256i)high),
                                    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
-/// p 2^k, t = k + magic with k in eighths. The entries are the bits of 2^(i/8) less those that 8 k brings along when it is
-/// added above them.
+/// p 2^k, t = k + magic with k in eighths. The entries are the bits of 2^(i/8) less those that 8 k brings along when it
+/// is added above them.
 KR_INLINE kr_vf times_exp2(kr_vf p, kr_vf t) {
     const __m256i table = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a,
                                             0x3f7744fd, 0x3f7ac0c7);
     return p * (kr_vf)(look_up(table, (kr_vi)t) + ((kr_vi)t << 20));
 }
-/// exp(dt A): 2^(k + r) with |r| <= 1/16, for which a cubic does. Below -126 octaves at most 1.2e-38, infinity above 127.9.
+/// exp(dt A): 2^(k + r) with |r| <= 1/16, for which a cubic does. Below -126 octaves at most 1.2e-38, infinity above
+/// 127.9.
 KR_INLINE kr_vf decay_of(kr_vf dt, kr_vf rate) {
     const kr_vf y = kr_v_min(kr_v_set(128), kr_v_max(kr_v_set(-127), dt * rate)); // in this order a NaN passes
     const kr_vf t = y + kr_v_set(EXP2_MAGIC), r = y - (t - kr_v_set(EXP2_MAGIC));

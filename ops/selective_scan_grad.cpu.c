@@ -1,12 +1,13 @@
 /// Selective scan backwards on the CPU (MATH 5). The chunks go from last to first: from the state saved at a chunk's
-/// start, h and the decays are computed again into a scratch that fits L1, then a reverse sweep runs through it. Blocks of
+/// start, h and the decays are computed again into a scratch that fits L1, then a reverse sweep runs through it. Blocks
+/// of
 /// 4 states at a time: adjoints and sums of dA stay in registers, and the scratch of a block is 16 KiB.
 ///
-/// What must be summed over channels (dB, dC) is added up over the tiles of a unit; units have partial sums of their own.
-/// Kept per lane, these sums would be 64 KiB at 16 states and pass through L1 with every tile. So the four states of a
-/// block are folded into one vector, four lanes each, before they are added: 16 KiB, of which a block wants 4; the
-/// last four lanes are summed once per chunk. What must be summed over the batch (dA, dD, ddelta_bias) is kept per batch
-/// row. The second stage adds both up. All orders are fixed, whatever the number of threads.
+/// What must be summed over channels (dB, dC) is added up over the tiles of a unit; units have partial sums of their
+/// own. Kept per lane, these sums would be 64 KiB at 16 states and pass through L1 with every tile. So the four states
+/// of a block are folded into one vector, four lanes each, before they are added: 16 KiB, of which a block wants 4; the
+/// last four lanes are summed once per chunk. What must be summed over the batch (dA, dD, ddelta_bias) is kept per
+/// batch row. The second stage adds both up. All orders are fixed, whatever the number of threads.
 #include "ops/selective_scan_grad.h"
 
 /// States of a block, the streams that each block asks for, and tensors that are streams.
@@ -15,8 +16,8 @@ enum { BACK_WIDTH = 4, BACK_FETCH = 2, BACK_STREAMS = 8 };
 /// What one tile of a chunk keeps between its blocks of states.
 typedef struct track {
     kr_vf dt[CHUNK], dtu[CHUNK], dy[CHUNK]; ///< step size, times u; gradient of the output before the gate
-    kr_vf y[CHUNK], gB[CHUNK], qA[CHUNK];   ///< sums over states, from the first block on: C h, adjoint times B, adjoint
-                                            ///< times dh/d(dt A')
+    kr_vf y[CHUNK], gB[CHUNK], qA[CHUNK]; ///< sums over states, from the first block on: C h, adjoint times B, adjoint
+                                          ///< times dh/d(dt A')
     kr_vf delta_slope[CHUNK], gate_slope[CHUNK]; ///< d dt / d delta; dout times d silu(z) / dz
 } track;
 _Static_assert(sizeof(track) == KR_SCAN_TRACK * sizeof(float), "the workspace has room for it");
@@ -212,14 +213,20 @@ static void retrace_block(const scan_grad *d, const back_unit *w, int64_t index,
                           int64_t first, int width) {
     static const float zeros[LANES] __attribute__((aligned(64)));
     const kr_scan_size *size = &d->s.size;
-    const int64_t plane = kr_scan_plane(size), sums = block_index(size, first) * CHUNK * LANES, share = first / BACK_WIDTH * BACK_FETCH;
+    const int64_t plane = kr_scan_plane(size), sums = block_index(size, first) * CHUNK * LANES,
+                  share = first / BACK_WIDTH * BACK_FETCH;
     float *planes = w->tiles + index * kr_scan_tile_floats(size);
     float *fixed_B = planes + KR_SCAN_FIXED_BACK * plane, *fixed_C = fixed_B + 2 * size->constant_B * plane;
     const tile at = tile_at(size, index);
-    back_sweep r = {.k = k, .kept = w->kept, .A = planes + KR_SCAN_A * plane, .adjoint = planes + KR_SCAN_ADJOINT * plane,
+    back_sweep r = {.k = k,
+                    .kept = w->kept,
+                    .A = planes + KR_SCAN_A * plane,
+                    .adjoint = planes + KR_SCAN_ADJOINT * plane,
                     .dA = planes + KR_SCAN_DA * plane,
                     .start = d->saved + ((w->b * size->chunks + chunk) * size->tiles + index) * plane,
-                    .dB = w->lane_dB + sums, .dC = w->lane_dC + sums, .before_pitch = LANES};
+                    .dB = w->lane_dB + sums,
+                    .dC = w->lane_dC + sums,
+                    .before_pitch = LANES};
     r.soon = chunk ? r.start - size->tiles * plane : r.start;
     r.dB_before = r.dB;
     r.dC_before = r.dC;
@@ -257,7 +264,8 @@ static void backward_chunk(const scan_grad *d, const back_unit *w, int64_t chunk
     }
 }
 
-/// Folds sums of `width` states of 16 / width tokens on, to single lanes: lane n * 16 / width + t is state n of token t.
+/// Folds sums of `width` states of 16 / width tokens on, to single lanes: lane n * 16 / width + t is state n of token
+/// t.
 static kr_vf fold_tokens(const int64_t width, kr_vf *v) {
     if (width == 1)
         for (int i = 0; i < 8; i++) v[i] = low_8(v[i], v[i + 8]) + high_8(v[i], v[i + 8]);
@@ -310,9 +318,18 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
     float *lane_dC = lane_dB + kr_scan_lane_sums(size) / 2;
     float *partial = work + kr_scan_partials_at(size) + unit * kr_scan_partials(size);
     float *kept = lane_dB + kr_scan_lane_sums(size) + KR_SCAN_APART;
-    const back_unit w = {b, group, from, to, tiles, lane_dB, lane_dC, (track *)(kept + KR_SCAN_TRACE), (trace *)kept,
-                         {s->u, s->delta, s->z, d->dout, d->du.data, d->ddelta.data, d->dz.data},
-                         {s->u_pitch, s->delta_pitch, s->z_pitch, d->dout_pitch, d->du.pitch, d->ddelta.pitch, d->dz.pitch}};
+    const back_unit w = {
+        b,
+        group,
+        from,
+        to,
+        tiles,
+        lane_dB,
+        lane_dC,
+        (track *)(kept + KR_SCAN_TRACE),
+        (trace *)kept,
+        {s->u, s->delta, s->z, d->dout, d->du.data, d->ddelta.data, d->dz.data},
+        {s->u_pitch, s->delta_pitch, s->z_pitch, d->dout_pitch, d->du.pitch, d->ddelta.pitch, d->dz.pitch}};
     if (from == to) clear(lane_dB, kr_scan_lane_sums(size));
     for (int64_t i = from; i < to; i++) {
         const tile at = tile_at(size, i);

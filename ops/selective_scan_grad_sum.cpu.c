@@ -7,7 +7,8 @@ static void add_shares(const kr_scan_size *s, const float *partials, sink to, in
     for (int64_t r = row; to.data && r < row + count; r++)
         for (int64_t g = 0; g < s->groups; g++)
             for (int64_t n = 0; n < s->states; n += LANES) {
-                const int64_t left = s->states - n < LANES ? s->states - n : LANES, b = r / s->length, t = r % s->length;
+                const int64_t left = s->states - n < LANES ? s->states - n : LANES, b = r / s->length,
+                              t = r % s->length;
                 const float *from = partials + (b * s->groups + g) * s->split * kr_scan_partials(s) + t * s->states + n;
                 kr_vf sum = kr_v_load_n(from, left);
                 for (int64_t k = 1; k < s->split; k++) sum += kr_v_load_n(from + k * kr_scan_partials(s), left);
@@ -20,7 +21,8 @@ static void add_batch(const kr_scan_size *s, const float *planes, sink to, tile 
     if (!to.data) return;
     for (int64_t n = 0; n < states; n++) {
         kr_vf sum = kr_v_set(0);
-        for (int64_t b = 0; b < s->batch; b++) sum += kr_v_load(planes + b * s->tiles * kr_scan_tile_floats(s) + n * LANES);
+        for (int64_t b = 0; b < s->batch; b++)
+            sum += kr_v_load(planes + b * s->tiles * kr_scan_tile_floats(s) + n * LANES);
         for (int64_t k = 0; k < at.lanes; k++) to.data[(at.channel + k) * to.pitch + n] = sum[k];
     }
 }

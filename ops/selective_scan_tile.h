@@ -73,8 +73,8 @@ KR_INLINE span span_at(const scan *s, int64_t batch, int64_t chunk) {
     return p;
 }
 
-// Halves of two vectors that are exchanged at a distance of 8, 4, 2 or 1 lanes: low keeps a's lanes whose number has that
-// bit clear and puts the same lanes of b between them; high does so with the bit set.
+// Halves of two vectors that are exchanged at a distance of 8, 4, 2 or 1 lanes: low keeps a's lanes whose number has
+// that bit clear and puts the same lanes of b between them; high does so with the bit set.
 #define EXCHANGE(d, ...)                                                                                            \
     KR_INLINE kr_vf low_##d(kr_vf a, kr_vf b) { return __builtin_shufflevector(a, b, __VA_ARGS__); }
 EXCHANGE(8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
@@ -173,8 +173,8 @@ KR_INLINE kr_vf vector_of(const float *x, tile at) { return x ? kr_v_load_n(x + 
 
 /// Cache lines that will be wanted soon. A tile takes one line of each row, which looks like no stream to the hardware;
 /// so while a chunk is computed, every token asks for one line per tensor of the next chunk, in the order of memory:
-/// all lines of the unit in one row, then the next row. Addresses are numbers, not pointers: they may lie outside of the
-/// tensor, and nothing is read through them.
+/// all lines of the unit in one row, then the next row. Addresses are numbers, not pointers: they may lie outside of
+/// the tensor, and nothing is read through them.
 enum { STREAMS = 4, LINE = 64 }; ///< most tensors that one token asks for
 typedef struct ahead {
     uintptr_t row[STREAMS], pitch[STREAMS]; ///< where the unit's lines in the row start, and how far the next row is
@@ -182,8 +182,8 @@ typedef struct ahead {
     int64_t first, channel;                 ///< the row and the channel where the share starts
 } ahead;
 
-/// What tile `index` of the `run` tiles of a unit shall ask for: its share of the lines of the chunk that starts at `row`;
-/// `channel` is the unit's first. Streams that follow nothing stand still at something that is near anyway.
+/// What tile `index` of the `run` tiles of a unit shall ask for: its share of the lines of the chunk that starts at
+/// `row`; `channel` is the unit's first. Streams that follow nothing stand still at something that is near anyway.
 KR_INLINE void ahead_start(ahead *a, int64_t index, int64_t run, int64_t row, int64_t channel) {
     const int64_t line = index * CHUNK;
     a->offset = (uintptr_t)(line % run * LINE);

@@ -45,27 +45,29 @@ static kr_status check_inputs(const char *op, const kr_attrs *t, const kr_shape 
                    kr_dtype_name(dtype[k]));
     KR_FAIL_IF(groups < 1, KR_BAD_SHAPE, "%s: %lld groups, want at least 1", op, (long long)groups);
     KR_FAIL_IF(t->i[CHUNK] < 0, KR_BAD_SHAPE, "%s: chunk is %lld, want 0 or more", op, (long long)t->i[CHUNK]);
-    KR_FAIL_IF(in[X].rank != 3, KR_BAD_SHAPE, "%s: x is %s, want [batch, length, channels]", op, kr_shape_text(&in[X], text));
+    KR_FAIL_IF(in[X].rank != 3, KR_BAD_SHAPE, "%s: x is %s, want [batch, length, channels]", op,
+               kr_shape_text(&in[X], text));
     const int64_t batch = in[X].dim[0], length = in[X].dim[1], channels = in[X].dim[2];
     KR_FAIL_IF(in[A].rank != 1, KR_BAD_SHAPE, "%s: A is %s, want [heads]", op, kr_shape_text(&in[A], text));
     const int64_t heads = in[A].dim[0];
-    KR_FAIL_IF(heads ? channels % heads : channels, KR_BAD_SHAPE, "%s: A has %lld heads, want a divisor of %lld channels",
-               op, (long long)heads, (long long)channels);
+    KR_FAIL_IF(heads ? channels % heads : channels, KR_BAD_SHAPE,
+               "%s: A has %lld heads, want a divisor of %lld channels", op, (long long)heads, (long long)channels);
     KR_FAIL_IF(heads % groups, KR_BAD_SHAPE, "%s: %lld groups, want a divisor of %lld heads", op, (long long)groups,
                (long long)heads);
     KR_FAIL_IF(!is(&in[DT], KR_SHAPE(batch, length, heads)), KR_BAD_SHAPE, "%s: dt is %s, want [%lld, %lld, %lld]", op,
                kr_shape_text(&in[DT], text), (long long)batch, (long long)length, (long long)heads);
-    KR_FAIL_IF(in[B].rank != 3 || in[B].dim[0] != batch || in[B].dim[1] != length || in[B].dim[2] % groups, KR_BAD_SHAPE,
-               "%s: B is %s, want [%lld, %lld, %lld*states]", op, kr_shape_text(&in[B], text), (long long)batch,
-               (long long)length, (long long)groups);
+    KR_FAIL_IF(in[B].rank != 3 || in[B].dim[0] != batch || in[B].dim[1] != length || in[B].dim[2] % groups,
+               KR_BAD_SHAPE, "%s: B is %s, want [%lld, %lld, %lld*states]", op, kr_shape_text(&in[B], text),
+               (long long)batch, (long long)length, (long long)groups);
     KR_FAIL_IF(!kr_shape_equal(&in[C], &in[B]), KR_BAD_SHAPE, "%s: C is %s, want [%lld, %lld, %lld] as B", op,
                kr_shape_text(&in[C], text), (long long)batch, (long long)length, (long long)in[B].dim[2]);
     KR_FAIL_IF(in[D].rank >= 0 && !is(&in[D], KR_SHAPE(heads)) && !is(&in[D], KR_SHAPE(channels)), KR_BAD_SHAPE,
-               "%s: D is %s, want [%lld] or [%lld]", op, kr_shape_text(&in[D], text), (long long)heads, (long long)channels);
-    KR_FAIL_IF(in[Z].rank >= 0 && !kr_shape_equal(&in[Z], &in[X]), KR_BAD_SHAPE, "%s: z is %s, want [%lld, %lld, %lld]", op,
-               kr_shape_text(&in[Z], text), (long long)batch, (long long)length, (long long)channels);
-    KR_FAIL_IF(in[DT_BIAS].rank >= 0 && !is(&in[DT_BIAS], KR_SHAPE(heads)), KR_BAD_SHAPE, "%s: dt_bias is %s, want [%lld]",
-               op, kr_shape_text(&in[DT_BIAS], text), (long long)heads);
+               "%s: D is %s, want [%lld] or [%lld]", op, kr_shape_text(&in[D], text), (long long)heads,
+               (long long)channels);
+    KR_FAIL_IF(in[Z].rank >= 0 && !kr_shape_equal(&in[Z], &in[X]), KR_BAD_SHAPE, "%s: z is %s, want [%lld, %lld, %lld]",
+               op, kr_shape_text(&in[Z], text), (long long)batch, (long long)length, (long long)channels);
+    KR_FAIL_IF(in[DT_BIAS].rank >= 0 && !is(&in[DT_BIAS], KR_SHAPE(heads)), KR_BAD_SHAPE,
+               "%s: dt_bias is %s, want [%lld]", op, kr_shape_text(&in[DT_BIAS], text), (long long)heads);
     KR_FAIL_IF(reset->rank >= 0 && (reset_dtype != KR_I32 || !is(reset, KR_SHAPE(batch, length))), KR_BAD_SHAPE,
                "%s: reset is %s %s, want i32 [%lld, %lld]", op, kr_dtype_name(reset_dtype), kr_shape_text(reset, text),
                (long long)batch, (long long)length);
@@ -89,7 +91,8 @@ static kr_status ssd_scan_shape(const kr_attrs *t, const kr_shape *in, const kr_
     for (int k = 0; k < OUTPUTS; k++) out_dtype[k] = KR_F32;
     KR_FAIL_IF(in[H0].rank >= 0 && (dtype[H0] != KR_F32 || !kr_shape_equal(&in[H0], &out[LAST])), KR_BAD_SHAPE,
                "ssd_scan: h0 is %s %s, want f32 [%lld, %lld, %lld, %lld]", kr_dtype_name(dtype[H0]),
-               kr_shape_text(&in[H0], text), (long long)s.batch, (long long)s.heads, (long long)s.width, (long long)s.states);
+               kr_shape_text(&in[H0], text), (long long)s.batch, (long long)s.heads, (long long)s.width,
+               (long long)s.states);
     return KR_OK;
 }
 
@@ -105,8 +108,8 @@ static kr_status ssd_scan_grad_shape(const kr_attrs *t, const kr_shape *in, cons
     KR_FAIL_IF(in[DOUT].rank >= 0 && (dtype[DOUT] != KR_F32 || !kr_shape_equal(&in[DOUT], &x[X])), KR_BAD_SHAPE,
                "%s: dout is %s, want the shape of x", op, kr_shape_text(&in[DOUT], text));
     KR_FAIL_IF(in[DLAST].rank >= 0 && (dtype[DLAST] != KR_F32 || !kr_shape_equal(&in[DLAST], &state)), KR_BAD_SHAPE,
-               "%s: dlast is %s, want [%lld, %lld, %lld, %lld]", op, kr_shape_text(&in[DLAST], text), (long long)s.batch,
-               (long long)s.heads, (long long)s.width, (long long)s.states);
+               "%s: dlast is %s, want [%lld, %lld, %lld, %lld]", op, kr_shape_text(&in[DLAST], text),
+               (long long)s.batch, (long long)s.heads, (long long)s.width, (long long)s.states);
     KR_FAIL_IF(dtype[GRAD_SAVED] != KR_F32 || !kr_shape_equal(&in[GRAD_SAVED], &saved), KR_BAD_SHAPE,
                "%s: saved is %s, want the third output of ssd_scan", op, kr_shape_text(&in[GRAD_SAVED], text));
     for (int k = DX; k <= DDT_BIAS; k++) out[k] = x[k].rank >= 0 ? x[k] : KR_SHAPE(0);
@@ -134,9 +137,10 @@ static void ssd_scan_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_s
     const double tokens = (double)(s.batch * s.length), channels = (double)(s.heads * s.width), n = (double)s.states;
     const double shared = (double)s.groups * n, again = in[FORWARD + Z].rank >= 0 ? 1 : 0; // y for the gate
     const kr_ssd_cut cut = kr_ssd_cut_of(&s);
-    const double carried = (double)(cut.segments - 1) / (double)cut.segments; // of the tokens, by all segments but the first
-    *flops = tokens * ((double)s.chunk * (3 * shared + (2 + again) * channels) + (8 + 2 * (again + carried)) * channels * n +
-                       60 * (double)s.heads);
+    const double carried = (double)(cut.segments - 1) /
+                           (double)cut.segments; // of the tokens, by all segments but the first
+    *flops = tokens * ((double)s.chunk * (3 * shared + (2 + again) * channels) +
+                       (8 + 2 * (again + carried)) * channels * n + 60 * (double)s.heads);
     *bytes = 4 * (tokens * (channels * (3 + 2 * (in[FORWARD + Z].rank >= 0)) + 4 * shared + 2 * (double)s.heads) +
                   (double)kr_shape_count(&in[GRAD_SAVED]));
 }
@@ -173,7 +177,8 @@ static void ssd_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *d
 
 #define BIT(k) (1u << (k))
 static const kr_stage forward_stages[] = {KR_STAGE(ssd_scan)};
-static const kr_stage backward_stages[] = {KR_STAGE(ssd_scan_grad_carry), KR_STAGE(ssd_scan_grad), KR_STAGE(ssd_scan_grad_sum)};
+static const kr_stage backward_stages[] = {KR_STAGE(ssd_scan_grad_carry), KR_STAGE(ssd_scan_grad),
+                                           KR_STAGE(ssd_scan_grad_sum)};
 
 const kr_op kr_op_ssd_scan = {
     .name = "ssd_scan", .inputs = INPUTS, .outputs = OUTPUTS,
@@ -191,14 +196,23 @@ const kr_op kr_op_ssd_scan = {
 /// the gradients of x, dt, A, B, C, D, z, dt_bias (empty where the input is absent) and h0. zero_start: the scan had no
 /// h0, so what is saved of the first chunk is zero.
 const kr_op kr_op_ssd_scan_grad = {
-    .name = "ssd_scan_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
+    .name = "ssd_scan_grad",
+    .inputs = GRAD_INPUTS,
+    .outputs = GRAD_OUTPUTS,
+    .flags = KR_OP_NO_GRADIENT,
     .optional = BIT(DOUT) | BIT(DLAST) | BIT(FORWARD + D) | BIT(FORWARD + Z) | BIT(FORWARD + DT_BIAS) | BIT(GRAD_RESET),
     .zero_absent = BIT(DOUT) | BIT(DLAST) | BIT(GRAD_RESET),
-    .rows_in = BIT(DOUT) | BIT(FORWARD + X) | BIT(FORWARD + DT) | BIT(FORWARD + B) | BIT(FORWARD + C) | BIT(FORWARD + Z),
-    .rows_out = BIT(DX) | BIT(DDT) | BIT(DB) | BIT(DC) | BIT(DZ), .skip_out = BIT(GRAD_OUTPUTS) - 1,
-    .inplace = BIT(DOUT) | BIT(FORWARD + X), .inplace1 = BIT(FORWARD + DT),
+    .rows_in = BIT(DOUT) | BIT(FORWARD + X) | BIT(FORWARD + DT) | BIT(FORWARD + B) | BIT(FORWARD + C) |
+               BIT(FORWARD + Z),
+    .rows_out = BIT(DX) | BIT(DDT) | BIT(DB) | BIT(DC) | BIT(DZ),
+    .skip_out = BIT(GRAD_OUTPUTS) - 1,
+    .inplace = BIT(DOUT) | BIT(FORWARD + X),
+    .inplace1 = BIT(FORWARD + DT),
     .attr = {.i = {"groups", "chunk", "dt_softplus", "zero_start"}, .r = {"dt_min", "dt_max"}},
-    .shape = ssd_scan_grad_shape, .cost = ssd_scan_grad_cost, .work = ssd_scan_grad_work, .stages = backward_stages,
+    .shape = ssd_scan_grad_shape,
+    .cost = ssd_scan_grad_cost,
+    .work = ssd_scan_grad_work,
+    .stages = backward_stages,
     .stage_count = 3,
 };
 

@@ -36,12 +36,18 @@ static inline int64_t kr_chunk_pitch(int64_t n) {
     return whole && whole % 64 == 0 ? whole + KR_CHUNK_LANES : whole;
 }
 
-/// groups 0: every head has its own keys and queries. chunk 0: the best for the shapes. What a token costs inside a chunk grows with the chunk, what the state costs it
-/// shrinks; products of fewer than 32 rows waste the registers.
+/// groups 0: every head has its own keys and queries. chunk 0: the best for the shapes. What a token costs inside a
+/// chunk grows with the chunk, what the state costs it shrinks; products of fewer than 32 rows waste the registers.
 static inline kr_chunk_size kr_chunk_measure(int64_t batch, int64_t length, int64_t heads, int64_t groups, int64_t rank,
                                              int64_t width, int64_t states, int64_t chunk) {
-    kr_chunk_size s = {.batch = batch, .length = length, .heads = heads, .groups = groups > 0 ? groups : 1, .rank = rank,
-                       .shared = groups > 0, .width = width, .states = states};
+    kr_chunk_size s = {.batch = batch,
+                       .length = length,
+                       .heads = heads,
+                       .groups = groups > 0 ? groups : 1,
+                       .rank = rank,
+                       .shared = groups > 0,
+                       .width = width,
+                       .states = states};
     const int64_t rows = width * states >= 4096 ? 64 : 32, in_group = heads / s.groups;
     s.chunk = chunk > 0 ? chunk : rows / rank;
     if (s.chunk * rank > KR_CHUNK_ROWS) s.chunk = KR_CHUNK_ROWS / rank;

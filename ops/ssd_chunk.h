@@ -32,7 +32,8 @@
 #include "ops/ssd.h"
 #include "ops/ssd_matrix.h"
 
-/// The units of a part, [begin, end), and whose scratch they use: that of the part's first slot, which so stays in its caches.
+/// The units of a part, [begin, end), and whose scratch they use: that of the part's first slot, which so stays in its
+/// caches.
 #define EACH_UNIT(size, ...)                                                                    \
     do {                                                                                        \
         const int64_t slots = kr_chunk_slots(size), units = kr_chunk_units(size);               \
@@ -71,7 +72,8 @@ static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *b
     const int64_t r = s->rows_pitch, w = s->width_pitch, n = s->states_pitch;
     c.q = (matrix){base + l->q, n}, c.k = (matrix){base + l->k, n}, c.kt = (matrix){base + l->kt, r};
     c.dq = (matrix){base + l->dq, n}, c.dk = (matrix){base + l->dk, n};
-    c.scores = (matrix){base + l->scores, r}, c.dots = (matrix){base + l->dots, r}, c.weights = (matrix){base + l->weights, r};
+    c.scores = (matrix){base + l->scores, r}, c.dots = (matrix){base + l->dots, r},
+    c.weights = (matrix){base + l->weights, r};
     c.values = (matrix){base + l->values, r};
     c.v = (matrix){base + l->v, w}, c.scaled_v = (matrix){base + l->scaled_v, w}, c.y = (matrix){base + l->y, w};
     c.dy = (matrix){base + l->dy, w}, c.scaled_dy = (matrix){base + l->scaled_dy, w}, c.dv = (matrix){base + l->dv, w};

@@ -10,7 +10,8 @@ KR_INLINE void weigh_back_columns(const chunk *c, const int64_t rank) {
     for (int64_t j = 0; j < c->rows; j += KR_LANES) {
         const int64_t first = j / rank, last = (j + KR_LANES - 1) / rank;
         const kr_vi token = (kr_vi)kr_v_load(c->token + j);
-        const kr_vf ghat = kr_v_load(c->ghat + j), gamma = kr_v_load(c->gamma + j), one = kr_v_set(1), zero = kr_v_set(0);
+        const kr_vf ghat = kr_v_load(c->ghat + j), gamma = kr_v_load(c->gamma + j), one = kr_v_set(1),
+                    zero = kr_v_set(0);
         const float *scores = c->scores.at + first * rank * c->scores.pitch + j;
         float *dots = c->dots.at + first * rank * c->dots.pitch + j;
         float *values = c->values.at + first * rank * c->values.pitch + j;
@@ -31,7 +32,8 @@ KR_INLINE void weigh_back_columns(const chunk *c, const int64_t rank) {
                 kr_v_store(weights, k * w);
                 kr_v_store(dots, f * off);
                 if (t <= last) diagonal += kr_v_select(own, f, zero);
-                scores += c->scores.pitch, dots += c->dots.pitch, values += c->values.pitch, weights += c->weights.pitch;
+                scores += c->scores.pitch, dots += c->dots.pitch, values += c->values.pitch,
+                    weights += c->weights.pitch;
             }
         }
         for (int64_t t = c->tokens - 1; t >= first; t--) {
@@ -88,7 +90,8 @@ static void chunk_coefficients(const chunk *c, float through, bool fresh, bool e
     }
     for (int64_t t = 0; t < n; t++) {
         float column = 0, diagonal = 0, rho = 0;
-        for (int64_t i = t * rank; i < (t + 1) * rank; i++) column += c->column[i], diagonal += c->diagonal[i], rho += c->rho[i];
+        for (int64_t i = t * rank; i < (t + 1) * rank; i++)
+            column += c->column[i], diagonal += c->diagonal[i], rho += c->rho[i];
         c->dghat[t] = column + c->to_end[t * rank] * rho;
         c->dgamma[t] = diagonal;
         c->da[t] += through;
@@ -136,7 +139,8 @@ static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending, bo
         const float e = c->from_start[c->rows - 1];
         if (!ending) through = e * dot_matrices(adjoint, c->start_t, c->width, c->states);
         scale_rows(c->scaled_dy, c->dy, c->from_start, c->rows, c->width);
-        product before = {FULL, c->rank, c->width, c->states, c->rows, c->scaled_dy, c->q, adjoint, true, .ahead = c->ahead};
+        product before = {FULL,         c->rank, c->width, c->states, c->rows,
+                          c->scaled_dy, c->q,    adjoint,  true,      .ahead = c->ahead};
         if (!ending) before.from = adjoint, before.times = e;
         multiply(&before);
     }

@@ -39,8 +39,8 @@ static void weigh(const chunk *c) {
     else weigh_columns(c, c->rank);
 }
 
-/// Where a chunk finds the state before it and leaves that after it. `saved` (may be null) is where the state before this
-/// chunk is kept for the backward pass, the next chunk's is `step` further; `state` is the head's scratch.
+/// Where a chunk finds the state before it and leaves that after it. `saved` (may be null) is where the state before
+/// this chunk is kept for the backward pass, the next chunk's is `step` further; `state` is the head's scratch.
 typedef struct passage {
     matrix before, after;
 } passage;
@@ -60,14 +60,16 @@ static void chunk_forward(const chunk *c, passage state, bool fresh, bool wanted
     chunk_output(c, state.before, fresh);
     if (!wanted) return;
     scale_rows(c->scaled_v, c->v, c->scale, c->rows, c->width);
-    product after = {FULL, c->rank, c->states, c->width, c->rows, c->k, c->scaled_v, state.after, true, .ahead = c->ahead};
+    product after = {FULL, c->rank,     c->states,   c->width, c->rows,
+                     c->k, c->scaled_v, state.after, true,     .ahead = c->ahead};
     if (!fresh) after.from = state.before, after.times = c->from_start[c->rows - 1];
     multiply(&after);
 }
 
 /// One token alone, with `count` keys k and values scaled_v (ssd_step.h).
 static void chunk_step(const chunk *c, const float *from, float *to, float decay, int64_t count) {
-    step_token(&(token_step){c->rank, c->states, c->width, c->k, c->scaled_v, c->q, c->y, c->state}, from, to, decay, count);
+    step_token(&(token_step){c->rank, c->states, c->width, c->k, c->scaled_v, c->q, c->y, c->state}, from, to, decay,
+               count);
 }
 
 #endif

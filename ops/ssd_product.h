@@ -4,8 +4,8 @@
 /// All matrices are padded: columns to whole vectors of 16, rows to multiples of 4. What lies in the padding may be any
 /// finite number as far as these products are concerned, except along the depth, which is taken exactly.
 ///
-/// Inside a chunk one operand or the result is block-triangular (`rank` rows of a token see all rows of their own and of
-/// earlier tokens), and what is known to be zero is not computed: see `extent`.
+/// Inside a chunk one operand or the result is block-triangular (`rank` rows of a token see all rows of their own and
+/// of earlier tokens), and what is known to be zero is not computed: see `extent`.
 #ifndef KRAIT_OPS_SSD_PRODUCT_H
 #define KRAIT_OPS_SSD_PRODUCT_H
 
@@ -34,8 +34,8 @@ typedef struct matrix {
     int64_t pitch;
 } matrix;
 
-/// What is known of the operands: nothing; c is wanted on and below the diagonal only; a is lower triangular; a is given
-/// transposed and lies lower triangular.
+/// What is known of the operands: nothing; c is wanted on and below the diagonal only; a is lower triangular; a is
+/// given transposed and lies lower triangular.
 enum extent { FULL, LOWER_RESULT, LOWER_LEFT, LOWER_ACROSS };
 
 /// Rows of memory that will be wanted soon, `bytes` each. A head takes a few cache lines of each row, so the hardware
@@ -52,7 +52,8 @@ typedef struct prefetch {
 
 KR_INLINE void want(prefetch *p, const float *at, int64_t pitch, int64_t rows, int64_t floats) {
     if (!at || rows <= 0 || floats <= 0 || p->count == AHEAD) return;
-    p->list[p->count++] = (stream){(const char *)at, pitch * (int64_t)sizeof(float), rows, floats * (int64_t)sizeof(float), 0};
+    p->list[p->count++] = (stream){(const char *)at, pitch * (int64_t)sizeof(float), rows,
+                                   floats * (int64_t)sizeof(float), 0};
 }
 
 KR_INLINE void ask(prefetch *p) {
@@ -84,14 +85,14 @@ typedef struct product {
     const float *col_scale;    ///< of every column of a0 b0, padded
     matrix with;               ///< [rows, cols]: where lanes is not null, lanes[row] gets (a0 b0)[row] . with[row],
     float *lanes;              ///< unscaled and still to be summed over lanes;
-    float *col_dots;           ///< where not null, col_dots[col] gets (a0 b0)[:, col] . with[:, col], unscaled and padded
+    float *col_dots; ///< where not null, col_dots[col] gets (a0 b0)[:, col] . with[:, col], unscaled and padded
     matrix from;               ///< may be c
     float times;
     prefetch *ahead;           ///< may be null
 } product;
 
-/// sum += a b, with b from its first row on. Lines are asked for a few at a time, so that they do not fill the buffers that
-/// the products themselves need for what lies in the second cache.
+/// sum += a b, with b from its first row on. Lines are asked for a few at a time, so that they do not fill the buffers
+/// that the products themselves need for what lies in the second cache.
 KR_INLINE void accumulate(kr_vf sum[TALL][WIDE], const float *a, int64_t along_rows, int64_t along_depth, matrix b,
                           int64_t depth, const int rows, const int vectors, prefetch *ahead) {
     for (int64_t from = 0, to; from < depth; from = to) {
@@ -115,7 +116,8 @@ KR_INLINE void tile(const product *p, int64_t i, int64_t j, int64_t begin, int64
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) sum[r][v] = kr_v_set(0);
     if (p->a0.at) {
-        accumulate(sum, p->a0.at + i * p->a0.pitch, p->a0.pitch, 1, (matrix){p->b0.at + j, p->b0.pitch}, p->depth0, rows, vectors, p->ahead);
+        accumulate(sum, p->a0.at + i * p->a0.pitch, p->a0.pitch, 1, (matrix){p->b0.at + j, p->b0.pitch}, p->depth0,
+                   rows, vectors, p->ahead);
         if (p->lanes) {
             UNROLL for (int r = 0; r < rows; r++) {
                 const float *with = p->with.at + (i + r) * p->with.pitch + j;
@@ -180,7 +182,8 @@ TILE(across_narrow_half, true, HALF, 1)
 TILE(across_narrow_short, true, SHORT, 1)
 static tile_kernel *const tile_kernels[2][2][3] = {
     {{wide_tall, wide_half, wide_short}, {narrow_tall, narrow_half, narrow_short}},
-    {{across_wide_tall, across_wide_half, across_wide_short}, {across_narrow_tall, across_narrow_half, across_narrow_short}},
+    {{across_wide_tall, across_wide_half, across_wide_short},
+     {across_narrow_tall, across_narrow_half, across_narrow_short}},
 };
 
 static void multiply(const product *p) {
@@ -202,7 +205,8 @@ static void multiply(const product *p) {
         }
 }
 
-// Transposes ------------------------------------------------------------------------------------------------------------
+// Transposes
+// ------------------------------------------------------------------------------------------------------------
 
 /// Lane l of a step that swaps squares of s by s between the rows i (x) and i + s (y).
 #define LOW_LANE(l, s) ((l) & (s) ? 16 + (l) - (s) : (l))

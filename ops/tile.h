@@ -222,8 +222,8 @@ static tile_kernel *const tile_kernels[TILE_VECTORS][2][3] = {
 #endif
 };
 
-/// `rows` rows of c from packed panels: c = from + bias + a panels. a lies in rows with a pitch, or in a strip. Meanwhile
-/// the two matrices at `next` are fetched, if it is not null.
+/// `rows` rows of c from packed panels: c = from + bias + a panels. a lies in rows with a pitch, or in a strip.
+/// Meanwhile the two matrices at `next` are fetched, if it is not null.
 KR_TILE void tile_rows_ahead(const float *a, int strip, int64_t lda, const float *panels, int64_t depth, float *c,
                              int64_t ldc, const float *from, int64_t ldf, const float *bias, int64_t rows, int64_t cols,
                              tile_ahead *next) {

@@ -1,7 +1,7 @@
 /// Products in bf16 by one thread, for kernels: c = from + bias + round(op(a)) round(op(b)), summed in f32.
 ///
-/// Operands stay f32 in memory and are rounded, to nearest with ties to even, while they are packed. Packed elements are
-/// pairs along K in one 32-bit word, because the instructions for bf16 multiply pairs: a lies in tiles [16 rows][16
+/// Operands stay f32 in memory and are rounded, to nearest with ties to even, while they are packed. Packed elements
+/// are pairs along K in one 32-bit word, because the instructions for bf16 multiply pairs: a lies in tiles [16 rows][16
 /// pairs], b in tiles [16 pairs][16 columns], K filled up with zeros to a multiple of 32. A block of 32 by 32 sums is
 /// made at a time, by one of three kernels:
 ///   AMX           four tile products of 16 x 16 x 32 a step along K, 1024 products a cycle

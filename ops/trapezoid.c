@@ -6,7 +6,8 @@
 ///   o_{t,r} = S_t q_{t,r} + D mimo_x_r x_t
 ///
 /// Before the first token, U comes from k0 and v0. Where a document starts neither S nor U reach over. Kernels and
-/// saved states are those of ssd_scan, in chunks of tokens times rank rows (trapezoid_chunk.h says how the rule fits in).
+/// saved states are those of ssd_scan, in chunks of tokens times rank rows (trapezoid_chunk.h says how the rule fits
+/// in).
 ///
 /// With groups, biases and angles k and q are what rotary_mix makes of K and Q, but only a chunk at a time: in memory
 /// they would be as many times K and Q as a group has heads, written once and read twice. A gate z is applied to o.
@@ -287,8 +288,8 @@ const kr_op kr_op_trapezoid_scan = {
 
 /// Reads the gradients of o [B, L, R*H*P]?, of the last state, key, x and angles (all optional), the forward inputs k
 /// to ang, k0?, v0?, reset?, the saved states and angles, and with a gate the output; gives the gradients of k to ang
-/// (empty where the input is absent), h0, k0, v0 and theta0. zero_start: the scan had neither h0 nor k0 and v0, so the state
-/// before it is zero.
+/// (empty where the input is absent), h0, k0, v0 and theta0. zero_start: the scan had neither h0 nor k0 and v0, so the
+/// state before it is zero.
 const kr_op kr_op_trapezoid_scan_grad = {
     .name = "trapezoid_scan_grad",
     .inputs = GRAD_INPUTS,

@@ -18,7 +18,8 @@ static void store_ranks(const chunk *c, float *to, int64_t pitch, int64_t step, 
                 kr_v_store_n(to + t * pitch + r * step + j, kr_v_load(from.at + i * from.pitch + j), cols - j);
 }
 
-/// 16 columns of dy = dout silu(z), of which `left` exist, and of dz (may be null). Gives the lanes with a z too near 0.
+/// 16 columns of dy = dout silu(z), of which `left` exist, and of dz (may be null). Gives the lanes with a z too near
+/// 0.
 KR_INLINE kr_vi gate_columns(source dout, source gate, source out, sink dz, matrix dy, int64_t tokens,
                              const int64_t left) {
     const kr_vf least = kr_v_set(1e-18f), lowest = kr_v_set(-80), one = kr_v_set(1); // silu is 0 in any sum below -80

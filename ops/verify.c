@@ -31,11 +31,12 @@ static kr_status verify_node(const kr_graph *g, const kr_node *n, const bool *ma
         const kr_value_info *v = &g->values[n->out[k].id];
         char is[160], want[160];
         if (v->node != n || v->output != k)
-            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "verify: output %d of %s has another producer",
-                                      k, n->op->name);
+            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__,
+                                      "verify: output %d of %s has another producer", k, n->op->name);
         else if (!kr_shape_equal(&v->shape, &out_shape[k]) || v->dtype != out_dtype[k])
-            status = kr_status_record(KR_BAD_SHAPE, __FILE__, __LINE__, "verify: output %d of %s is %s %s, its rule gives %s %s",
-                                      k, n->op->name, kr_dtype_name(v->dtype), kr_shape_text(&v->shape, is),
+            status = kr_status_record(KR_BAD_SHAPE, __FILE__, __LINE__,
+                                      "verify: output %d of %s is %s %s, its rule gives %s %s", k, n->op->name,
+                                      kr_dtype_name(v->dtype), kr_shape_text(&v->shape, is),
                                       kr_dtype_name(out_dtype[k]), kr_shape_text(&out_shape[k], want));
     }
     free(in_shape);
@@ -54,17 +55,19 @@ kr_status kr_graph_verify(const kr_graph *g) {
         status = verify_node(g, n, made);
         for (int k = 0; k < n->outputs && !status; k++) {
             if (made[n->out[k].id])
-                status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "verify: a value of %s is made twice", n->op->name);
+                status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "verify: a value of %s is made twice",
+                                          n->op->name);
             made[n->out[k].id] = true;
         }
     }
     for (int i = 0; i < g->output_count && !status; i++)
         if (!made[g->outputs[i].value.id])
-            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "verify: output \"%s\" is not made by any node",
-                                      g->outputs[i].name);
+            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__,
+                                      "verify: output \"%s\" is not made by any node", g->outputs[i].name);
     for (int i = 0; i < g->assign_count && !status; i++)
         if (!made[g->assigns[i].value.id] || !made[g->assigns[i].target.id])
-            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "verify: assign %d uses a value that is not made", i);
+            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__,
+                                      "verify: assign %d uses a value that is not made", i);
     free(made);
     return status;
 }

@@ -53,7 +53,7 @@ typedef struct kr_call {
     const kr_arg *in;
     const kr_arg *out;
     int inputs, outputs;
-    void *work;               ///< as many bytes as the descriptor's `work` asked for, 64-byte aligned, undefined content
+    void *work; ///< as many bytes as the descriptor's `work` asked for, 64-byte aligned, undefined content
     const kr_attrs *attrs;
     int64_t round;            ///< of a step that runs its stages several times: 0, 1, ...
     kr_bf16_path bf16;        ///< for products in bf16, and in f32 by parts in bf16: the best here

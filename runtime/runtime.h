@@ -241,7 +241,8 @@ typedef struct kr_binding {
 } kr_binding;
 
 enum {
-    KR_RUN_CHECK = 1,   ///< run step by step and stop with KR_NOT_FINITE, naming the first node whose result is not finite
+    KR_RUN_CHECK =
+        1, ///< run step by step and stop with KR_NOT_FINITE, naming the first node whose result is not finite
     KR_RUN_PROFILE = 2, ///< add the wall time of every step to the plan's profile
 };
 

@@ -1,4 +1,5 @@
-/// The functions of ops/lanes.h and ops/selective_scan_decay.h as kernels over packed f32, for test_lanes.c. Input and output: [n], n a multiple of
+/// The functions of ops/lanes.h and ops/selective_scan_decay.h as kernels over packed f32, for test_lanes.c. Input and
+/// output: [n], n a multiple of
 /// 16.
 #include "ops/lanes.h"
 #include "ops/selective_scan_decay.h"

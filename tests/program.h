@@ -38,8 +38,8 @@ PROGRAM_MAY void leave(void) {
     cr_expect_eq(system(command), 0);
 }
 
-/// Runs the program with printf-style arguments; `output` gets both streams. Gives the exit status, 128 and the signal's
-/// number where one ended it.
+/// Runs the program with printf-style arguments; `output` gets both streams. Gives the exit status, 128 and the
+/// signal's number where one ended it.
 __attribute__((unused, format(printf, 1, 2))) static int krait(const char *format, ...) {
     char arguments[2048], command[4096];
     va_list args;

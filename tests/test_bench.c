@@ -61,7 +61,8 @@ Test(bench, foreign_files_are_refused) {
         {"{\"krait_bench\": 2, \"command\": \"op\", \"rows\": []}", "another version of krait bench (2, want 1)"},
         {"{\"krait_bench\": 1, \"command\": \"model\", \"rows\": []}", "krait bench model, want one of krait bench op"},
         {HEAD "7]}", "row 0"},
-        {HEAD "{\"name\": \"a\", \"unit\": \"s\", \"median\": 1, \"p10\": 1, \"p90\": 1}, {\"name\": \"b\"}]}", "row 1"},
+        {HEAD "{\"name\": \"a\", \"unit\": \"s\", \"median\": 1, \"p10\": 1, \"p90\": 1}, {\"name\": \"b\"}]}",
+         "row 1"},
         {HEAD "{\"name\": \"a\", \"unit\": \"s\", \"median\": 1, \"p10\": null, \"p90\": 1}]}", "row 0"},
         {HEAD "{\"name\": \"a\", \"unit\": \"s\", \"median\": \"1\", \"p10\": 1, \"p90\": 1}]}", "row 0"},
     };
@@ -217,8 +218,8 @@ Test(bench, work_of_steps) {
     kr_step step = {.op = "selective_scan", .inputs = 12, .outputs = 1, .in = in, .out = out, .flops = 7, .bytes = 600};
     cr_expect_eq(kr_bench_states(&step), 2 * 5 * 6 * 4);
     kr_bench_work w = kr_bench_step_work(&step);
-    cr_expect(w.flops == 7 && w.written == 240 && w.read == 360 && w.set == 576, "written %g, read %g, set %g", w.written,
-              w.read, w.set);
+    cr_expect(w.flops == 7 && w.written == 240 && w.read == 360 && w.set == 576, "written %g, read %g, set %g",
+              w.written, w.read, w.set);
     cr_expect(w.lane_ops > 0);
     step.op = "selective_scan_grad";
     in[4] = in[2], in[2] = in[0];
@@ -242,7 +243,8 @@ Test(bench, limits_are_there) {
     for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++) cr_expect(l.flops[isa] > 0, "%s", kr_isa_name(isa));
     for (int stream = 0; stream < KR_BENCH_STREAMS; stream++)
         for (int level = 0; level < KR_BENCH_LEVELS; level++)
-            cr_expect(l.bandwidth[stream][level] > 0, "%s %s", kr_bench_stream_names[stream], kr_bench_level_names[level]);
+            cr_expect(l.bandwidth[stream][level] > 0, "%s %s", kr_bench_stream_names[stream],
+                      kr_bench_level_names[level]);
 }
 
 // Commands --------------------------------------------------------------------------------------------------------
@@ -289,8 +291,9 @@ static struct json_object *find(struct json_object *rows, const char *name) {
 Test(bench, machine_tells_its_limits, .timeout = 120) {
     struct json_object *o = run("krait bench machine --isa base --threads 1 --json");
     struct json_object *rows = expect_record(o, "machine");
-    static const char *const names[] = {"f32 multiply-adds, base, 1 thread", "read L1, 1 thread", "triad L2, 1 thread",
-                                        "fill DRAM, 1 thread", "products 512 x 512 x 512, f32, 1 thread", "exp, base, 1 thread"};
+    static const char *const names[] = {
+        "f32 multiply-adds, base, 1 thread",       "read L1, 1 thread",  "triad L2, 1 thread", "fill DRAM, 1 thread",
+        "products 512 x 512 x 512, f32, 1 thread", "exp, base, 1 thread"};
     for (size_t k = 0; k < sizeof names / sizeof *names; k++) cr_expect(number(find(rows, names[k]), "best") > 0);
     json_object_put(o);
 }
@@ -329,9 +332,19 @@ Test(bench, model_tells_time_memory_and_parts) {
     for (int k = 0; k < 3; k++) {
         struct json_object *o = run(lines[k]), *rows = expect_record(o, "model");
         cr_expect_str_eq(text(o, "mode"), modes[k]);
-        static const char *const keys[] = {"batch_size", "seq_len", "params", "seconds", "p10", "p90", "tokens_per_second",
-                                           "flops_per_second", "peak_flops", "floor_seconds", "memory_planned",
-                                           "memory_resident", "memory_activations"};
+        static const char *const keys[] = {"batch_size",
+                                           "seq_len",
+                                           "params",
+                                           "seconds",
+                                           "p10",
+                                           "p90",
+                                           "tokens_per_second",
+                                           "flops_per_second",
+                                           "peak_flops",
+                                           "floor_seconds",
+                                           "memory_planned",
+                                           "memory_resident",
+                                           "memory_activations"};
         for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) cr_expect(number(o, keys[i]) > 0, "%s", keys[i]);
         struct json_object *part = json_object_array_get_idx(rows, 1); // after the whole run
         cr_expect(number(part, "calls") >= 1 && number(part, "floor_seconds") >= 0 && *text(part, "op"));
@@ -340,7 +353,8 @@ Test(bench, model_tells_time_memory_and_parts) {
 }
 
 Test(bench, several_models_in_one_record) {
-    struct json_object *o = run("krait bench model mamba1-tiny tinymamba-1m --batch-size 1 --seq-len 4 --repeat 3 --json");
+    struct json_object *o = run(
+        "krait bench model mamba1-tiny tinymamba-1m --batch-size 1 --seq-len 4 --repeat 3 --json");
     struct json_object *rows = expect_record(o, "model"), *models = child(o, "models");
     cr_assert_eq(json_object_array_length(models), 2);
     cr_expect_str_eq(text(json_object_array_get_idx(models, 1), "model"), "tinymamba-1m");
@@ -367,12 +381,15 @@ Test(bench, decode_tells_the_weights_that_stream) {
 Test(bench, dump_is_weights_batch_and_loss) {
     char path[64], line[256];
     snprintf(path, sizeof path, "/tmp/krait-bench-%d.safetensors", (int)getpid());
-    snprintf(line, sizeof line, "krait bench model mamba1-tiny --batch-size 3 --seq-len 7 --repeat 3 --json --dump %s", path);
+    snprintf(line, sizeof line, "krait bench model mamba1-tiny --batch-size 3 --seq-len 7 --repeat 3 --json --dump %s",
+             path);
     json_object_put(run(line));
     kr_tensor_file *file;
     cr_assert_eq(kr_tensors_open(path, &file), KR_OK, "%s", kr_status_message());
-    const kr_tensor_entry *tokens = kr_tensors_find(file, "batch.tokens"), *targets = kr_tensors_find(file, "batch.targets");
-    const kr_tensor_entry *loss = kr_tensors_find(file, "loss"), *norm = kr_tensors_find(file, "backbone.norm_f.weight");
+    const kr_tensor_entry *tokens = kr_tensors_find(file, "batch.tokens"),
+                          *targets = kr_tensors_find(file, "batch.targets");
+    const kr_tensor_entry *loss = kr_tensors_find(file, "loss"),
+                          *norm = kr_tensors_find(file, "backbone.norm_f.weight");
     cr_assert(tokens && targets && loss && norm);
     double ids[21], next[21], value, ones[32];
     cr_assert_eq(kr_tensors_to_f64(tokens, ids, 21), KR_OK);
@@ -393,7 +410,8 @@ Test(bench, compares_with_an_earlier_run) {
     struct json_object *row = find(child(child(o, "comparison"), "rows"), "add 3x5 3x5");
     cr_expect(number(row, "speed") > 0 && number(row, "before") > 0 && number(row, "now") > 0);
     const char *verdict = text(row, "verdict");
-    cr_expect(!strcmp(verdict, "faster") || !strcmp(verdict, "slower") || !strcmp(verdict, "within the spread"), "%s", verdict);
+    cr_expect(!strcmp(verdict, "faster") || !strcmp(verdict, "slower") || !strcmp(verdict, "within the spread"), "%s",
+              verdict);
     json_object_put(o);
     refuse(0, "f=krait-bench-test-$$.json; krait bench op add 3x5 3x5 --repeat 3 --json > $f && "
               "krait bench op mul 3x5 3x5 --repeat 3 --compare $f; e=$?; rm -f $f; exit $e",

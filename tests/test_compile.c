@@ -42,9 +42,11 @@ static kr_graph *mixed(void) {
     const kr_value c = kr_softplus(g, kr_linear(g, part[2], param(g, "c", KR_SHAPE(8, 5)), KR_NONE));
     const kr_value s = kr_linear_scan(g, kr_sigmoid(g, b), c, KR_NONE, KR_NONE, NULL);
     const kr_value t = kr_transpose(g, kr_add(g, kr_add(g, a, s), kr_const(g, 0, KR_F32, KR_SHAPE(3, 5, 8))), 1, 2);
-    const kr_value joined = kr_concat(g, (kr_value[]){kr_slice(g, t, 1, 0, 3), kr_exp(g, kr_slice(g, t, 1, 3, 5))}, 2, 1);
+    const kr_value joined = kr_concat(g, (kr_value[]){kr_slice(g, t, 1, 0, 3), kr_exp(g, kr_slice(g, t, 1, 3, 5))}, 2,
+                                      1);
     kr_output(g, "y", joined);
-    kr_output(g, "loss", kr_reshape(g, kr_mean(g, kr_reshape(g, kr_square(g, joined), KR_SHAPE(-1)), 0, true), KR_SHAPE(1)));
+    kr_output(g, "loss",
+              kr_reshape(g, kr_mean(g, kr_reshape(g, kr_square(g, joined), KR_SHAPE(-1)), 0, true), KR_SHAPE(1)));
     check_ok(kr_graph_status(g), "mixed graph");
     return g;
 }
@@ -101,15 +103,18 @@ Test(compile, every_pass_keeps_the_outputs) {
 
 Test(compile, simplify_keeps_every_gradient) {
     kr_graph *plain = mixed(), *simple = mixed();
-    check_ok(kr_compile(plain, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "autodiff"}, NULL, NULL), "autodiff");
-    check_ok(kr_compile(simple, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "schedule"}, NULL, NULL), "schedule");
+    check_ok(kr_compile(plain, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "autodiff"}, NULL, NULL),
+             "autodiff");
+    check_ok(kr_compile(simple, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "schedule"}, NULL, NULL),
+             "schedule");
     for (int i = 0; i < kr_graph_outputs(plain); i++) {
         int64_t n, m;
         const char *name = kr_graph_output_at(plain, i)->name;
         float *want = interpret(plain, name, &n), *got = interpret(simple, name, &m);
         cr_assert_eq(n, m);
         for (int64_t k = 0; k < n; k++)
-            cr_assert(fabsf(got[k] - want[k]) <= 1e-6f * (1 + fabsf(want[k])), "%s[%ld]: %g, want %g", name, (long)k, got[k], want[k]);
+            cr_assert(fabsf(got[k] - want[k]) <= 1e-6f * (1 + fabsf(want[k])), "%s[%ld]: %g, want %g", name, (long)k,
+                      got[k], want[k]);
     }
     kr_graph_free(plain);
     kr_graph_free(simple);
@@ -122,7 +127,8 @@ Test(compile, gradients_of_split_values_are_written_into_slices) {
     // The three pieces of `in` have producers that can write rows: no step joins or pads them.
     for (int i = 0; i < kr_plan_steps(plan); i++) {
         const kr_step *s = kr_plan_step(plan, i);
-        const bool joins = !strcmp(s->op, "concat") && s->outputs && s->out[0].shape.dim[s->out[0].shape.rank - 1] == 20;
+        const bool joins = !strcmp(s->op, "concat") && s->outputs &&
+                           s->out[0].shape.dim[s->out[0].shape.rank - 1] == 20;
         cr_assert(!joins && strcmp(s->op, "pad"), "step %d is a %s of %s", i, s->op, s->scope);
     }
     kr_plan_free(plan);
@@ -150,7 +156,9 @@ static float *run_plan(kr_graph *g, kr_plan *plan, kr_device *device, int thread
 
 Test(compile, plans_give_what_the_interpreter_gives) {
     kr_graph *reference = mixed();
-    check_ok(kr_compile(reference, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "autodiff"}, NULL, NULL), "autodiff");
+    check_ok(
+        kr_compile(reference, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "autodiff"}, NULL, NULL),
+        "autodiff");
     for (int device_kind = 0; device_kind < 2; device_kind++) {
         kr_device *device;
         check_ok(device_kind ? kr_device_guarded(&device) : kr_device_cpu(&device), "device");
@@ -163,8 +171,8 @@ Test(compile, plans_give_what_the_interpreter_gives) {
                 int64_t n;
                 float *want = interpret(reference, name, &n), *got = run_plan(g, plan, device, threads, name, n);
                 for (int64_t k = 0; k < n; k++)
-                    cr_assert(fabsf(got[k] - want[k]) <= 1e-6f * (1 + fabsf(want[k])), "%s[%ld]: %g, want %g", name, (long)k,
-                              got[k], want[k]);
+                    cr_assert(fabsf(got[k] - want[k]) <= 1e-6f * (1 + fabsf(want[k])), "%s[%ld]: %g, want %g", name,
+                              (long)k, got[k], want[k]);
                 kr_plan_free(plan);
                 kr_graph_free(g);
             }
@@ -181,7 +189,8 @@ static kr_graph *wide(bool flat) {
     const kr_value y = kr_linear(g, x, param(g, "in", KR_SHAPE(150, 12)), KR_NONE);
     kr_value part[3];
     kr_split(g, y, -1, (int64_t[]){64, 64, 22}, 3, part);
-    const kr_value heads = kr_rms_norm(g, kr_reshape(g, part[1], KR_SHAPE(3, 5, 1, 64)), param(g, "norm", KR_SHAPE(64)), 1e-5);
+    const kr_value heads = kr_rms_norm(g, kr_reshape(g, part[1], KR_SHAPE(3, 5, 1, 64)), param(g, "norm", KR_SHAPE(64)),
+                                       1e-5);
     const kr_value gated = kr_mul(g, kr_silu(g, part[0]), kr_reshape(g, heads, KR_SHAPE(3, 5, 64)));
     const kr_value out = kr_linear(g, gated, param(g, "out", KR_SHAPE(7, 64)), KR_NONE);
     kr_output(g, "y", out);
@@ -218,7 +227,8 @@ Test(compile, gradients_of_reshaped_pieces_are_written_into_slices_too) {
     check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS}, &plan, NULL), "compile");
     for (int i = 0; i < kr_plan_steps(plan); i++) {
         const kr_step *s = kr_plan_step(plan, i);
-        cr_assert(strcmp(s->op, "concat") && strcmp(s->op, "pad") && strcmp(s->op, "copy"), "step %d is a %s of %s", i, s->op, s->scope);
+        cr_assert(strcmp(s->op, "concat") && strcmp(s->op, "pad") && strcmp(s->op, "copy"), "step %d is a %s of %s", i,
+                  s->op, s->scope);
     }
     kr_plan_free(plan);
     kr_graph_free(g);
@@ -226,7 +236,9 @@ Test(compile, gradients_of_reshaped_pieces_are_written_into_slices_too) {
 
 Test(compile, rows_on_lines_change_no_value) {
     kr_graph *reference = wide(false);
-    check_ok(kr_compile(reference, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "autodiff"}, NULL, NULL), "autodiff");
+    check_ok(
+        kr_compile(reference, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .stop_after = "autodiff"}, NULL, NULL),
+        "autodiff");
     kr_device *device;
     check_ok(kr_device_guarded(&device), "device");
     for (int i = 0; i < kr_graph_outputs(reference); i++) {
@@ -237,7 +249,8 @@ Test(compile, rows_on_lines_change_no_value) {
         int64_t n;
         float *want = interpret(reference, name, &n), *got = run_plan(g, plan, device, 2, name, n);
         for (int64_t k = 0; k < n; k++)
-            cr_assert(fabsf(got[k] - want[k]) <= 1e-6f * (1 + fabsf(want[k])), "%s[%ld]: %g, want %g", name, (long)k, got[k], want[k]);
+            cr_assert(fabsf(got[k] - want[k]) <= 1e-6f * (1 + fabsf(want[k])), "%s[%ld]: %g, want %g", name, (long)k,
+                      got[k], want[k]);
         kr_plan_free(plan);
         kr_graph_free(g);
     }
@@ -262,10 +275,12 @@ Test(compile, planner_meets_its_bound_on_training_graphs) {
         kr_plan *plan;
         kr_plan_stats stats;
         check_ok(kr_model_build(&c, KR_MODE_TRAIN, 4, 64, &g), "model");
-        check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_TRAIN, .optimizer = adamw}, &plan, &stats), "compile");
+        check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_TRAIN, .optimizer = adamw}, &plan, &stats),
+                 "compile");
         cr_assert_leq(stats.bound, stats.peak);
         cr_assert_leq(stats.peak, stats.sum);
-        cr_assert_leq((double)stats.peak, 1.02 * (double)stats.bound, "%d layers: peak %zu, bound %zu", n_layer, stats.peak, stats.bound);
+        cr_assert_leq((double)stats.peak, 1.02 * (double)stats.bound, "%d layers: peak %zu, bound %zu", n_layer,
+                      stats.peak, stats.bound);
         kr_plan_free(plan);
         kr_graph_free(g);
     }
@@ -344,8 +359,10 @@ Test(compile, accumulated_micro_batches_equal_one_batch) {
         const kr_goal goals[2] = {split ? KR_GOAL_ACCUMULATE : KR_GOAL_TRAIN, KR_GOAL_TRAIN_LAST};
         for (int p = 0; p <= split; p++) {
             check_ok(kr_model_build(&c, KR_MODE_TRAIN, batch, length, &graphs[p]), "model");
-            check_ok(kr_compile(graphs[p], &(kr_compile_options){.goal = goals[p], .optimizer = adamw, .accumulation = 2},
-                                &plans[p], NULL), "compile");
+            check_ok(kr_compile(graphs[p],
+                                &(kr_compile_options){.goal = goals[p], .optimizer = adamw, .accumulation = 2},
+                                &plans[p], NULL),
+                     "compile");
             check_ok(kr_session_add(session, plans[p]), "add");
         }
         check_ok(kr_session_init(session, 3), "init");
@@ -374,7 +391,8 @@ Test(compile, accumulated_micro_batches_equal_one_batch) {
         }
     }
     for (int64_t i = 0; i < elements; i++)
-        cr_assert(fabsf(result[0][i] - result[1][i]) < 2e-4f, "[%ld]: %g in one batch, %g in two", (long)i, result[0][i], result[1][i]);
+        cr_assert(fabsf(result[0][i] - result[1][i]) < 2e-4f, "[%ld]: %g in one batch, %g in two", (long)i,
+                  result[0][i], result[1][i]);
 }
 
 Test(compile, says_what_it_cannot_do) {

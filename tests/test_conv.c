@@ -76,7 +76,9 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
             for (int64_t k = 0; k < v.taps - 1 && in[1]; k++) {
                 const int64_t from = v.length - (v.taps - 1) + k;
                 const double *x = source(&v, b, from, v.length - 1, c);
-                if (x) *(from >= 0 ? &out[0][x - x0] : &out[3][x - state0]) += in[1][(b * (v.taps - 1) + k) * v.channels + c];
+                if (x)
+                    *(from >= 0 ? &out[0][x - x0]
+                                : &out[3][x - state0]) += in[1][(b * (v.taps - 1) + k) * v.channels + c];
             }
         }
 }
@@ -85,17 +87,25 @@ enum { HAS_BIAS = 1, HAS_STATE = 2, HAS_RESET = 4, HAS_SILU = 8, ALL = 15 };
 
 static check_case make(int64_t batch, int64_t length, int64_t channels, int64_t taps, unsigned has) {
     const kr_shape none = CHECK_ABSENT;
-    const check_case c = {.op = "causal_conv1d", .attrs = {.i = {(has & HAS_SILU) != 0}}, .inputs = INPUTS,
-        .shape = {KR_SHAPE(batch, length, channels), KR_SHAPE(channels, taps), has & HAS_BIAS ? KR_SHAPE(channels) : none,
-                  has & HAS_STATE ? KR_SHAPE(batch, taps - 1, channels) : none,
-                  has & HAS_RESET ? KR_SHAPE(batch, length) : none},
-        .dtype = {[RESET] = KR_I32}, .lo = {[RESET] = -4}, .hi = {[RESET] = 1}, // a reset above 0 in one of 6
-        .tolerance = 1e-6, .grad_tolerance = 1e-6, .seed = (uint64_t)(length * 100 + channels)};
+    const check_case c = {.op = "causal_conv1d",
+                          .attrs = {.i = {(has & HAS_SILU) != 0}},
+                          .inputs = INPUTS,
+                          .shape = {KR_SHAPE(batch, length, channels), KR_SHAPE(channels, taps),
+                                    has & HAS_BIAS ? KR_SHAPE(channels) : none,
+                                    has & HAS_STATE ? KR_SHAPE(batch, taps - 1, channels) : none,
+                                    has & HAS_RESET ? KR_SHAPE(batch, length) : none},
+                          .dtype = {[RESET] = KR_I32},
+                          .lo = {[RESET] = -4},
+                          .hi = {[RESET] = 1}, // a reset above 0 in one of 6
+                          .tolerance = 1e-6,
+                          .grad_tolerance = 1e-6,
+                          .seed = (uint64_t)(length * 100 + channels)};
     return c;
 }
 
 static check_case make_backward(const check_case *f, bool with_y, bool with_next) {
-    check_case c = {.op = "causal_conv1d_grad", .attrs = f->attrs, .inputs = 7, .tolerance = f->tolerance, .seed = f->seed};
+    check_case c = {
+        .op = "causal_conv1d_grad", .attrs = f->attrs, .inputs = 7, .tolerance = f->tolerance, .seed = f->seed};
     kr_shape in[CHECK_MAX], out[CHECK_MAX];
     kr_dtype in_type[CHECK_MAX], out_type[CHECK_MAX];
     check_shapes(f, in, in_type, out, out_type);

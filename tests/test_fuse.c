@@ -1,5 +1,5 @@
-/// Tile programs and the pass that makes them: kernels against an oracle, plans with and without fusion bit by bit, what
-/// is fused and what is left alone, memory that does not grow.
+/// Tile programs and the pass that makes them: kernels against an oracle, plans with and without fusion bit by bit,
+/// what is fused and what is left alone, memory that does not grow.
 #include "check.h"
 #include "models/models.h"
 
@@ -92,7 +92,8 @@ Test(fuse, programs_match_the_oracle) {
 Test(fuse, longest_program_with_all_inputs) {
     kr_program p = {.length = KR_PROGRAM_LENGTH, .outputs = 1, .out = {T + KR_PROGRAM_LENGTH - 1}};
     for (int k = 0; k < p.length; k++)
-        p.code[k] = (kr_instruction)OP(add, k ? T + k - 1 : X, k % 3 ? X + k % KR_PROGRAM_INPUTS : T + (k > 5 ? k - 5 : 0));
+        p.code[k] = (kr_instruction)OP(add, k ? T + k - 1 : X,
+                                       k % 3 ? X + k % KR_PROGRAM_INPUTS : T + (k > 5 ? k - 5 : 0));
     p.code[0] = (kr_instruction)OP(add, X + 7, X + 6);
     for (int k = 1; k < p.length; k += 2) p.code[k] = (kr_instruction)OP(sigmoid, T + k - 1);
     check_program(&p, KR_SHAPE(3, 700), KR_PROGRAM_INPUTS);
@@ -114,7 +115,8 @@ Test(fuse, sums_match_the_oracle) {
 }
 
 Test(fuse, wrong_programs_are_refused) {
-    const struct { kr_program p; const char *message; } wrongs[] = {
+    const struct { kr_program p; const char *message;
+    } wrongs[] = {
         {{.length = 0, .outputs = 1, .out = {T}}, "empty"},
         {{.length = 1, .outputs = 1, .out = {T}, .code = {OP(neg, X + 1)}}, "reads input 1"},
         {{.length = 1, .outputs = 1, .out = {T}, .code = {OP(neg, T)}}, "reads result 0"},
@@ -124,18 +126,23 @@ Test(fuse, wrong_programs_are_refused) {
         {{.length = 1, .outputs = 0, .code = {OP(neg, X)}}, "no output"},
         {{.length = 1, .outputs = 1, .out = {T}, .code = {OP(softmax, X)}}, "has no op"},
         {{.length = 1, .outputs = 1, .out = {T}, .code = {OP(neg, 99)}}, "at most"},
-        {{.length = 1, .sums = true, .summed = T, .axis = 1, .axes = 2, .sum_shape = KR_SCALAR, .code = {OP(neg, X)}}, "axes 1 to 2"},
-        {{.length = 1, .sums = true, .summed = T, .axis = 1, .axes = 1, .sum_shape = KR_SHAPE(3), .code = {OP(neg, X)}}, "want 2"},
-        {{.length = 4, .outputs = 1, .out = {T + 3}, .code = {REAL(affine, X, 1, 2), REAL(affine, T, 1, 2), REAL(affine, T, 1, 2),
-          REAL(affine, T, 1, 2)}}, "with constants"},
+        {{.length = 1, .sums = true, .summed = T, .axis = 1, .axes = 2, .sum_shape = KR_SCALAR, .code = {OP(neg, X)}},
+         "axes 1 to 2"},
+        {{.length = 1, .sums = true, .summed = T, .axis = 1, .axes = 1, .sum_shape = KR_SHAPE(3), .code = {OP(neg, X)}},
+         "want 2"},
+        {{.length = 4,
+          .outputs = 1,
+          .out = {T + 3},
+          .code = {REAL(affine, X, 1, 2), REAL(affine, T, 1, 2), REAL(affine, T, 1, 2), REAL(affine, T, 1, 2)}},
+         "with constants"},
     };
     for (size_t k = 0; k < sizeof wrongs / sizeof *wrongs; k++) {
         kr_graph *g;
         check_ok(kr_graph_new(&g), "graph");
         const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(2, 3));
         cr_expect(!kr_fused(g, &wrongs[k].p, &x, 1).id);
-        cr_expect(kr_graph_status(g) && strstr(kr_status_message(), wrongs[k].message), "got %s, want %s", kr_status_message(),
-                  wrongs[k].message);
+        cr_expect(kr_graph_status(g) && strstr(kr_status_message(), wrongs[k].message), "got %s, want %s",
+                  kr_status_message(), wrongs[k].message);
         kr_graph_free(g);
     }
 }
@@ -148,10 +155,11 @@ typedef struct dice {
 
 static int roll(dice *d, int sides) { return (int)(kr_random_uniform(d->seed, 9, d->count++) * (float)sides); }
 
-/// A random graph of elementwise ops on [B, L, C] with everything that fusion must see: broadcasts, slices, values that are
-/// outputs, diamonds through ops that cannot be fused, sums, pieces written into joins. Values stay near 1.
+/// A random graph of elementwise ops on [B, L, C] with everything that fusion must see: broadcasts, slices, values that
+/// are outputs, diamonds through ops that cannot be fused, sums, pieces written into joins. Values stay near 1.
 static kr_graph *random_graph(uint64_t seed, int64_t B, int64_t L, int64_t C) {
-    static const char *const unary[] = {"sigmoid", "tanh", "silu", "softplus", "neg", "abs", "relu", "heavy_tail", "gelu"};
+    static const char *const unary[] = {"sigmoid", "tanh", "silu",       "softplus", "neg",
+                                        "abs",     "relu", "heavy_tail", "gelu"};
     static const char *const binary[] = {"add", "sub", "mul", "maximum", "minimum", "mul"};
     dice d = {.seed = seed};
     kr_graph *g;
@@ -175,7 +183,12 @@ static kr_graph *random_graph(uint64_t seed, int64_t B, int64_t L, int64_t C) {
         case 1: made = kr_softmax(g, a); break;
         case 2: made = kr_mul(g, kr_sum(g, kr_tanh(g, a), 2, true), b); break;
         case 3: made = kr_transpose(g, kr_tanh(g, kr_transpose(g, a, 1, 2)), 1, 2); break;
-        case 4: made = kr_concat(g, (kr_value[]){kr_slice(g, kr_exp(g, kr_tanh(g, a)), 2, 0, C / 2), kr_slice(g, kr_neg(g, b), 2, C / 2, C - C / 2)}, 2, -1); break;
+        case 4:
+            made = kr_concat(g,
+                             (kr_value[]){kr_slice(g, kr_exp(g, kr_tanh(g, a)), 2, 0, C / 2),
+                                          kr_slice(g, kr_neg(g, b), 2, C / 2, C - C / 2)},
+                             2, -1);
+            break;
         case 5: made = kr_clamp(g, kr_affine(g, a, 1.5, -0.5), -2, 2); break;
         case 6: made = kr_where(g, kr_relu(g, a), a, b); break;
         case 7: made = kr_div(g, a, kr_affine(g, kr_square(g, kr_tanh(g, b)), 1, 1)); break;
@@ -216,7 +229,9 @@ static float *run(kr_plan *plan, int threads, int64_t *elements) {
         b[count++] = (kr_binding){s->name, s->is_output ? all + *elements : next, s->bytes};
         if (s->is_output) *elements += n;
         else if (s->dtype == KR_I32) for (int64_t i = 0; i < n; i++) *(int32_t *)(void *)next++ = (int32_t)(i * 7 % 50);
-        else for (int64_t i = 0; i < n; i++) *next++ = 2 * kr_random_uniform(7, kr_hash(s->name, strlen(s->name)), (uint64_t)i) - 1;
+        else
+            for (int64_t i = 0; i < n; i++)
+                *next++ = 2 * kr_random_uniform(7, kr_hash(s->name, strlen(s->name)), (uint64_t)i) - 1;
     }
     check_ok(kr_plan_run(session, plan, b, count, 0), "run");
     kr_session_close(session);
@@ -234,8 +249,8 @@ static kr_plan *plan_of(kr_graph *g, kr_goal goal, bool fuse, kr_plan_stats *sta
 }
 
 Test(fuse, random_graphs_give_the_same_bits, .timeout = 240) {
-    static const int64_t shapes[][3] = {{2, 3, 10}, {1, 1, 1}, {2, 5, 70}, {3, 7, 33}, {0, 4, 5}, {2, 0, 5}, {2, 3, 0}, {1, 600, 2},
-                                        {4, 40, 330}, {7, 1, 128}};
+    static const int64_t shapes[][3] = {{2, 3, 10}, {1, 1, 1}, {2, 5, 70},  {3, 7, 33},   {0, 4, 5},
+                                        {2, 0, 5},  {2, 3, 0}, {1, 600, 2}, {4, 40, 330}, {7, 1, 128}};
     const kr_isa best = kr_isa_best();
     int fused_steps = 0;
     for (uint64_t seed = 0; seed < 60; seed++) {
@@ -244,7 +259,8 @@ Test(fuse, random_graphs_give_the_same_bits, .timeout = 240) {
         kr_plan_stats plain_stats, stats;
         kr_plan *plain = plan_of(random_graph(seed, s[0], s[1], s[2]), goal, false, &plain_stats);
         kr_plan *plan = plan_of(random_graph(seed, s[0], s[1], s[2]), goal, true, &stats);
-        cr_assert(stats.steps < plain_stats.steps, "seed %d: %d steps, %d without fusion", (int)seed, stats.steps, plain_stats.steps);
+        cr_assert(stats.steps < plain_stats.steps, "seed %d: %d steps, %d without fusion", (int)seed, stats.steps,
+                  plain_stats.steps);
         for (int k = 0; k < kr_plan_steps(plan); k++) fused_steps += !strncmp(kr_plan_step(plan, k)->op, "fused", 5);
         for (kr_isa isa = KR_ISA_BASE; isa <= best; isa++) {
             check_ok(kr_isa_limit(isa), "level");
@@ -254,8 +270,8 @@ Test(fuse, random_graphs_give_the_same_bits, .timeout = 240) {
                 float *got = run(plan, threads, &m);
                 cr_assert_eq(n, m);
                 for (int64_t i = 0; i < n; i++)
-                    cr_assert(!memcmp(&want[i], &got[i], 4), "seed %d, %s, %d threads, element %ld of %ld: %a, want %a", (int)seed,
-                              kr_isa_name(isa), threads, (long)i, (long)n, got[i], want[i]);
+                    cr_assert(!memcmp(&want[i], &got[i], 4), "seed %d, %s, %d threads, element %ld of %ld: %a, want %a",
+                              (int)seed, kr_isa_name(isa), threads, (long)i, (long)n, got[i], want[i]);
                 free(got);
             }
             free(want);
@@ -267,8 +283,8 @@ Test(fuse, random_graphs_give_the_same_bits, .timeout = 240) {
     cr_assert_gt(fused_steps, 100);
 }
 
-/// Blocks of every kind: the loss stays, and memory does not grow. (The last 4 % are for the schedule, which can no longer
-/// move one op of a program by itself.)
+/// Blocks of every kind: the loss stays, and memory does not grow. (The last 4 % are for the schedule, which can no
+/// longer move one op of a program by itself.)
 Test(fuse, models_need_no_more_memory) {
     static const char *const blocks[] = {"mamba1", "mamba2", "mamba3", "attention", "gated_mlp", "tinymamba"};
     for (int k = 0; k < 6; k++)
@@ -287,9 +303,12 @@ Test(fuse, models_need_no_more_memory) {
                 out[fuse] = run(plan, 2, &n);
                 kr_plan_free(plan);
             }
-            cr_expect_lt(stats[1].steps, stats[0].steps, "%s: %d steps, %d without fusion", blocks[k], stats[1].steps, stats[0].steps);
-            cr_expect(stats[1].peak <= 1.04 * (double)stats[0].peak, "%s: %zu bytes, %zu without fusion", blocks[k], stats[1].peak, stats[0].peak);
-            cr_expect(fabsf(out[1][0] - out[0][0]) <= 1e-6f * fabsf(out[0][0]), "%s: loss %g, %g without fusion", blocks[k], out[1][0], out[0][0]);
+            cr_expect_lt(stats[1].steps, stats[0].steps, "%s: %d steps, %d without fusion", blocks[k], stats[1].steps,
+                         stats[0].steps);
+            cr_expect(stats[1].peak <= 1.04 * (double)stats[0].peak, "%s: %zu bytes, %zu without fusion", blocks[k],
+                      stats[1].peak, stats[0].peak);
+            cr_expect(fabsf(out[1][0] - out[0][0]) <= 1e-6f * fabsf(out[0][0]), "%s: loss %g, %g without fusion",
+                      blocks[k], out[1][0], out[0][0]);
             free(out[0]);
             free(out[1]);
         }
@@ -364,7 +383,8 @@ Test(fuse, backward_of_a_gate_is_one_program) {
     for (int i = 0; i < kr_graph_nodes(g); i++) {
         const kr_node *n = kr_graph_node(g, i);
         if (!(n->op->flags & KR_OP_PROGRAM)) continue;
-        cr_expect(n->inputs <= 3 && n->outputs == (n->inputs == 3 ? 2 : 1), "%d inputs, %d outputs", n->inputs, n->outputs);
+        cr_expect(n->inputs <= 3 && n->outputs == (n->inputs == 3 ? 2 : 1), "%d inputs, %d outputs", n->inputs,
+                  n->outputs);
     }
     cr_expect_eq(count(g, "silu") + count(g, "mul") + count(g, "silu_grad"), 0);
     kr_graph_free(g);
@@ -415,9 +435,11 @@ static kr_graph *residuals(void) {
     for (int k = 0; k < 2; k++) {
         kr_scope_push(g, "%d", k);
         const kr_value sum = kr_add(g, x, r), one = kr_param(g, "norm", KR_SHAPE(24), half_uniform, 0);
-        const kr_value n = k ? kr_layer_norm_full(g, sum, KR_NONE, one, KR_NONE, 1e-5, NULL) : kr_rms_norm(g, sum, one, 1e-5);
+        const kr_value n = k ? kr_layer_norm_full(g, sum, KR_NONE, one, KR_NONE, 1e-5, NULL)
+                             : kr_rms_norm(g, sum, one, 1e-5);
         const kr_value up = kr_linear(g, n, kr_param(g, "up", KR_SHAPE(30, 24), half_uniform, 0), KR_NONE);
-        x = kr_add(g, sum, kr_linear(g, kr_tanh(g, up), kr_param(g, "down", KR_SHAPE(24, 30), half_uniform, 0), KR_NONE));
+        x = kr_add(g, sum,
+                   kr_linear(g, kr_tanh(g, up), kr_param(g, "down", KR_SHAPE(24, 30), half_uniform, 0), KR_NONE));
         kr_scope_pop(g);
     }
     kr_output(g, "y", x);
@@ -441,11 +463,13 @@ Test(fuse, additions_go_into_products_and_norms) {
     cr_expect_eq(dstream, 2);
     kr_graph_free(g);
     int64_t n, m;
-    kr_plan *plain = plan_of(residuals(), KR_GOAL_GRADIENTS, false, NULL), *plan = plan_of(residuals(), KR_GOAL_GRADIENTS, true, NULL);
+    kr_plan *plain = plan_of(residuals(), KR_GOAL_GRADIENTS, false, NULL),
+            *plan = plan_of(residuals(), KR_GOAL_GRADIENTS, true, NULL);
     float *want = run(plain, 1, &n), *got = run(plan, 3, &m);
     cr_assert(n == m && n > 1000);
     for (int64_t i = 0; i < n; i++)
-        cr_assert(fabsf(got[i] - want[i]) <= 1e-4f * (1 + fabsf(want[i])), "element %ld: %g, want %g", (long)i, got[i], want[i]);
+        cr_assert(fabsf(got[i] - want[i]) <= 1e-4f * (1 + fabsf(want[i])), "element %ld: %g, want %g", (long)i, got[i],
+                  want[i]);
     free(want), free(got);
     kr_plan_free(plain);
     kr_plan_free(plan);
@@ -458,7 +482,8 @@ static kr_graph *activated(void) {
     kr_value (*const f[])(kr_graph *, kr_value) = {(kr_silu), (kr_relu), (kr_gelu), (kr_sigmoid), (kr_softplus)};
     for (int k = 0; k < 5; k++) {
         const char *const w[] = {"w0", "w1", "w2", "w3", "w4"}, *const b[] = {"b0", "b1", "b2", "b3", "b4"};
-        x = f[k](g, kr_linear(g, x, kr_input(g, w[k], KR_F32, KR_SHAPE(24, 24)), kr_input(g, b[k], KR_F32, KR_SHAPE(24))));
+        x = f[k](g,
+                 kr_linear(g, x, kr_input(g, w[k], KR_F32, KR_SHAPE(24, 24)), kr_input(g, b[k], KR_F32, KR_SHAPE(24))));
     }
     kr_output(g, "y", x);
     check_ok(kr_graph_status(g), "activations");
@@ -477,11 +502,13 @@ Test(fuse, activations_go_into_products) {
     cr_expect_eq(seen, 12345, "the products do %ld", (long)seen);
     kr_graph_free(g);
     int64_t n, m;
-    kr_plan *plain = plan_of(activated(), KR_GOAL_FORWARD, false, NULL), *plan = plan_of(activated(), KR_GOAL_FORWARD, true, NULL);
+    kr_plan *plain = plan_of(activated(), KR_GOAL_FORWARD, false, NULL),
+            *plan = plan_of(activated(), KR_GOAL_FORWARD, true, NULL);
     float *want = run(plain, 1, &n), *got = run(plan, 3, &m);
     cr_assert(n == m && n == 37 * 24);
     for (int64_t i = 0; i < n; i++)
-        cr_assert(fabsf(got[i] - want[i]) <= 1e-6f * (1 + fabsf(want[i])), "element %ld: %g, want %g", (long)i, got[i], want[i]);
+        cr_assert(fabsf(got[i] - want[i]) <= 1e-6f * (1 + fabsf(want[i])), "element %ld: %g, want %g", (long)i, got[i],
+                  want[i]);
     free(want), free(got);
     kr_plan_free(plain);
     kr_plan_free(plan);
@@ -490,7 +517,8 @@ Test(fuse, activations_go_into_products) {
 /// The product is an output by itself, or is read twice: it must stay as it is.
 Test(fuse, a_product_that_others_need_keeps_its_value) {
     kr_graph *g = graph();
-    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(4, 4)), y = kr_linear(g, x, kr_input(g, "w", KR_F32, KR_SHAPE(4, 4)), KR_NONE);
+    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(4, 4)),
+                   y = kr_linear(g, x, kr_input(g, "w", KR_F32, KR_SHAPE(4, 4)), KR_NONE);
     kr_output(g, "y", y);
     kr_output(g, "z", kr_add(g, x, y));
     const kr_value twice = kr_linear(g, kr_softmax(g, x), kr_input(g, "v", KR_F32, KR_SHAPE(4, 4)), KR_NONE);
@@ -520,7 +548,8 @@ Test(fuse, an_activation_that_its_gradient_needs_stays) {
 /// A row added to a product would have to be written out as a matrix first.
 Test(fuse, nothing_is_copied_to_be_a_residual) {
     kr_graph *g = graph();
-    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(4, 4)), y = kr_linear(g, x, kr_input(g, "w", KR_F32, KR_SHAPE(4, 4)), KR_NONE);
+    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(4, 4)),
+                   y = kr_linear(g, x, kr_input(g, "w", KR_F32, KR_SHAPE(4, 4)), KR_NONE);
     kr_output(g, "y", kr_add(g, y, kr_input(g, "row", KR_F32, KR_SHAPE(4))));
     check_ok(kr_compile(g, &(kr_compile_options){.stop_after = "layout"}, NULL, NULL), "layout");
     cr_expect_eq(count(g, "copy"), 0);

@@ -148,7 +148,8 @@ Test(table, every_op_is_complete) {
         const kr_op *o = kr_ops[i];
         const bool quiet = o->flags & (KR_OP_VIEW | KR_OP_SOURCE);
         cr_expect(o->shape != NULL, "%s has no shape rule", o->name);
-        cr_expect(quiet || (o->stages && o->stage_count >= 1 && o->stage_count <= KR_MAX_STAGES), "%s has no kernel", o->name);
+        cr_expect(quiet || (o->stages && o->stage_count >= 1 && o->stage_count <= KR_MAX_STAGES), "%s has no kernel",
+                  o->name);
         cr_expect(!(o->flags & KR_OP_VIEW) || o->view, "%s is a view without a layout rule", o->name);
         cr_expect(o->grad || (o->flags & KR_OP_NO_GRADIENT), "%s has no gradient and does not say so", o->name);
         cr_expect(!(o->grad && (o->flags & KR_OP_NO_GRADIENT)), "%s has a gradient and says it has none", o->name);

@@ -1,4 +1,5 @@
-/// The error bounds that ops/lanes.h and ops/selective_scan_decay.h state, over a dense sweep of all f32: every exponent, denormals, infinities, NaN.
+/// The error bounds that ops/lanes.h and ops/selective_scan_decay.h state, over a dense sweep of all f32: every
+/// exponent, denormals, infinities, NaN.
 #include "ops/kernels.h"
 #include "tests/check.h"
 
@@ -7,8 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FUNCTIONS(X) X(exp) X(exp2) X(log) X(log1p_unit) X(sigmoid) X(silu) X(softplus) X(tanh) X(sqrt) X(abs) X(sin) X(cos) X(groups) \
-                     X(decay) X(step) X(gate) X(slope)
+#define FUNCTIONS(X)                                                                                           \
+    X(exp)                                                                                                     \
+    X(exp2) X(log) X(log1p_unit) X(sigmoid) X(silu) X(softplus) X(tanh) X(sqrt) X(abs) X(sin) X(cos) X(groups) \
+        X(decay) X(step) X(gate) X(slope)
 #define X(name) KR_KERNEL_DECLARE(lanes_##name) static const kr_stage stage_##name = KR_STAGE(lanes_##name);
 FUNCTIONS(X)
 #undef X
@@ -50,8 +53,9 @@ static void check_chunk(const bound *b, const float *x, int64_t n) {
             else if (fabs(want) > 3.4028235e38) good = y[i] == (float)want;
             else if (fabs(want) < 1.2e-38) good = fabs(y[i]) < 1.2e-38 + b->absolute;
             else good = fabs(y[i] - want) <= b->relative * fabs(want) + b->absolute;
-            cr_assert(good, "%s(%.9g) (%s): got %.9g, want %.9g, relative error %.3g, allowed %.3g and %.3g absolute", b->name,
-                      in, kr_isa_name(isa), y[i], want, fabs(y[i] - want) / fabs(want), b->relative, b->absolute);
+            cr_assert(good, "%s(%.9g) (%s): got %.9g, want %.9g, relative error %.3g, allowed %.3g and %.3g absolute",
+                      b->name, in, kr_isa_name(isa), y[i], want, fabs(y[i] - want) / fabs(want), b->relative,
+                      b->absolute);
         }
     }
 }
@@ -93,9 +97,8 @@ BOUND(abs, fabs, 0, -INFINITY, INFINITY, -INFINITY)
 BOUND(sin, sin, 0, -8192, 8192, -INFINITY, false, 1e-7)
 BOUND(cos, cos, 0, -8192, 8192, -INFINITY, false, 1e-7)
 
-
-/// What selective_scan has of its own (ops/selective_scan_decay.h). Rounding A / log(2) costs up to 6e-8 |A| besides, and
-/// the decay as much again.
+/// What selective_scan has of its own (ops/selective_scan_decay.h). Rounding A / log(2) costs up to 6e-8 |A| besides,
+/// and the decay as much again.
 Test(lanes, decay) {
     sweep(&(bound){"decay", &stage_decay, exp, 5e-7, -2.5, 2.5, -INFINITY});
     sweep(&(bound){"decay", &stage_decay, exp, 2e-5, -INFINITY, 88.6, -87.3365});

@@ -78,7 +78,8 @@ static int each_line(const char *folder, line_visitor *visit) {
         snprintf(full, sizeof full, "%s/%s", source_root(), path);
         cr_assert_eq(stat(full, &info), 0, "%s", full);
         if (S_ISDIR(info.st_mode)) files += each_line(path, visit);
-        if (!ends_with(path, ".c") && !ends_with(path, ".h") && !ends_with(path, ".cu") && !ends_with(path, ".def")) continue;
+        if (!ends_with(path, ".c") && !ends_with(path, ".h") && !ends_with(path, ".cu") && !ends_with(path, ".def"))
+            continue;
         FILE *file = fopen(full, "r");
         cr_assert(file, "%s", full);
         char line[LINE_LENGTH];
@@ -134,8 +135,10 @@ static void check_kernel_line(const char *path, int number, const char *line) {
     char target[2 * PATH_LENGTH];
     if (!included(path, line, target) || !strcmp(target, "runtime/kernel.h")) return;
     bool narrow = folder_of(target) == OPS && strcmp(target, "ops/ops.h");
-    cr_expect(narrow, "%s:%d includes %s, and %s is built once per instruction set: kernels see runtime/kernel.h and what "
-              "needs no more than that", path, number, target, kernel);
+    cr_expect(narrow,
+              "%s:%d includes %s, and %s is built once per instruction set: kernels see runtime/kernel.h and what "
+              "needs no more than that",
+              path, number, target, kernel);
     if (narrow && strcmp(target, path)) check_kernel(target);
 }
 
@@ -156,7 +159,8 @@ static void check_exit(const char *path, int number, const char *line) {
             bool whole = p == line || !(strchr("_.>", p[-1]) || (p[-1] >= 'a' && p[-1] <= 'z'));
             const char *comment = strstr(line, "//");
             if (comment && comment < p) continue;
-            cr_expect(!(whole && p[n] == '('), "%s:%d ends the process: the library reports a status instead", path, number);
+            cr_expect(!(whole && p[n] == '('), "%s:%d ends the process: the library reports a status instead", path,
+                      number);
         }
     }
 }

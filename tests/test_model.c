@@ -46,8 +46,12 @@ static int64_t parameters(const kr_model_config *c) {
 }
 
 Test(model, official_sizes) {
-    static const struct { int64_t d_model; int n_layer; int64_t parameters; } sizes[] = {
-        {768, 24, 129135360}, {1024, 48, 371516416}, {1536, 48, 793204224}, {2048, 48, 1372178432}, {2560, 64, 2768345600}};
+    static const struct { int64_t d_model; int n_layer; int64_t parameters;
+    } sizes[] = {{768, 24, 129135360},
+                 {1024, 48, 371516416},
+                 {1536, 48, 793204224},
+                 {2048, 48, 1372178432},
+                 {2560, 64, 2768345600}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         kr_model_config c = kr_model_defaults();
         c.d_model = sizes[i].d_model;
@@ -94,14 +98,23 @@ Test(model, configuration_round_trip_and_errors) {
     cr_assert_str_eq(json, again);
     free(json);
     free(again);
-    static const struct { const char *json, *says; } bad[] = {
-        {"", "config"}, {"[1]", "object"}, {"{\"d_modell\": 4}", "d_modell"}, {"{\"d_model\": \"big\"}", "d_model"},
-        {"{\"d_model\": 4", "byte"}, {"{\"ssm_cfg\": {\"layer\": \"Mamba9\"}}", "Mamba9"}, {"{\"attn_layer_idx\": [70]}", "attn_layer_idx"},
-        {"{\"attn_layer_idx\": 3}", "attn_layer_idx"}, {"{\"layers\": [\"mamba1\", 3]}", "layer 1"},
-        {"{\"layers\": [\"mamba1\", \"mamba9\"]}", "mamba9"}, {"{\"ssm_cfg\": {\"dt_limit\": [2, 1]}}", "dt_limit"}, {"{\"ssm_cfg\": {\"dt_rank\": \"many\"}}", "dt_rank"},
-        {"{\"n_layer\": 99999}", "n_layer"}};
+    static const struct { const char *json, *says;
+    } bad[] = {{"", "config"},
+               {"[1]", "object"},
+               {"{\"d_modell\": 4}", "d_modell"},
+               {"{\"d_model\": \"big\"}", "d_model"},
+               {"{\"d_model\": 4", "byte"},
+               {"{\"ssm_cfg\": {\"layer\": \"Mamba9\"}}", "Mamba9"},
+               {"{\"attn_layer_idx\": [70]}", "attn_layer_idx"},
+               {"{\"attn_layer_idx\": 3}", "attn_layer_idx"},
+               {"{\"layers\": [\"mamba1\", 3]}", "layer 1"},
+               {"{\"layers\": [\"mamba1\", \"mamba9\"]}", "mamba9"},
+               {"{\"ssm_cfg\": {\"dt_limit\": [2, 1]}}", "dt_limit"},
+               {"{\"ssm_cfg\": {\"dt_rank\": \"many\"}}", "dt_rank"},
+               {"{\"n_layer\": 99999}", "n_layer"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        cr_assert_neq(kr_model_config_parse(bad[i].json, strlen(bad[i].json), &back), KR_OK, "%s is accepted", bad[i].json);
+        cr_assert_neq(kr_model_config_parse(bad[i].json, strlen(bad[i].json), &back), KR_OK, "%s is accepted",
+                      bad[i].json);
         cr_assert(strstr(kr_status_message(), bad[i].says), "%s gives \"%s\"", bad[i].json, kr_status_message());
     }
     kr_graph *g;

@@ -193,7 +193,8 @@ Test(init, of_a_session_is_the_whole_at_once) {
             got[i] = kr_bf16_to_f32(narrow[i]);
             want[i] = kr_bf16_to_f32(kr_f32_to_bf16(want[i]));
         }
-        for (int i = 0; i < N; i++) cr_assert(got[i] == want[i], "%s, element %d: %g, want %g", name, i, got[i], want[i]);
+        for (int i = 0; i < N; i++)
+            cr_assert(got[i] == want[i], "%s, element %d: %g, want %g", name, i, got[i], want[i]);
     }
     kr_session_close(s);
     kr_plan_free(plan);

@@ -82,14 +82,16 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
                     const double dt = step(a, in, row, e, s.channels);
                     before[t] = t % CHUNK ? after[t - 1] : saved[saved_at(&s, b, t / CHUNK, e, n)];
                     if (reset && reset[row] > 0) before[t] = 0;
-                    after[t] = exp(dt * in[A][e * s.states + n]) * before[t] + dt * in[B][at(&s, B, b, t, e, n)] * in[U][i];
+                    after[t] = exp(dt * in[A][e * s.states + n]) * before[t] +
+                               dt * in[B][at(&s, B, b, t, e, n)] * in[U][i];
                 }
                 const int64_t state = (b * s.channels + e) * s.states + n;
                 double g = dlast ? dlast[state] : 0;
                 for (int64_t t = s.length - 1; t >= 0; t--) {
                     const int64_t row = b * s.length + t, i = row * s.channels + e;
                     const double dt = step(a, in, row, e, s.channels), u = in[U][i], An = in[A][e * s.states + n];
-                    const double raw = in[DELTA][i] + (in[DELTA_BIAS] ? in[DELTA_BIAS][e] : 0), z = in[Z] ? in[Z][i] : 0;
+                    const double raw = in[DELTA][i] + (in[DELTA_BIAS] ? in[DELTA_BIAS][e] : 0),
+                                 z = in[Z] ? in[Z][i] : 0;
                     const double slope = a->i[0] ? sigmoid(raw) : 1, decay = exp(dt * An), d = dout ? dout[i] : 0;
                     const double dy = in[Z] ? d * z * sigmoid(z) : d, Bn = in[B][at(&s, B, b, t, e, n)];
                     const double Cn = in[C][at(&s, C, b, t, e, n)];

@@ -35,8 +35,8 @@ typedef struct moment {
     bool fresh;
 } moment;
 
-static moment moment_of(const kr_attrs *a, const sizes *s, const double *const *in, const double *reset, int64_t b, int64_t t,
-                        int64_t h) {
+static moment moment_of(const kr_attrs *a, const sizes *s, const double *const *in, const double *reset, int64_t b,
+                        int64_t t, int64_t h) {
     moment m = {.row = b * s->length + t};
     m.dt = m.row * s->heads + h;
     m.x = m.dt * s->width;
@@ -102,7 +102,8 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
                 for (int64_t t = 0; t < s.length; t++) {
                     const moment m = moment_of(a, &s, in, reset, b, t, h);
                     for (int64_t n = 0; n < s.states; n++) {
-                        S[t * step + n] = t % s.chunk ? T[(t - 1) * step + n] : saved[saved_at(&s, b, t / s.chunk, h, p, n)];
+                        S[t * step + n] = t % s.chunk ? T[(t - 1) * step + n]
+                                                      : saved[saved_at(&s, b, t / s.chunk, h, p, n)];
                         T[t * step + n] = m.decay * S[t * step + n] + m.d * in[X][m.x + p] * in[B][m.b + n];
                     }
                 }

@@ -11,7 +11,7 @@ typedef struct kr_bench_settings {
     const char *model, *config, *attributes; ///< model: the one that is measured now
     const char *sample;                      ///< of `bench op`: which of an op's samples; null: the default
     const char *compare;                     ///< JSON of an earlier run; null: none
-    const char *dump;                        ///< of `bench model`: where to write weights, batch and loss; null: nowhere
+    const char *dump; ///< of `bench model`: where to write weights, batch and loss; null: nowhere
     int threads;                             ///< 0: all
     int isa;                                 ///< index into "auto|base|avx2|avx512"
     int mode;                                ///< kr_mode
@@ -68,15 +68,16 @@ typedef struct kr_bench_work {
 /// Of one step of a plan.
 kr_bench_work kr_bench_step_work(const kr_step *);
 /// The least seconds in which this machine could do it: the longest of arithmetic, instructions and traffic (the
-/// roofline of Williams et al. 2009). Traffic goes at the speed that was measured for this mixture of reads and writes in
-/// the nearest level that holds the data; data of about the size of a cache is partly served by the next one. Matrix
-/// products go at the speed of multiply-adds or of bf16 tiles (AMX), whichever is the faster way. `of` (may be null) gets which limit it is: "arithmetic", "instructions", "L1", "L2", "L3" or "DRAM".
+/// roofline of Williams et al. 2009). Traffic goes at the speed that was measured for this mixture of reads and writes
+/// in the nearest level that holds the data; data of about the size of a cache is partly served by the next one. Matrix
+/// products go at the speed of multiply-adds or of bf16 tiles (AMX), whichever is the faster way. `of` (may be null)
+/// gets which limit it is: "arithmetic", "instructions", "L1", "L2", "L3" or "DRAM".
 double kr_bench_floor(const kr_bench_limits *, kr_isa, const kr_bench_work *, const char **of);
 
 // Records and comparison (tools/bench_record.c, tools/bench_compare.c) --------------------------------------------
 
-/// A JSON object that says what was measured, and on what: {"krait_bench": 1, "command", "cpu", "cpus", "isa", "threads",
-/// "blas_core", "blas_warning", "repeat", "rows": []}. Null when memory ends.
+/// A JSON object that says what was measured, and on what: {"krait_bench": 1, "command", "cpu", "cpus", "isa",
+/// "threads", "blas_core", "blas_warning", "repeat", "rows": []}. Null when memory ends.
 struct json_object *kr_bench_record(const kr_bench_settings *, const char *command);
 /// Appends {"name", "unit", "median", "p10", "p90"} to the record's rows and gives that row, so that more fields can be
 /// added. unit "s": less is better; any other: more is better. Rows are known by their names across runs.
@@ -101,14 +102,16 @@ kr_status kr_bench_compare(struct json_object *before, struct json_object *now, 
 // Commands ------------------------------------------------------------------------------------------------------
 
 kr_status kr_bench_machine(const kr_bench_settings *);
-/// words: the op's name ("all" for every op that has a kernel) and the shapes of its inputs, "8x256x160", "i32:8x256", "_".
+/// words: the op's name ("all" for every op that has a kernel) and the shapes of its inputs, "8x256x160", "i32:8x256",
+/// "_".
 kr_status kr_bench_op(const kr_bench_settings *, const kr_text_list *words);
-/// One model after the other. With --json the totals of a single one stand in the record itself, those of several in a list
-/// "models".
+/// One model after the other. With --json the totals of a single one stand in the record itself, those of several in a
+/// list "models".
 kr_status kr_bench_model(const kr_bench_settings *, const kr_text_list *names);
 kr_status kr_bench_decode(const kr_bench_settings *, const kr_text_list *names);
 
-/// A graph of one op over parameters (f32) and inputs i0, i1, ... by one of the op's samples (null: the default), or by words as above.
+/// A graph of one op over parameters (f32) and inputs i0, i1, ... by one of the op's samples (null: the default), or by
+/// words as above.
 kr_status kr_bench_sample(const char *op, const char *which, const kr_text_list *words, const char *attributes,
                           kr_graph **out);
 /// Random numbers, in the range that the op's sample wants, for every parameter of the plan, and in buffers for every

@@ -1,7 +1,8 @@
 // krait bench ... --compare FILE: this run against the record of an earlier one, row by row, with both spreads.
 //
 // Timings on a shared machine scatter, so that a difference of medians says nothing by itself. It counts when either
-// median lies outside of the range (10th to 90th percentile) that the other run saw; anything less is within the spread.
+// median lies outside of the range (10th to 90th percentile) that the other run saw; anything less is within the
+// spread.
 #include "tools/bench.h"
 
 #include <json-c/json.h>
@@ -53,11 +54,12 @@ static kr_status check(json_object *record, const char *path, const char *comman
     json_object *rows = rows_of(record);
     const char *its = text_of(record, "command");
     KR_FAIL_IF(!json_object_is_type(record, json_type_object) || isnan(real_of(record, "krait_bench")) || !its || !rows,
-               KR_BAD_FILE, "%s: no record of krait bench; --compare wants what an earlier run printed with --json", path);
+               KR_BAD_FILE, "%s: no record of krait bench; --compare wants what an earlier run printed with --json",
+               path);
     KR_FAIL_IF(real_of(record, "krait_bench") != 1, KR_BAD_FILE,
                "%s: a record of another version of krait bench (%g, want 1)", path, real_of(record, "krait_bench"));
-    KR_FAIL_IF(strcmp(its, command), KR_BAD_FILE, "%s: a record of krait bench %s, want one of krait bench %s", path, its,
-               command);
+    KR_FAIL_IF(strcmp(its, command), KR_BAD_FILE, "%s: a record of krait bench %s, want one of krait bench %s", path,
+               its, command);
     for (size_t k = 0; k < json_object_array_length(rows); k++)
         KR_FAIL_IF(!is_row(json_object_array_get_idx(rows, k)), KR_BAD_FILE,
                    "%s: row %zu has not the name, unit, median, p10 and p90 that krait bench writes", path, k);

@@ -61,7 +61,8 @@ static void report(const kr_bench_settings *s, const kr_bench_trial *t, kr_bench
     printf("weights %s a run, state %s: %.2f GB/s of weights; memory reads at %.2f GB/s: %.1f %%\n",
            kr_bytes_text(weights, a), kr_bytes_text(state, b), weights / time.median / 1e9, memory / 1e9,
            100 * weights / time.median / memory);
-    printf("at best it would take %.4g ms here (%s): %.1f %% of the roof\n", floor * 1e3, roof, 100 * floor / time.median);
+    printf("at best it would take %.4g ms here (%s): %.1f %% of the roof\n", floor * 1e3, roof,
+           100 * floor / time.median);
     printf("memory: %s planned, %s resident at most\n", kr_bytes_text((double)t->planned, c),
            kr_bytes_text((double)resident, d));
 }

@@ -1,17 +1,18 @@
 // The roof over a kernel: how fast this machine could at best do what it does.
 //
 // A limit that is too low shows shares above 100 %; one that is too high hides what could be won. So traffic is held
-// against the caches that its data can really sit in, and work that is mostly no multiply-adds (exp and its kin) against
-// the rate at which vector instructions issue, which is half the FLOP rate: a multiply-add is one instruction and two
-// FLOP.
+// against the caches that its data can really sit in, and work that is mostly no multiply-adds (exp and its kin)
+// against the rate at which vector instructions issue, which is half the FLOP rate: a multiply-add is one instruction
+// and two FLOP.
 #include "tools/bench.h"
 
 #include <math.h>
 #include <string.h>
 
 // Least number of vector instructions for an element of output 0; for scans, for a token, channel and state.
-// An exponential is a multiply, a rounding, a subtraction, five or six multiply-adds of the polynomial and a scaling: 9;
-// with its argument scaled and bounded beforehand, as in the scans, 7 and the product dt A. A quotient costs about four.
+// An exponential is a multiply, a rounding, a subtraction, five or six multiply-adds of the polynomial and a scaling:
+// 9; with its argument scaled and bounded beforehand, as in the scans, 7 and the product dt A. A quotient costs about
+// four.
 static const struct {
     const char *op;
     double each;
@@ -97,8 +98,8 @@ kr_bench_work kr_bench_step_work(const kr_step *step) {
     return w;
 }
 
-/// Seconds for a byte of level `level` where `share` of the traffic is written: between what was measured for reads, for
-/// one write to two reads, and for writes alone.
+/// Seconds for a byte of level `level` where `share` of the traffic is written: between what was measured for reads,
+/// for one write to two reads, and for writes alone.
 static double per_byte(const kr_bench_limits *l, int level, double share) {
     const double read = 1 / l->bandwidth[KR_BENCH_READ][level], triad = 1 / l->bandwidth[KR_BENCH_TRIAD][level],
                  fill = 1 / l->bandwidth[KR_BENCH_FILL][level], third = 1.0 / 3;
@@ -107,8 +108,9 @@ static double per_byte(const kr_bench_limits *l, int level, double share) {
 }
 
 /// Share of the accesses that a cache serves when `times` its size is gone through again and again and a new line takes
-/// the place of any: a line of `times` C others is still there with probability exp(-misses / C), so h = exp(-(1-h) times).
-/// Processors come near that just above the size of their caches, where strict least-recently-used would keep nothing.
+/// the place of any: a line of `times` C others is still there with probability exp(-misses / C), so h = exp(-(1-h)
+/// times). Processors come near that just above the size of their caches, where strict least-recently-used would keep
+/// nothing.
 static double hit_rate(double times) {
     if (times <= 1) return 1;
     double h = 0;

@@ -6,7 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROUNDS = 7, PRODUCT = 512 }; // products large enough for OpenBLAS to be at its best, short enough to be left in peace
+enum {
+    ROUNDS = 7,
+    PRODUCT = 512
+}; // products large enough for OpenBLAS to be at its best, short enough to be left in peace
 
 /// Exponentials per second of one thread, by the elementwise kernel, over values that stay in L1.
 static double measure_exp(kr_isa isa, double seconds) {
@@ -98,7 +101,8 @@ static kr_status measure(const kr_bench_settings *s, json_object *record, int th
     }
     snprintf(what, sizeof what, "bf16 products, vdpbf16ps");
     TELL("FLOP/s", bf16);
-    if (!(limits[0].bf16 > 0) && !s->json) printf("bf16 products in vectors: none, this CPU or level lacks AVX-512 BF16\n");
+    if (!(limits[0].bf16 > 0) && !s->json)
+        printf("bf16 products in vectors: none, this CPU or level lacks AVX-512 BF16\n");
     snprintf(what, sizeof what, "bf16 products, AMX tiles");
     TELL("FLOP/s", amx);
     if (!(limits[0].amx > 0) && !s->json) printf("bf16 products in tiles: none, this CPU, level or system lacks AMX\n");

@@ -140,8 +140,8 @@ static kr_status profile(const kr_bench_settings *s, kr_bench_trial *t, row *row
 
 static double share(double floor, double seconds) { return seconds > 0 ? floor / seconds : 0; }
 
-static void print_text(const kr_bench_settings *s, const kr_bench_trial *t, kr_bench_time time, const kr_bench_limits *l,
-                       size_t resident, const row *rows, int count) {
+static void print_text(const kr_bench_settings *s, const kr_bench_trial *t, kr_bench_time time,
+                       const kr_bench_limits *l, size_t resident, const row *rows, int count) {
     const double tokens = (double)(t->batch * t->length);
     char a[32], b[32], c[32];
     double total = 0, floor = 0;
@@ -156,8 +156,8 @@ static void print_text(const kr_bench_settings *s, const kr_bench_trial *t, kr_b
            100 * t->stats.flops / time.median / l->flops[kr_isa_best()]);
     printf("memory: %s planned, %s resident at most; activations %s\n", kr_bytes_text((double)t->planned, a),
            kr_bytes_text((double)resident, b), kr_bytes_text((double)t->stats.peak, c));
-    printf("\n%-24s %6s %10s %7s %9s %9s %10s %9s\n", "op", "calls", "ms a run", "share", "GFLOP/s", "GB/s", "floor, ms",
-           "of roof");
+    printf("\n%-24s %6s %10s %7s %9s %9s %10s %9s\n", "op", "calls", "ms a run", "share", "GFLOP/s", "GB/s",
+           "floor, ms", "of roof");
     for (int k = 0; k < count; k++) {
         const row *r = &rows[k];
         const double seconds = r->seconds > 0 ? r->seconds : 1e-12;
@@ -170,8 +170,9 @@ static void print_text(const kr_bench_settings *s, const kr_bench_trial *t, kr_b
 }
 
 /// The rows go to the record; settings and totals, under names of their own, to `totals`.
-static void record_rows(const kr_bench_settings *s, const kr_bench_trial *t, kr_bench_time time, const kr_bench_limits *l,
-                        size_t resident, const row *rows, int count, json_object *record, json_object *totals) {
+static void record_rows(const kr_bench_settings *s, const kr_bench_trial *t, kr_bench_time time,
+                        const kr_bench_limits *l, size_t resident, const row *rows, int count, json_object *record,
+                        json_object *totals) {
     char name[400], of[500];
     double floor = 0;
     for (int k = 0; k < count; k++) floor += rows[k].floor;

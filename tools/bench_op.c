@@ -82,7 +82,8 @@ static void row_name(const kr_bench_settings *s, const kr_text_list *words, char
     for (int k = 1; k < words->count; k++) n += snprintf(text + n, 90, " %s", words->at[k]);
 }
 
-static void report(const kr_bench_settings *s, const kr_text_list *words, const trial *t, bool table, json_object *record) {
+static void report(const kr_bench_settings *s, const kr_text_list *words, const trial *t, bool table,
+                   json_object *record) {
     const kr_bench_time time = kr_bench_percentiles(t->seconds, (int)s->repeat);
     const double share = time.median > 0 ? t->floor / time.median : 0;
     const double each = t->states > 0 ? time.median / t->states * 1e9 : 0;
@@ -153,7 +154,8 @@ static kr_status one(const kr_bench_settings *s, const kr_text_list *words, cons
 
 /// Every op of the table that has a kernel, on its default sample.
 static kr_status all(const kr_bench_settings *s, const kr_bench_limits *limits, json_object *record) {
-    KR_FAIL_IF(s->sample || s->attributes, KR_BAD_ARGUMENT, "bench op all takes the default samples: no --sample, no --attributes");
+    KR_FAIL_IF(s->sample || s->attributes, KR_BAD_ARGUMENT,
+               "bench op all takes the default samples: no --sample, no --attributes");
     if (!s->json)
         printf("%s, %d thread%s, OpenBLAS %s\n%-22s %32s %9s %9s %8s %8s  %s\n", kr_isa_name(kr_isa_best()), s->threads,
                s->threads == 1 ? "" : "s", kr_blas_prepare(), "op", "ms, median (p10 to p90)", "GFLOP/s", "GB/s",

@@ -80,7 +80,8 @@ kr_status kr_bench_record_close(const kr_bench_settings *s, json_object *record,
         status = kr_bench_compare(before, record, s->json, stdout);
     }
     if (record && s->json && !status)
-        printf("%s\n", json_object_to_json_string_ext(record, JSON_C_TO_STRING_SPACED | JSON_C_TO_STRING_NOSLASHESCAPE));
+        printf("%s\n",
+               json_object_to_json_string_ext(record, JSON_C_TO_STRING_SPACED | JSON_C_TO_STRING_NOSLASHESCAPE));
     json_object_put(before);
     KR_FAIL_IF(!record, KR_NO_MEMORY, "no memory for the record");
     json_object_put(record);

@@ -11,7 +11,8 @@ typedef struct sample {
     const char *op, *inputs, *attributes, *name;
 } sample;
 
-// Mamba-2 and Mamba-3 of the same width: 10 heads of 32, 64 states. "large": the scans of the published 130M models over
+// Mamba-2 and Mamba-3 of the same width: 10 heads of 32, 64 states. "large": the scans of the published 130M models
+// over
 // 2,048 tokens. "decode": what one token of those costs.
 static const sample samples[] = {
     {"matmul", "f32[2048,160] f32[640,160] _ _", "transpose_b=1", NULL},
@@ -169,7 +170,8 @@ static void add_loss(kr_graph *g) {
         char name[16];
         if (kr_value_dtype(g, v) != KR_F32 || k) continue; // the others are states and saved values
         snprintf(name, sizeof name, "w%d", k);
-        const kr_value each = kr_mul(g, v, kr_stop_gradient(g, kr_param(g, name, kr_value_shape(g, v), (kr_init){0}, 0)));
+        const kr_value each = kr_mul(g, v,
+                                     kr_stop_gradient(g, kr_param(g, name, kr_value_shape(g, v), (kr_init){0}, 0)));
         loss = kr_sum(g, kr_reshape(g, each, KR_SHAPE(kr_value_count(g, each))), 0, true);
     }
     kr_graph_clear_outputs(g);
@@ -188,7 +190,8 @@ kr_status kr_bench_sample(const char *name, const char *which, const kr_text_lis
     }
     KR_FAIL_IF(op->flags & (KR_OP_SOURCE | KR_OP_VIEW), KR_BAD_ARGUMENT,
                "op %s runs no kernel: there is nothing to measure", name);
-    KR_FAIL_IF(which && !s, KR_BAD_ARGUMENT, "op %s has no sample '%s'; leave --sample out, or give shapes", name, which);
+    KR_FAIL_IF(which && !s, KR_BAD_ARGUMENT, "op %s has no sample '%s'; leave --sample out, or give shapes", name,
+               which);
     char types[1600], *text = NULL;
     size_t bytes = 0;
     KR_TRY(input_types(op, s, words, types));

@@ -9,15 +9,18 @@ static const kr_option options[] = {
     {"threads", KR_OPTION_INT, FIELD(threads), 0, 1024, .value = "T", .help = "0: all that the process may use"},
     {"isa", KR_OPTION_CHOICE, FIELD(isa), .choices = "auto|base|avx2|avx512",
      .help = "highest instruction set level to use"},
-    {"repeat", KR_OPTION_INTEGER, FIELD(repeat), 3, 1000000, .value = "N", .help = "measurements (default 20; decode: 100 tokens)"},
+    {"repeat", KR_OPTION_INTEGER, FIELD(repeat), 3, 1000000, .value = "N",
+     .help = "measurements (default 20; decode: 100 tokens)"},
     {"json", KR_OPTION_FLAG, FIELD(json), .help = "one JSON object instead of text"},
     {"compare", KR_OPTION_TEXT, FIELD(compare), .value = "FILE",
-     .help = "what an earlier run of this command printed with --json: row by row, faster, slower or within the spread"},
+     .help =
+         "what an earlier run of this command printed with --json: row by row, faster, slower or within the spread"},
     {"sample", KR_OPTION_TEXT, FIELD(sample), .value = "NAME",
      .help = "op: another of its samples, such as large (scans, matmul, attention) or decode (matmul)"},
     {"attributes", KR_OPTION_TEXT, FIELD(attributes), .value = "LIST",
      .help = "op: its attributes, as \"eps=1e-5, group_size=8\""},
-    {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE", .help = "model, decode: read FILE instead of ./krait.yaml"},
+    {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE",
+     .help = "model, decode: read FILE instead of ./krait.yaml"},
     KR_BLOCK_OPTION(FIELD(blocks)),
     {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits",
      .help = "model: what to run (default train)"},
@@ -39,10 +42,12 @@ static const kr_usage usage = {
     .synopsis = "machine | op NAME [SHAPE...] | op all | model NAME... | decode NAME...",
     .text =
         "machine  arithmetic, memory bandwidth, exp and matrix products of this machine, with one thread and with all\n"
-        "op       one op on a sample, or on inputs of the shapes given: 8x256x160, i32:8x256, _ for absent; or all ops\n"
+        "op       one op on a sample, or on inputs of the shapes given: 8x256x160, i32:8x256, _ for absent; or all "
+        "ops\n"
         "model    a training step (or another mode): speed, memory, and a table of where the time goes\n"
         "decode   token by token: speed, and the weights that stream by, against what memory can bring\n"
-        "Times are medians; the range from the 10th to the 90th percentile stands beside them. The roof is the least time\n"
+        "Times are medians; the range from the 10th to the 90th percentile stands beside them. The roof is the least "
+        "time\n"
         "that this machine could take, from limits that are measured in the same run.",
     .options = options,
     .positional = "machine, op NAME, model NAME or decode NAME",

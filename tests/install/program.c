@@ -82,7 +82,8 @@ int main(void) {
     if (status == KR_OK) status = learn(session, &first, &last);
     examples(1 << 20, x, wanted);
     if (status == KR_OK) status = apply(session, x, got);
-    if (status != KR_OK) fprintf(stderr, "%s: %s (%s)\n", kr_status_name(status), kr_status_message(), kr_status_place());
+    if (status != KR_OK)
+        fprintf(stderr, "%s: %s (%s)\n", kr_status_name(status), kr_status_message(), kr_status_place());
     kr_session_close(session);
     kr_device_close(device);
     if (status != KR_OK) return 1;
