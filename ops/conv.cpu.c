@@ -112,7 +112,7 @@ KR_INLINE kr_vf forward_vector(const conv *v, const float *x, int64_t c) {
 
 /// A token of four taps for the channels from .. to. x, y: its rows.
 static void forward_four(const conv *v, const float *x, float *y, int64_t y_pitch, int64_t from, int64_t to) {
-    enum { SOON = 2, GROUP = 4 }; // rows; vectors whose activations, chains of 30 operations, are under way together
+    enum { SOON = 2, GROUP = 4 }; // rows; whole vectors at a time, which need no test for the end of a row
     const int64_t pitch = v->pitch;
     int64_t c = from;
     for (; c + GROUP * LANES <= to; c += GROUP * LANES) {

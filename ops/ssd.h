@@ -20,7 +20,6 @@ enum {
 /// heads of one group.
 typedef struct kr_chunk_size {
     int64_t batch, length, heads, groups, rank;
-    bool shared;
     int64_t width;               ///< of a head: P
     int64_t states;              ///< N
     int64_t chunk, chunks;       ///< tokens in a chunk, and how many chunks there are
@@ -45,7 +44,6 @@ static inline kr_chunk_size kr_chunk_measure(int64_t batch, int64_t length, int6
                        .heads = heads,
                        .groups = groups > 0 ? groups : 1,
                        .rank = rank,
-                       .shared = groups > 0,
                        .width = width,
                        .states = states};
     const int64_t rows = width * states >= 4096 ? 64 : 32, in_group = heads / s.groups;

@@ -99,12 +99,11 @@ static void chunk_coefficients(const chunk *c, float through, bool fresh, bool e
     }
 }
 
-/// Adds to dq and dk what comes from the states around the chunk and, unless heads share q and k, all the rest;
-/// otherwise that is left in `values`. Gives dv, dghat, dgamma and da; and makes of `adjoint`
+/// Adds to dq and dk. Gives dv, dghat, dgamma and da; and makes of `adjoint`
 /// [width, states], the gradient of the state after the chunk, that of the state before it. Reads q, k, scores, v, dy,
 /// start, decay, ghat and gamma.
 /// fresh: the state before is zero and its gradient is not wanted; ending: the state after has no gradient.
-static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending, bool shared) {
+static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending) {
     float through = 0;
     chunk_decays(c);
     transpose(c->v.at, c->v.pitch, kr_round_up(c->rows, KR_LANES), c->width, c->vt, true);
@@ -115,10 +114,8 @@ static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending, bo
     dk.c = c->dk, dv.c = c->dv, dv.cols = c->width;
     if (c->dq_set) dq.from = c->dq, dq.times = 1;
     if (c->dk_set) dk.from = c->dk, dk.times = 1;
-    if (!shared) {
-        dq.extent = LOWER_LEFT, dq.a = c->values, dq.b = c->k, dq.depth = c->rows;
-        dk.extent = LOWER_ACROSS, dk.a = c->values, dk.b = c->q, dk.depth = c->rows, dk.across = true;
-    }
+    dq.extent = LOWER_LEFT, dq.a = c->values, dq.b = c->k, dq.depth = c->rows;
+    dk.extent = LOWER_ACROSS, dk.a = c->values, dk.b = c->q, dk.depth = c->rows, dk.across = true;
     if (c->skip) dv.from = c->dy, dv.times = c->skip;
     dv.extent = LOWER_ACROSS, dv.a = c->weights, dv.b = c->dy, dv.depth = c->rows, dv.across = true;
     if (!fresh) {
@@ -132,8 +129,8 @@ static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending, bo
         dv.a0 = c->k, dv.b0 = c->end, dv.depth0 = c->states, dv.scale = c->scale;
         dv.with = c->v, dv.lanes = c->lanes[1];
     }
-    if (!fresh || !shared) multiply(&dq), c->dq_set = true;
-    if (!ending || !shared) multiply(&dk), c->dk_set = true;
+    multiply(&dq), c->dq_set = true;
+    multiply(&dk), c->dk_set = true;
     multiply(&dv);
     if (!fresh) {
         const float e = c->from_start[c->rows - 1];

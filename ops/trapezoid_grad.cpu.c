@@ -273,7 +273,7 @@ static void backward_chunk(const backward *d, chunk *c, const turning *w, place 
     if (!fresh) c->start = saved_state(c, d->saved + chunk_head * n * p);
     c->dq_set = c->dk_set = false;
     c->dskip = sums[0];
-    chunk_backward(c, state_at(z, c, at, true), fresh, ends && !d->dh_last, false);
+    chunk_backward(c, state_at(z, c, at, true), fresh, ends && !d->dh_last);
     for (int64_t r = 0; r < z->rank && ends && d->dk_last; r++)
         for (int64_t j = 0; j < n; j += KR_LANES) {
             float *to = c->dk.at + (c->rows - z->rank + r) * c->dk.pitch + j;
