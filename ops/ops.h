@@ -3,8 +3,8 @@
 /// A graph is SSA: nodes in an order in which every value is made before it is used. Building never fails at the
 /// call: the first error sticks to the graph (kr_graph_status) and later calls return the empty value, so block code
 /// reads as algebra.
-#ifndef KRAIT_OPS_H
-#define KRAIT_OPS_H
+#ifndef KRAIT_OPS_OPS_H
+#define KRAIT_OPS_OPS_H
 
 #include "runtime/runtime.h"
 
@@ -227,7 +227,7 @@ const char *kr_op_nearest(const char *name);
 // Builders. Each is a function and a macro of the same name that notes the caller's file and line.
 // Shapes: [...] is any number of leading axes. Axes may be negative (from the end). All computing is in f32.
 
-// Sources and views (ops/source.c, ops/view.c)
+// Sources and views (ops/graph/source.c, ops/view/op.c)
 
 /// Fed at each run by its name (as given: scopes do not apply).
 kr_value kr_input(kr_graph *, const char *name, kr_dtype, kr_shape);
@@ -258,7 +258,7 @@ void kr_split(kr_graph *, kr_value, int axis, const int64_t *lengths, int count,
 /// x for the forward pass, nothing for the backward pass.
 kr_value kr_stop_gradient(kr_graph *, kr_value);
 
-// Elementwise (ops/map.def is the table; ops/map.c). Inputs broadcast by numpy rules.
+// Elementwise (ops/elementwise/map.def is the table; ops/elementwise/op.c). Inputs broadcast by numpy rules.
 kr_value kr_map(kr_graph *, const char *op_name, const kr_value *in, int count, double a, double b);
 kr_value kr_add(kr_graph *, kr_value, kr_value);
 kr_value kr_sub(kr_graph *, kr_value, kr_value);
@@ -286,7 +286,7 @@ kr_value kr_clamp(kr_graph *, kr_value, double lo, double hi);        ///< gradi
 kr_value kr_where(kr_graph *, kr_value condition, kr_value yes, kr_value no); ///< condition != 0 (f32 or bool)
 kr_value kr_cast(kr_graph *, kr_value, kr_dtype);
 
-// Reductions (ops/reduce.c). Axes are removed unless keep.
+// Reductions (ops/reduce/op.c). Axes are removed unless keep.
 kr_value kr_sum(kr_graph *, kr_value, int axis, bool keep);
 kr_value kr_mean(kr_graph *, kr_value, int axis, bool keep);
 kr_value kr_max(kr_graph *, kr_value, int axis, bool keep);
@@ -294,7 +294,7 @@ kr_value kr_cumsum(kr_graph *, kr_value, int axis, bool reverse);
 /// Sums broadcast axes away: the reverse of kr_broadcast to `shape`.
 kr_value kr_sum_to(kr_graph *, kr_value, kr_shape);
 
-// Tile programs (ops/fused.c): what elementwise chains become. Made by the fuse pass; not differentiable.
+// Tile programs (ops/fused/op.c): what elementwise chains become. Made by the fuse pass; not differentiable.
 enum { KR_PROGRAM_INPUTS = 8, KR_PROGRAM_LENGTH = 21, KR_PROGRAM_OUTPUTS = 3, KR_PROGRAM_REALS = 3 };
 /// One elementwise op. Registers: i < KR_PROGRAM_INPUTS is input i, KR_PROGRAM_INPUTS + k the result of instruction k.
 typedef struct kr_instruction {
@@ -317,7 +317,7 @@ kr_value kr_fused(kr_graph *, const kr_program *, const kr_value *in, int inputs
 /// The program of a node with KR_OP_PROGRAM.
 void kr_program_of(const kr_node *, kr_program *);
 
-// Products (ops/matmul.c)
+// Products (ops/matmul/op.c)
 enum { KR_ACT_NONE = 0, KR_ACT_SILU, KR_ACT_RELU, KR_ACT_GELU, KR_ACT_SIGMOID, KR_ACT_SOFTPLUS };
 /// op(a) [..., M, K] by op(b) [..., K, N] to [..., M, N]; leading axes equal, or absent in b (one matrix for all).
 /// bias [N]?, residual [..., M, N]? (added after the activation; may be accumulated in place).
@@ -326,7 +326,7 @@ kr_value kr_matmul(kr_graph *, kr_value a, kr_value b, bool transpose_a, bool tr
 /// y = x W^T + b. x [..., in], weight [out, in], bias [out]? to [..., out].
 kr_value kr_linear(kr_graph *, kr_value x, kr_value weight, kr_value bias);
 
-// Norms (ops/norm.c), MATH 3
+// Norms (ops/norm/op.c), MATH 3
 /// RMSNorm over the last axis with everything around it that one pass over memory can do:
 ///   r = x + residual?;  v = r (or r*silu(z) when z and not norm_before_gate)
 ///   y = v / sqrt(mean_group(v^2) + eps) * weight + bias?;  then y*silu(z) when z and norm_before_gate
@@ -340,7 +340,7 @@ kr_value kr_rms_norm(kr_graph *, kr_value x, kr_value weight, double eps);
 kr_value kr_layer_norm_full(kr_graph *, kr_value x, kr_value residual, kr_value weight, kr_value bias, double eps,
                             kr_value *stream);
 
-// Embedding, softmax, loss (ops/embedding.c, ops/softmax.c, ops/linear_loss.c)
+// Embedding, softmax, loss (ops/embedding/op.c, ops/softmax/op.c, ops/linear_loss/op.c)
 /// ids i32 [...], weight [V, D] to [..., D]. Ids outside [0, V) give zeros and no gradient.
 kr_value kr_embedding(kr_graph *, kr_value weight, kr_value ids);
 kr_value kr_softmax(kr_graph *, kr_value x); ///< over the last axis
@@ -356,7 +356,7 @@ kr_value kr_cross_entropy(kr_graph *, kr_value logits, kr_value targets, int64_t
 kr_value kr_linear_cross_entropy(kr_graph *, kr_value x, kr_value weight, kr_value targets, int64_t valid_vocab,
                                  kr_value *per_token, kr_value *lse);
 
-// Sequences (ops/conv.c, ops/scan.c, ops/selective_scan.c). Time is axis 1, channels are last.
+// Sequences (ops/conv/op.c, ops/linear_scan/op.c, ops/selective_scan/op.c). Time is axis 1, channels are last.
 /// Causal depthwise convolution, MATH 4. x [B, L, C]; weight [C, W]; bias [C]?; state [B, W-1, C]? holds the previous
 /// raw inputs, oldest first (absent: zeros); reset i32 [B, L]?: 1 where a new document starts: taps do not reach over
 /// it.
@@ -428,7 +428,7 @@ typedef struct kr_trapezoid_scan_state {
 } kr_trapezoid_scan_state;
 kr_value kr_trapezoid_scan(kr_graph *, const kr_trapezoid_scan_args *, kr_trapezoid_scan_state *last);
 
-// Attention (ops/attention.c), MATH 8
+// Attention (ops/attention/op.c), MATH 8
 /// Rotary embedding of heads: x [B, L, H*Dh]; position? i32 [1] or absent (0): index of the first token;
 /// the first rotary_dim of every head's Dh coordinates turn by (position + t) * base^(-2i/rotary_dim).
 kr_value kr_rope(kr_graph *, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base,
@@ -449,7 +449,7 @@ kr_value kr_attention(kr_graph *, const kr_attention_args *);
 /// the cache dies. No gradient.
 kr_value kr_cache_write(kr_graph *, kr_value cache, kr_value x, kr_value position);
 
-// Training (ops/train.c)
+// Training (ops/train/op.c)
 /// Sum of squares of all values, f32 [1].
 kr_value kr_sq_norm(kr_graph *, const kr_value *, int count);
 typedef struct kr_adamw_args {

@@ -1,5 +1,5 @@
 /// Binding: a plan's operands as addresses, once, so that a run resolves nothing and allocates nothing.
-#include "runtime/bf16.h"
+#include "runtime/cpu/bf16.h"
 #include "runtime/internal.h"
 
 #include <stdlib.h>

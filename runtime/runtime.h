@@ -1,7 +1,7 @@
 /// Krait's runtime: status, types, devices, random numbers, files, plans and the sessions that run them.
 /// It knows nothing of graphs: a plan is a flat list of kernel calls over slots of memory.
-#ifndef KRAIT_RUNTIME_H
-#define KRAIT_RUNTIME_H
+#ifndef KRAIT_RUNTIME_RUNTIME_H
+#define KRAIT_RUNTIME_RUNTIME_H
 
 #include "kernel.h"
 
@@ -36,7 +36,7 @@ __attribute__((format(printf, 4, 5), cold)) kr_status kr_status_record(kr_status
 __attribute__((format(printf, 2, 3), cold)) kr_status kr_status_prefix(kr_status code, const char *format, ...);
 /// The newest failure of this thread, without its place: "rms_norm: weight is [512], want [768]". Valid until the next.
 const char *kr_status_message(void);
-/// Where the newest failure of this thread was recorded: "ops/norm.c:31".
+/// Where the newest failure of this thread was recorded: "ops/norm/op.c:31".
 const char *kr_status_place(void);
 /// The code's name, "bad shape".
 const char *kr_status_name(kr_status code);

@@ -1,5 +1,5 @@
 #include "tests/check.h"
-#include "runtime/bf16.h"
+#include "runtime/cpu/bf16.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>

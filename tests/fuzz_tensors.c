@@ -1,7 +1,7 @@
 /// libFuzzer target for the safetensors reader. Not part of the build:
 ///
 ///   clang -g -O1 -std=gnu17 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined -I. tests/fuzz_tensors.c
-///     runtime/tensors.c runtime/tensors_header.c runtime/file.c runtime/pool.c runtime/status.c runtime/types.c
+///     runtime/files/tensors.c runtime/files/tensors_header.c runtime/files/file.c runtime/pool.c runtime/status.c runtime/types.c
 ///     -ljson-c -o fuzz_tensors
 ///   ./fuzz_tensors -max_len=4096 -max_total_time=60
 #include "runtime/runtime.h"

@@ -1,8 +1,8 @@
-/// The functions of ops/lanes.h and ops/selective_scan_decay.h as kernels over packed f32, for test_lanes.c. Input and
+/// The functions of ops/cpu/lanes.h and ops/selective_scan/cpu_decay.h as kernels over packed f32, for test_lanes.c. Input and
 /// output: [n], n a multiple of
 /// 16.
-#include "ops/lanes.h"
-#include "ops/selective_scan_decay.h"
+#include "ops/cpu/lanes.h"
+#include "ops/selective_scan/cpu_decay.h"
 
 KR_INLINE kr_vf kr_v_decay(kr_vf A) { return decay_of(kr_v_set(1), rate_of(A)); }
 KR_INLINE kr_vf kr_v_step(kr_vf x) { return step_of(true, x); }

@@ -1,5 +1,5 @@
 // Products of operands rounded to bf16, on every path of the machine; and training with them.
-#include "runtime/bf16.h"
+#include "runtime/cpu/bf16.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>

@@ -32,7 +32,7 @@
 #define MAP_F(name, kept, value, derivative) \
     ORACLE(name, LOAD_1, value)              \
     ORACLE(name##_grad, const double dy = in[0][i]; KEPT_##kept, dy * (derivative))
-#include "ops/map.def"
+#include "ops/elementwise/map.def"
 
 typedef struct row {
     const char *name;
@@ -45,7 +45,7 @@ static const row rows[] = {
 #define MAP_G(name, arity, reals, value) {#name, arity, oracle_##name, false},
 #define MAP_F(name, kept, value, derivative) \
     {#name, 1, oracle_##name, true}, {#name "_grad", 2, oracle_##name##_grad, false},
-#include "ops/map.def"
+#include "ops/elementwise/map.def"
 };
 enum { ROWS = sizeof rows / sizeof *rows };
 

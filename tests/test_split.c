@@ -1,6 +1,6 @@
-// Products in f32 that a matrix unit for bf16 makes of parts (ops/tile_split.h). What holds of them holds of
+// Products in f32 that a matrix unit for bf16 makes of parts (ops/cpu/tile_split.h). What holds of them holds of
 // multiply-adds too, so these tests run on every machine.
-#include "runtime/bf16.h"
+#include "runtime/cpu/bf16.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>

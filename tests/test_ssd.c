@@ -1,4 +1,4 @@
-#include "ops/ssd_work.h"
+#include "ops/ssd/work.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>

@@ -2,7 +2,7 @@
 #ifndef KRAIT_TESTS_TRAPEZOID_ORACLE_H
 #define KRAIT_TESTS_TRAPEZOID_ORACLE_H
 
-#include "ops/ssd.h"
+#include "ops/ssd/chunk_size.h"
 #include "tests/check.h"
 
 #include <math.h>

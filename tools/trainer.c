@@ -2,7 +2,7 @@
 // wrong is found here, before the first step; nothing is allocated after it.
 #include "tools/trainer.h"
 
-#include "runtime/bf16.h"
+#include "runtime/cpu/bf16.h"
 
 #include <math.h>
 #include <stdlib.h>
