@@ -262,6 +262,6 @@ const char *kr_layers_text(const kr_model_config *, char text[160]);
 // The loop (tools/trainer.c)
 
 /// Trains the model, or settings->graph (then model is null), as the settings say.
-kr_status kr_train(const kr_train_settings *, const kr_model_config *, const kr_target *, const char *config_label);
+kr_status kr_train(const kr_train_settings *, const kr_model_config *, const kr_machine *, const char *config_label);
 
 #endif

@@ -220,7 +220,7 @@ static kr_status finish(kr_trainer *t) {
     return KR_OK;
 }
 
-static kr_status prepare(kr_trainer *t, const kr_target *target, const char *config_label) {
+static kr_status prepare(kr_trainer *t, const kr_machine *target, const char *config_label) {
     const kr_train_settings *s = t->settings;
     KR_TRY(kr_train_check(s));
     KR_FAIL_IF(t->model->vocab_size < 256, KR_BAD_ARGUMENT,
@@ -268,7 +268,7 @@ static kr_status open_graph(kr_trainer *t, kr_train_settings *s, kr_model_config
     return KR_OK;
 }
 
-kr_status kr_train(const kr_train_settings *settings, const kr_model_config *model, const kr_target *target,
+kr_status kr_train(const kr_train_settings *settings, const kr_model_config *model, const kr_machine *target,
                    const char *config_label) {
     kr_train_settings s = *settings;
     kr_model_config own = model ? *model : kr_model_defaults();
