@@ -21,8 +21,7 @@ static kr_status compile(kr_trainer *t, kr_goal goal, size_t budget, kr_plan **p
         .curve = plan == &t->update && (budget || (s->memory_report && !s->memory)) ? &t->curve : NULL,
         // What is held out is measured as krait generate will run it.
         .precision = training ? (kr_precision)s->precision : KR_PRECISION_F32,
-        .optimizer = {.beta1 = s->beta1, .beta2 = s->beta2, .eps = s->epsilon, .weight_decay = s->weight_decay,
-                      .max_norm = s->grad_clip}};
+        .optimizer = kr_train_optimizer(s)};
     const kr_status status = kr_compile(g, &options, plan, stats);
     kr_graph_free(g);
     if (!status) t->plan[t->plan_count++] = *plan;
