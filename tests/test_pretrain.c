@@ -262,7 +262,7 @@ static void drop_count(const char *checkpoint, char version) {
     cr_assert_eq(kr_session_add(now, plan), KR_OK);
     cr_assert_eq(kr_checkpoint_load(checkpoint, now, KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER | KR_LOAD_STATE, &state),
                  KR_OK, "%s", kr_status_message());
-    cr_assert_eq(kr_plan_new(&fewer), KR_OK);
+    cr_assert_eq(kr_plan_new("cpu", &fewer), KR_OK);
     for (int k = 0; k < kr_session_slots(now); k++)
         if (strcmp(kr_session_slot(now, k)->name, KR_OPTIMIZER_STEP))
             cr_assert_neq(kr_plan_add_slot(fewer, kr_session_slot(now, k)), -1);
