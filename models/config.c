@@ -235,8 +235,8 @@ static kr_status read_model(struct json_object *o, kr_model_config *c) {
     snprintf(c->layer, sizeof c->layer, "%s", kr_block_find(c->layer)->name);
     for (int i = 0; i < c->n_layer && c->layers[0]; i++)
         KR_FAIL_IF(!kr_model_layer(c, i), KR_UNSUPPORTED,
-                   "config: layer %d of \"%s\" is an unknown block (one of your own has to be registered first: --block "
-                   "FILE.so)",
+                   "config: layer %d of \"%s\" is an unknown block (one of your own has to be registered first: "
+                   "--block FILE.so)",
                    i, c->layers);
     const kinds known = kinds_of(c);
     json_object_object_foreach(o, name, v) {

@@ -51,8 +51,8 @@ static inline int64_t kr_key_or(int64_t value, int64_t derived) { return value =
 #define KR_KEY_FIELD(config, field, type) \
     (offsetof(config, field) + 0 * sizeof(char[_Generic(((config *)0)->field, type: 1, default: -1)]))
 
-/// Values that were given, as text: "64", "1e-3", "true", "softplus", "0.01,0.5" or "auto". Keys that stand in a section
-/// of their own are called "section.key". What is not in here has the default of its block; 0 is 0.
+/// Values that were given, as text: "64", "1e-3", "true", "softplus", "0.01,0.5" or "auto". Keys that stand in a
+/// section of their own are called "section.key". What is not in here has the default of its block; 0 is 0.
 enum { KR_SETTINGS_MAX = 64 };
 typedef struct kr_settings {
     int count;
@@ -60,7 +60,8 @@ typedef struct kr_settings {
 } kr_settings;
 /// Sets or replaces one. Whether a block has that key, and the value's range, are checked when the block is built.
 /// fails KR_BAD_ARGUMENT: a name or value that is empty or too long; KR_UNSUPPORTED: too many
-__attribute__((format(printf, 3, 4))) kr_status kr_settings_set(kr_settings *, const char *name, const char *format, ...);
+__attribute__((format(printf, 3, 4))) kr_status kr_settings_set(kr_settings *, const char *name, const char *format,
+                                                                ...);
 const char *kr_settings_get(const kr_settings *, const char *name); ///< null: not given
 
 // Blocks ---------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ double kr_block_output_scale(const kr_block_config *c) { return c->n_layer > 0 ?
 
 kr_init kr_dt_bias(kr_graph *g, const kr_step_config *s) {
     if (s->dt_max < s->dt_min) {
-        kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "block: dt_max is %g, want at least dt_min, %g", s->dt_max,
-                         s->dt_min);
+        kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "block: dt_max is %g, want at least dt_min, %g",
+                         s->dt_max, s->dt_min);
         kr_graph_fail(g, KR_BAD_ARGUMENT);
     }
     return (kr_init){.kind = KR_INIT_DT_BIAS, .a = s->dt_min, .b = s->dt_max, .c = s->dt_init_floor};

@@ -258,7 +258,7 @@ Test(block, values_out_of_range_are_named) {
         {"gated_mlp", "gated_mlp: hidden is 0, want 1 to 16777216, or auto", {"hidden", "0"}},
         {"tinymamba", "tinymamba: base_decay is 0, want 1e-12 to 1000000", {"base_decay", "0"}},
         {"attention", "attention: num_heads is 0, want 1 to 65536, or auto", {"attention.num_heads", "0"}},
-        {"attention", "attention: softmax_scale is 0, want 1e-12 to 1000000, or auto", {"attention.softmax_scale", "0"}},
+        {"attention", "softmax_scale is 0, want 1e-12 to 1000000, or auto", {"attention.softmax_scale", "0"}},
     };
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
         expect_refused(cases[k].block, cases[k].keys, cases[k].says);

@@ -128,3 +128,26 @@ kr_status kr_block_keys_apply(const kr_yaml *model, const char *label, const cha
     }
     return KR_OK;
 }
+
+void kr_block_keys_print(const kr_block_kind *kind, FILE *to) {
+    fprintf(to, "%s is a block. Its keys in a model of krait.yaml%s%s%s, their defaults, and what they can be:\n\n",
+            kind->name, kind->section ? ", under '" : "", kind->section ? kind->section : "",
+            kind->section ? ":'" : "");
+    for (const kr_key *k = kind->keys; k && k->name; k++) {
+        char value[32], range[64] = "";
+        if (isnan(k->value)) snprintf(value, sizeof value, "auto");
+        else if (k->type == KR_KEY_IS_BOOL) snprintf(value, sizeof value, "%s", k->value != 0 ? "true" : "false");
+        else if (k->type == KR_KEY_IS_RANGE) snprintf(value, sizeof value, "[%.15g, .inf]", k->value);
+        else if (k->type != KR_KEY_IS_CHOICE) snprintf(value, sizeof value, "%.15g", k->value);
+        else {
+            const char *word = k->choices;
+            for (int i = 0; i < (int)k->value; i++) word = strchr(word, '|') + 1;
+            snprintf(value, sizeof value, "%.*s", (int)strcspn(word, "|"), word);
+        }
+        if (k->type == KR_KEY_IS_INT || k->type == KR_KEY_IS_REAL)
+            snprintf(range, sizeof range, "%.15g to %.15g", k->lo, k->hi);
+        else if (k->type == KR_KEY_IS_CHOICE) snprintf(range, sizeof range, "%s", k->choices);
+        fprintf(to, "  %-22s  %-10s  %-19s  %s\n", k->name, value, range, k->help);
+    }
+    if (!kind->keys || !kind->keys->name) fprintf(to, "  none\n");
+}

@@ -33,8 +33,8 @@ static const kr_usage usage = {
 
 // @ stands for the name.
 static const char block_text[] =
-    "/// Its hyper-parameters: each has a row that says its default, its least and largest value and what it is. A row\n"
-    "/// is all that a new one needs: krait.yaml can then set it, and checkpoints remember it.\n"
+    "/// Its hyper-parameters. Each has a row that says its default, its least and largest value and what it is. With\n"
+    "/// one row more, krait.yaml can set one more, and checkpoints remember it.\n"
     "typedef struct @_config {\n"
     "    int64_t expand;\n"
     "    bool bias;\n"
@@ -214,9 +214,9 @@ static kr_status check_name(const char *name) {
     KR_FAIL_IF(kr_block_find(name), KR_BAD_ARGUMENT, "there is a block %s already; choose another name", name);
     static const char *const words[] = {
         "auto",    "break",    "case",     "char",   "const",    "continue", "default", "do",     "double", "else",
-        "enum",    "extern",   "float",    "for",    "goto",     "if",       "inline",  "int",    "kind",   "keys",   "long",
-        "main",    "register", "restrict", "return", "short",    "signed",   "sizeof",  "static", "struct", "switch",
-        "typedef", "union",    "unsigned", "void",   "volatile", "while",    "asm",     "typeof"};
+        "enum",    "extern",   "float",    "for",    "goto",     "if",       "inline",  "int",    "keys",   "kind",
+        "long",    "main",     "register", "restrict", "return", "short",   "signed",  "sizeof", "static", "struct",
+        "switch",  "typedef", "union",    "unsigned", "void",   "volatile", "while",    "asm",     "typeof"};
     for (size_t k = 0; k < sizeof words / sizeof *words; k++)
         KR_FAIL_IF(!strcmp(words[k], name), KR_BAD_ARGUMENT, "'%s' is a word of C; choose another name", name);
     return KR_OK;

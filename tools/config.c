@@ -61,8 +61,8 @@ static kr_status want_block(const kr_config *c, const kr_yaml *node, const char 
     for (; kr_block_at(count) && count < 64; count++) names[count] = kr_block_at(count)->name;
     const char *nearest = kr_nearest(name, names, count);
     KR_FAIL(KR_BAD_ARGUMENT,
-            "%s:%d: %s in model %s is '%s', which is an unknown block%s%s%s (one of your own: --block FILE.so)", c->label,
-            kr_yaml_find(node, key)->line, key, node->key, name, nearest ? "; did you mean '" : "",
+            "%s:%d: %s in model %s is '%s', an unknown block%s%s%s (one of your own: --block FILE.so)",
+            c->label, kr_yaml_find(node, key)->line, key, node->key, name, nearest ? "; did you mean '" : "",
             nearest ? nearest : "", nearest ? "'?" : "");
 }
 

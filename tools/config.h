@@ -49,11 +49,14 @@ typedef struct kr_target {
     int isa;           ///< index into "auto|base|avx2|avx512"
 } kr_target;
 
-/// Takes the keys of blocks out of a model's map: those of the model's layers and, since one file may hold more than one
-/// model needs, those of other known blocks. Members that are in `of_model` are left alone. (tools/block_keys.c)
+/// Takes the keys of blocks out of a model's map: those of the blocks of its layers and, as ever, those of other known
+/// blocks too. Members that are in `of_model` are left alone. (tools/block_keys.c)
 /// fails KR_BAD_ARGUMENT "label:line: ...": a key that no block has (names the nearest, and its block), a wrong value
 kr_status kr_block_keys_apply(const kr_yaml *model, const char *label, const char *what, const kr_option *of_model,
                               kr_model_config *);
+
+/// Lists a block's keys: `krait help BLOCK`.
+void kr_block_keys_print(const kr_block_kind *, FILE *);
 
 typedef struct kr_config kr_config;
 /// Reads `path`; null: ./krait.yaml when it exists, else the file that was built into the program. Everything in it is

@@ -37,7 +37,8 @@ static kr_value mamba2(kr_graph *g, const kr_block_config *c, kr_value u) {
     kr_value in[5], x[3], conv_next, last;
 
     // [z0 | x0 | z | xBC | dt] = in_proj u
-    kr_split(g, kr_block_linear(g, c, "in_proj", u, 2 * E + 2 * G * N + H, k->bias, 1), -1, (int64_t[]){M, M, S, C, H}, 5, in);
+    const kr_value projected = kr_block_linear(g, c, "in_proj", u, 2 * E + 2 * G * N + H, k->bias, 1);
+    kr_split(g, projected, -1, (int64_t[]){M, M, S, C, H}, 5, in);
 
     // xBC = silu(conv(xBC))
     const kr_value conv_state = kr_carry(g, "conv_state", KR_F32, KR_SHAPE(B, W - 1, C));
@@ -52,8 +53,8 @@ static kr_value mamba2(kr_graph *g, const kr_block_config *c, kr_value u) {
     const kr_value skip = kr_param(g, "D", KR_SHAPE(k->D_has_hdim ? S : H), kr_ones, 0);
     const kr_value h0 = kr_carry(g, "ssm_state", KR_F32, KR_SHAPE(B, H, P, N));
     kr_value y = kr_ssd_scan(g, &(kr_ssd_scan_args){.x = x[0], .dt = in[4], .A = kr_neg(g, kr_exp(g, A_log)), .B = x[1],
-        .C = x[2], .D = skip, .z = k->rmsnorm ? KR_NONE : in[2], .dt_bias = dt_bias, .h0 = h0, .reset = c->reset, .groups = G,
-        .chunk = kr_key_or(k->chunk_size, 0), .dt_min = k->dt_limit[0], .dt_max = k->dt_limit[1],
+        .C = x[2], .D = skip, .z = k->rmsnorm ? KR_NONE : in[2], .dt_bias = dt_bias, .h0 = h0, .reset = c->reset,
+        .groups = G, .chunk = kr_key_or(k->chunk_size, 0), .dt_min = k->dt_limit[0], .dt_max = k->dt_limit[1],
         .dt_softplus = true}, &last);
     kr_carry_set(g, h0, last);
 

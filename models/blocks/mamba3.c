@@ -47,7 +47,8 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     kr_split(g, projected, -1, (int64_t[]){E, E, K, K, H, H, H, S}, 8, in);
 
     // dt = softplus(ddt + bias);  A = min(-heavy_tail(ddA), -A_floor), data dependent
-    const kr_value dt = kr_softplus(g, kr_add(g, in[DT], kr_param(g, "dt_bias", KR_SHAPE(H), kr_dt_bias(g, &m->step), 0)));
+    const kr_value dt_bias = kr_param(g, "dt_bias", KR_SHAPE(H), kr_dt_bias(g, &m->step), 0);
+    const kr_value dt = kr_softplus(g, kr_add(g, in[DT], dt_bias));
     const kr_value rate = m->a_activation == SOFTPLUS ? kr_softplus(g, in[A]) : kr_heavy_tail(g, in[A]);
     const kr_value adt = kr_mul(g, kr_clamp(g, kr_neg(g, rate), -INFINITY, -m->A_floor), dt);
 
