@@ -107,6 +107,16 @@ static void copy_view(const kr_arg *from, const kr_layout *layout, const kr_arg 
                (unsigned char *)from->data + (size_t)(layout->offset + offset_of(&v, i)) * size, size);
 }
 
+const kr_target *check_device(kr_device **device) {
+    const char *name = getenv("KRAIT_TEST_DEVICE");
+    const kr_target *target;
+    kr_device *opened;
+    check_ok(kr_device_open(name ? name : "cpu", &target, &opened), "device");
+    if (device) *device = opened;
+    else kr_device_close(opened);
+    return target;
+}
+
 const char *check_level_name(kr_isa level) { return level == CHECK_REFERENCE ? "reference" : kr_isa_name(level); }
 
 const kr_target *check_target(kr_isa level) {
