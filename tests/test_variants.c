@@ -97,7 +97,7 @@ Test(variants, keys_of_ones_own, .init = enter_with_models, .fini = leave) {
         fprintf(file, "models:\n  own: {layers: [experts, mingru], d_model: 8, vocab_size: 256, %s}\n", files[k + 1]);
         fclose(file);
     }
-    char with[512];
+    char with[2048];
     snprintf(with, sizeof with, "--block '%s/experts.so' %s", getenv("KRAIT_BAD_BLOCKS"), blocks());
     cr_assert_eq(krait("graph %s --config four --model own --seq-len 3", with), 0, "%s", output);
     expect_said("param \"backbone.layers.0.mixer.experts.weight\"");
