@@ -56,9 +56,8 @@ typedef enum kr_option_type {
 enum {
     KR_OPTION_COMMAND_LINE = 1, ///< not a key of krait.yaml
     KR_OPTION_REQUIRED = 2,     ///< the command line must have it
-    KR_OPTION_HIDDEN = 4,       ///< not in the help text
-    KR_OPTION_LOCAL = 8,        ///< of this machine, not of the work: kept out of state.json
-    KR_OPTION_AUTO = 16,        ///< the word auto is a value too, and leaves the field as it is
+    KR_OPTION_LOCAL = 4,        ///< of this machine, not of the work: kept out of state.json
+    KR_OPTION_AUTO = 8,         ///< the word auto is a value too, and leaves the field as it is
 };
 
 /// Words collected by a KR_OPTION_LIST or as positional arguments. They point into argv.
@@ -101,9 +100,6 @@ kr_status kr_option_set(const kr_option *, const char *spelling, const char *tex
 const kr_option *kr_option_find(const kr_option *table, const char *name);
 /// Are two names the same, '-' and '_' being the same?
 bool kr_same_name(const char *a, const char *b);
-/// The nearest name in the table (in its spelling with dashes), or null when nothing is near.
-const char *kr_option_nearest(const kr_option *table, const char *name);
-void kr_usage_print(const kr_usage *, FILE *);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Blocks of one's own (tools/block_file.c)
