@@ -391,28 +391,16 @@ typedef struct kr_ssd_scan_args {
 } kr_ssd_scan_args;
 kr_value kr_ssd_scan(kr_graph *, const kr_ssd_scan_args *, kr_value *last);
 
-/// Data-dependent rotary state mixing of Mamba-3, MATH 7.1 to 7.3: bias, then rotation by cumulative angles
-///   theta_t = theta_{t-1} + pi tanh(ang_t) dt_t (mod 2 pi).
-///   K, Q [B, L, R*G*N] after their norm, laid out (r g n); k_bias, q_bias [H, R, N]; ang [B, L, S] (one for all heads) or
-///   [B, L, H, S], before tanh; dt [B, L, H] after softplus; theta0? [B, H, S]; reset? i32 [B, L] (theta counts as 0 before)
-///   half: pairs (j, j + N/2), else pairs (2j, 2j + 1); S <= N/2 pairs turn, the rest pass
-///   gives k [B, L, H*R*N] laid out (h r n); *q the same; *theta (may be null) the final angle [B, H, S]
-typedef struct kr_rotary_mix_args {
-    kr_value K, Q, k_bias, q_bias, ang, dt, theta0, reset;
-    int64_t groups, rank;
-    bool half;
-} kr_rotary_mix_args;
-kr_value kr_rotary_mix(kr_graph *, const kr_rotary_mix_args *, kr_value *q, kr_value *theta);
-
 /// The Mamba-3 scan, MATH 7.2 and 7.5: trapezoid rule and MIMO rank, in the same chunks as ssd_scan.
 ///   S_t = exp(adt_t) (S_{t-1} + (1 - lambda_t) dt_t U_{t-1}) + lambda_t dt_t U_t,   o_{t,r} = S_t q_{t,r} + D v_{t,r}
 ///   with lambda = sigmoid(trap), v_{t,r} = mimo_x_r x_t, U_t = sum_r v_{t,r} (outer) k_{t,r}
 ///   k, q [B, L, H*R*N] laid out (h r n), rotated; x [B, L, H*P]; adt [B, L, H] = A*dt < 0; dt [B, L, H] > 0;
 ///   trap [B, L, H] before sigmoid; mimo_x? [H, R, P] (absent: R = 1, ones); D? [H]; z? [B, L, H*P] (R = 1 only);
 ///   h0? [B, H, P, N]; k0? [B, R, H, N] (rotated); v0? [B, H, P] (previous raw x); reset? i32 [B, L]
-///   With k_bias, q_bias [H, R, N] and ang [B, L, S] or [B, L, H, S], k and q are K and Q [B, L, R*G*N] of
-///   kr_rotary_mix: k_{t,r} = Rot(theta_t) (K_{t,r} + k_bias_r), q alike, theta_t = theta_{t-1} + pi tanh(ang_t) dt_t from theta0?
-///   [B, H, S] on; the heads' k and q are never written down.
+///   With k_bias, q_bias [H, R, N] and ang (before tanh) [B, L, S], one for all heads, or [B, L, H, S], k and q come as
+///   K and Q [B, L, R*G*N], laid out (r g n), and are rotated here: k_{t,r} = Rot(theta_t) (K_{t,r} + k_bias_r), q alike,
+///   theta_t = theta_{t-1} + pi tanh(ang_t) dt_t (mod 2 pi) from theta0? [B, H, S] on (from 0 after a reset). S <= N/2
+///   pairs rotate, the rest pass; the heads' k and q are never written down.
 ///   gives o [B, L, R*H*P] laid out (r h p), with z o silu(z); *last (may be null): the state, rotated k, raw x and
 ///   angle after the last token
 ///   source Lahoti et al. 2026, arXiv:2603.15569

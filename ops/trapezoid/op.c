@@ -9,8 +9,14 @@
 /// saved states are those of ssd_scan, in chunks of tokens times rank rows (trapezoid_chunk.h says how the rule fits
 /// in).
 ///
-/// With groups, biases and angles k and q are what rotary_mix makes of K and Q, but only a chunk at a time: in memory
-/// they would be as many times K and Q as a group has heads, written once and read twice. A gate z is applied to o.
+/// With groups, biases and angles k and q are made here of K and Q: pairs of coordinates rotate by angles that add up over
+/// time. A pair (a, b) rotated by theta is (a cos - b sin, a sin + b cos). Products of two vectors rotated by theta_t and
+/// theta_s depend on theta_t - theta_s only: this is how a real recurrence gets complex eigenvalues. It happens a chunk
+/// at a time: in memory k and q would be as many times K and Q as a group has heads, written once and read twice. The
+/// gradient of a rotation is the rotation back; that of an angle is e = k0 dk1 - k1 dk0 per pair, and as angles add up,
+/// dtheta_t = sum_{t' >= t} e_t', which a reset cuts as it cuts theta. A gate z is applied to o.
+///
+/// source Lahoti et al. 2026, arXiv:2603.15569
 #include "ops/trapezoid/work.h"
 #include "ops/graph/internal.h"
 #include "ops/cpu/kernels.h"
