@@ -157,6 +157,8 @@ enum {
     KR_OP_SUMS = 1024,     ///< output is the sum of in[0] over axis attrs.i[0]: it may end a tile program
     KR_OP_SAME_ORDER = 2048, ///< a view of all elements in their order: its own `view` with the input's shape undoes it
 };
+/// Most that a signature has.
+enum { KR_MAX_INPUTS = 24, KR_MAX_OUTPUTS = 16 };
 
 /// What a layout looks like to the compiler: strides in elements and an offset in elements from the root buffer.
 typedef struct kr_layout {
@@ -164,6 +166,27 @@ typedef struct kr_layout {
     int64_t stride[KR_MAX_RANK];
     int64_t offset;
 } kr_layout;
+
+/// An input or output by name, with its shapes in the language of ops/graph/signature.h.
+typedef struct kr_operand_rule {
+    const char *name, *shape;
+    unsigned flags; ///< of inputs: KR_OPTIONAL
+    kr_dtype dtype; ///< KR_F32 is 0
+} kr_operand_rule;
+enum { KR_OPTIONAL = 1 }; ///< the input may be absent
+/// Values that an attribute may have.
+typedef struct kr_range {
+    bool given;
+    double least, most;
+} kr_range;
+/// What an op takes and gives. Lists of operands end at the first without a name; of variadic ops the last input stands
+/// for all that follow.
+typedef struct kr_signature {
+    kr_operand_rule in[KR_MAX_INPUTS + 1], out[KR_MAX_OUTPUTS + 1];
+    kr_range i[KR_ATTR_INTEGERS], r[KR_ATTR_REALS];
+} kr_signature;
+/// The lengths that letters stand for, for `check` (ops/graph/signature.h).
+typedef struct kr_letters kr_letters;
 
 /// Everything the compiler and runtime know of an operation. One constant per op, in its family's file.
 struct kr_op {
@@ -188,7 +211,12 @@ struct kr_op {
     uint32_t keeps_in;  ///< mask of inputs that the gradient rule reads
     uint32_t keeps_out; ///< mask of outputs that the gradient rule reads
     kr_attr_names attr;
-    /// Output shapes and dtypes, or why not (status with a message "op: what it got, what it wants").
+    /// Operands, shapes and dtypes, declared; null: `shape` has code of its own.
+    const kr_signature *signature;
+    /// What a signature cannot say: relations between attributes and lengths, and lengths that only the op knows. All
+    /// inputs fit the signature by then. May be null.
+    kr_status (*check)(const kr_op *, const kr_attrs *, const kr_shape *in_shape, kr_letters *);
+    /// Where there is no signature: output shapes and dtypes, or why not (status with a message "op: what it got, what it wants").
     /// in_shape/in_dtype of absent inputs: rank -1.
     kr_status (*shape)(const kr_attrs *, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                        kr_shape *out_shape, kr_dtype *out_dtype);
@@ -214,6 +242,13 @@ struct kr_op {
     int64_t (*rounds)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs);
 };
 int kr_op_outputs(const kr_op *, const kr_attrs *);
+/// Shapes and dtypes of the outputs by the op's signature or rule, or why there are none.
+kr_status kr_op_shapes(const kr_op *, const kr_attrs *, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
+                       kr_shape *out_shape, kr_dtype *out_dtype);
+/// Null where the op declares no names.
+const char *kr_op_input_name(const kr_op *, int input);
+/// May the input be absent (under some attributes)?
+bool kr_op_may_miss(const kr_op *, int input);
 
 /// The table: every op there is.
 extern const kr_op *const kr_ops[];

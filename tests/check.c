@@ -149,7 +149,7 @@ const kr_op *check_shapes(const check_case *c, kr_shape *in_shape, kr_dtype *in_
     }
     memset(out_shape, 0, CHECK_MAX * sizeof *out_shape);
     memset(out_dtype, 0, CHECK_MAX * sizeof *out_dtype);
-    check_ok(op->shape(&c->attrs, in_shape, in_dtype, c->inputs, out_shape, out_dtype), c->op);
+    check_ok(kr_op_shapes(op, &c->attrs, in_shape, in_dtype, c->inputs, out_shape, out_dtype), c->op);
     return op;
 }
 

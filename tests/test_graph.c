@@ -147,7 +147,7 @@ Test(table, every_op_is_complete) {
     for (int i = 0; i < kr_op_count; i++) {
         const kr_op *o = kr_ops[i];
         const bool quiet = o->flags & (KR_OP_VIEW | KR_OP_SOURCE);
-        cr_expect(o->shape != NULL, "%s has no shape rule", o->name);
+        cr_expect(!o->shape != !o->signature, "%s has no shape rule, or two", o->name);
         cr_expect(quiet || (o->stages && o->stage_count >= 1 && o->stage_count <= KR_MAX_STAGES), "%s has no kernel",
                   o->name);
         cr_expect(!(o->flags & KR_OP_VIEW) || o->view, "%s is a view without a layout rule", o->name);

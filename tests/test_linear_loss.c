@@ -146,7 +146,8 @@ Test(linear_loss, rounded_to_bf16) {
     wrong.attrs.i[1] = 3;
     kr_shape out[CHECK_MAX];
     kr_dtype type[CHECK_MAX];
-    cr_assert_eq(kr_op_find(wrong.op)->shape(&wrong.attrs, wrong.shape, wrong.dtype, 3, out, type), KR_BAD_ARGUMENT);
+    cr_assert_eq(kr_op_shapes(kr_op_find(wrong.op), &wrong.attrs, wrong.shape, wrong.dtype, 3, out, type),
+                 KR_BAD_ARGUMENT);
     cr_assert(strstr(kr_status_message(), "precision is 3"), "%s", kr_status_message());
     float x[T * D] = {1.001f, 2.003f, 3.005f, 4.007f, 5.009f, 6.011f}, weight[V * D] = {1, -1, 2, -2};
     int32_t targets[T] = {0, 1, 2};
@@ -205,7 +206,7 @@ Test(linear_loss, large_logits) {
 static void fails(check_case c, const char *words) {
     kr_shape out[CHECK_MAX];
     kr_dtype dtype[CHECK_MAX];
-    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
+    cr_assert_neq(kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
                   "no error, want \"%s\"", words);
     cr_assert(strstr(kr_status_message(), words), "\"%s\" lacks \"%s\"", kr_status_message(), words);
 }

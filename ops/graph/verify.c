@@ -11,8 +11,7 @@ static kr_status verify_node(const kr_graph *g, const kr_node *n, const bool *ma
     if (!in_shape || !in_dtype) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "verify: no memory");
     for (int i = 0; i < n->inputs && !status; i++) {
         const kr_value v = n->in[i];
-        const bool optional = i < 32 && (n->op->optional >> i & 1);
-        if (v.id >= g->value_count || (!v.id && !optional))
+        if (v.id >= g->value_count || (!v.id && !kr_op_may_miss(n->op, i)))
             status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "verify: input %d of %s is missing", i,
                                       n->op->name);
         else if (v.id && !made[v.id])
@@ -26,7 +25,7 @@ static kr_status verify_node(const kr_graph *g, const kr_node *n, const bool *ma
     }
     memset(out_shape, 0, sizeof out_shape);
     memset(out_dtype, 0, sizeof out_dtype);
-    if (!status) status = n->op->shape(&n->attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype);
+    if (!status) status = kr_op_shapes(n->op, &n->attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype);
     for (int k = 0; k < n->outputs && !status; k++) {
         const kr_value_info *v = &g->values[n->out[k].id];
         char is[160], want[160];
