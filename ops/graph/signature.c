@@ -34,6 +34,7 @@ static fit match_form(kr_letters *l, const kr_form *f, const kr_shape *s, int op
         if (!l->leading_known && f->or_none) return WAITS;
         if (!l->leading_known) {
             l->leading_known = true;
+            l->leading_from = operand;
             l->leading = *s;
             l->leading.rank = leading;
         } else if (leading || !f->or_none) {

@@ -22,6 +22,7 @@ struct kr_letters {
     int inputs, count;
     kr_letter_entry letter[KR_LETTERS];
     bool leading_known;
+    int leading_from;
     kr_shape leading;
 };
 

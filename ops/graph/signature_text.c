@@ -65,6 +65,8 @@ kr_status kr_signature_refuse(kr_letters *l, int i, kr_dtype dtype) {
     const kr_operand_rule *r = kr_signature_rule(l->op->signature, i);
     const bool typed = dtype != r->dtype;
     char shape[160];
+    for (int k = 0; k < l->count; k++) l->letter[k].known &= l->letter[k].from != i; // its own word does not count
+    l->leading_known &= l->leading_from != i;
     kr_line to = {.at = 0};
     say(&to, "%s: %s is %s%s%s, want ", l->op->name, r->name, typed ? kr_dtype_name(dtype) : "", typed ? " " : "",
         kr_shape_text(&l->in[i], shape));
