@@ -1,4 +1,5 @@
 /// rope and its gradient against a naive oracle in double.
+#include "ops/rope/args.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>
@@ -17,38 +18,44 @@ static void refuse(check_case c, int input, kr_shape shape, const char *part) {
 static void rope(const kr_attrs *a, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
                  double *const *out) {
     (void)out_shape;
-    const int64_t B = shape[0].dim[0], L = shape[0].dim[1], H = a->i[0], D = shape[0].dim[2] / H, turning = a->i[1];
+    const int64_t B = shape[ROPE_X].dim[0], L = shape[ROPE_X].dim[1], H = a->i[ROPE_HEADS],
+                  D = shape[ROPE_X].dim[2] / H, rotating = a->i[ROPE_ROTARY_DIM];
     for (int64_t row = 0; row < B * L; row++)
         for (int64_t h = 0; h < H; h++) {
-            const double *x = in[0] + (row * H + h) * D, position = (in[1] ? in[1][0] : 0) + (double)(row % L);
-            double *y = out[0] + (row * H + h) * D;
+            const double *x = in[ROPE_X] + (row * H + h) * D,
+                         position = (in[ROPE_POSITION] ? in[ROPE_POSITION][0] : 0) + (double)(row % L);
+            double *y = out[ROPE_Y] + (row * H + h) * D;
             for (int64_t n = 0; n < D; n++) y[n] = x[n];
-            for (int64_t i = 0; i < turning / 2; i++) {
-                const int64_t p = a->i[2] ? 2 * i : i, q = a->i[2] ? 2 * i + 1 : i + turning / 2;
-                const double angle = (a->i[3] ? -1 : 1) * position * pow(a->r[0], -2.0 * (double)i / (double)turning);
+            for (int64_t i = 0; i < rotating / 2; i++) {
+                const int64_t p = a->i[ROPE_INTERLEAVED] ? 2 * i : i,
+                              q = a->i[ROPE_INTERLEAVED] ? 2 * i + 1 : i + rotating / 2;
+                const double angle = (a->i[ROPE_BACK] ? -1 : 1) * position *
+                                     pow(a->r[ROPE_BASE], -2.0 * (double)i / (double)rotating);
                 y[p] = x[p] * cos(angle) - x[q] * sin(angle);
                 y[q] = x[p] * sin(angle) + x[q] * cos(angle);
             }
         }
 }
 
-static check_case make_rope(int64_t B, int64_t L, int64_t H, int64_t D, int64_t turning, bool interleaved,
+static check_case make_rope(int64_t B, int64_t L, int64_t H, int64_t D, int64_t rotating, bool interleaved,
                             bool position) {
-    const check_case c = {.op = "rope",
-                          .attrs = {.i = {H, turning, interleaved}, .r = {10000}},
-                          .inputs = 2,
-                          .shape = {KR_SHAPE(B, L, H * D), position ? KR_SHAPE(1) : CHECK_ABSENT},
-                          .dtype = {[1] = KR_I32},
-                          .lo = {[1] = 100},
-                          .hi = {[1] = 100000},
-                          .tolerance = 1e-6,
-                          .grad_tolerance = 1e-6,
-                          .seed = (uint64_t)(L * 100 + D)};
+    const check_case c = {
+        .op = "rope",
+        .attrs = {.i = {[ROPE_HEADS] = H, [ROPE_ROTARY_DIM] = rotating, [ROPE_INTERLEAVED] = interleaved},
+                  .r = {[ROPE_BASE] = 10000}},
+        .inputs = ROPE_INPUTS,
+        .shape = {[ROPE_X] = KR_SHAPE(B, L, H * D), [ROPE_POSITION] = position ? KR_SHAPE(1) : CHECK_ABSENT},
+        .dtype = {[ROPE_POSITION] = KR_I32},
+        .lo = {[ROPE_POSITION] = 100},
+        .hi = {[ROPE_POSITION] = 100000},
+        .tolerance = 1e-6,
+        .grad_tolerance = 1e-6,
+        .seed = (uint64_t)(L * 100 + D)};
     return c;
 }
 
 static void check_rope(check_case c) {
-    for (c.attrs.i[2] = 0; c.attrs.i[2] < 2; c.attrs.i[2]++) {
+    for (c.attrs.i[ROPE_INTERLEAVED] = 0; c.attrs.i[ROPE_INTERLEAVED] < 2; c.attrs.i[ROPE_INTERLEAVED]++) {
         check_forward(&c, rope);
         check_gradient(&c, rope);
     }
@@ -61,20 +68,20 @@ Test(rope, each_combination) {
     check_rope(make_rope(1, 37, 2, 7, 0, false, true));
 }
 Test(rope, tails) {
-    static const int64_t turning[] = {2, 14, 16, 18, 32, 34, 66};
-    for (int k = 0; k < 7; k++) check_rope(make_rope(1, 19, 2, 67, turning[k], false, true));
+    static const int64_t rotating[] = {2, 14, 16, 18, 32, 34, 66};
+    for (int k = 0; k < 7; k++) check_rope(make_rope(1, 19, 2, 67, rotating[k], false, true));
 }
 Test(rope, bases) {
     check_case c = make_rope(1, 40, 1, 16, 16, false, true);
     static const double bases[] = {1, 2, 1000, 500000, 1e30};
     for (int k = 0; k < 5; k++) {
-        c.attrs.r[0] = bases[k];
+        c.attrs.r[ROPE_BASE] = bases[k];
         check_rope(c);
     }
 }
 Test(rope, back) {
     check_case c = make_rope(2, 5, 3, 8, 6, false, true);
-    c.attrs.i[3] = 1;
+    c.attrs.i[ROPE_BACK] = 1;
     check_rope(c);
 }
 Test(rope, nothing) {
@@ -84,11 +91,11 @@ Test(rope, nothing) {
 }
 Test(rope, bad_shapes) {
     const check_case c = make_rope(2, 5, 3, 8, 6, false, true);
-    refuse(c, 0, KR_SHAPE(5, 24), "x is f32 [5, 24], want f32 [batch, length, heads*coordinates]");
-    refuse(c, 0, KR_SHAPE(2, 5, 25), "3 heads, want a divisor of the 25 columns of x");
-    refuse(c, 0, KR_SHAPE(2, 5, 12), "rotary_dim is 6, want an even number up to the 4 coordinates of a head");
-    refuse(c, 1, KR_SHAPE(2), "position is i32 [2], want i32 [1]");
+    refuse(c, ROPE_X, KR_SHAPE(5, 24), "x is [5, 24], want [B L heads*D] with heads = 3");
+    refuse(c, ROPE_X, KR_SHAPE(2, 5, 25), "x is [2, 5, 25], want [B L heads*D] with heads = 3");
+    refuse(c, ROPE_X, KR_SHAPE(2, 5, 12), "rotary_dim is 6, want an even number up to the 4 coordinates of a head");
+    refuse(c, ROPE_POSITION, KR_SHAPE(2), "position is [2], want [1]");
     check_case bad = c;
-    bad.attrs.r[0] = 0;
-    refuse(bad, 1, KR_SHAPE(1), "base is 0, want 1 to 1e30");
+    bad.attrs.r[ROPE_BASE] = 0;
+    refuse(bad, ROPE_POSITION, KR_SHAPE(1), "base is 0, want 1 to 1e+30");
 }
