@@ -133,9 +133,6 @@ const kr_op kr_op_attention = {
     .inputs = ATTENTION_INPUTS,
     .outputs = ATTENTION_OUTPUTS,
     .zero_absent = BIT(ATTENTION_RESET),
-    .rows_in = BIT(ATTENTION_Q) | BIT(ATTENTION_K) | BIT(ATTENTION_V),
-    .rows_out = BIT(ATTENTION_O),
-    .skip_out = BIT(ATTENTION_LSE),
     .keeps_in = BIT(ATTENTION_INPUTS) - 1,
     .keeps_out = BIT(ATTENTION_O) | BIT(ATTENTION_LSE),
     .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}},
@@ -143,10 +140,9 @@ const kr_op kr_op_attention = {
     .check = check_heads,
     .grad = attention_derivative,
     .cost = attention_cost,
-    .work = attention_work,
-    .stages = forward_stages,
-    .stage_count = 2,
 };
+KR_CPU(attention, .rows_in = BIT(ATTENTION_Q) | BIT(ATTENTION_K) | BIT(ATTENTION_V), .rows_out = BIT(ATTENTION_O),
+       .skip_out = BIT(ATTENTION_LSE), .work = attention_work, KR_STAGES(forward_stages))
 
 /// Reads do [B, Lq, H*Dh], dlse [B, H, Lq]?, the forward inputs, o and lse; gives dq, dk and dv.
 const kr_op kr_op_attention_grad = {
@@ -155,19 +151,17 @@ const kr_op kr_op_attention_grad = {
     .outputs = ATTENTION_GRAD_OUTPUTS,
     .flags = KR_OP_NO_GRADIENT,
     .zero_absent = BIT(ATTENTION_GRAD_DLSE) | BIT(ATTENTION_GRAD_FORWARD + ATTENTION_RESET),
-    .rows_in = BIT(ATTENTION_GRAD_DO) | BIT(ATTENTION_GRAD_FORWARD + ATTENTION_Q) |
-               BIT(ATTENTION_GRAD_FORWARD + ATTENTION_K) | BIT(ATTENTION_GRAD_FORWARD + ATTENTION_V) |
-               BIT(ATTENTION_GRAD_O),
-    .rows_out = BIT(ATTENTION_GRAD_OUTPUTS) - 1,
-    .skip_out = BIT(ATTENTION_GRAD_OUTPUTS) - 1,
     .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}},
     .signature = &attention_grad_signature,
     .check = check_heads,
     .cost = attention_grad_cost,
-    .work = attention_grad_work,
-    .stages = backward_stages,
-    .stage_count = 3,
 };
+KR_CPU(attention_grad,
+       .rows_in = BIT(ATTENTION_GRAD_DO) | BIT(ATTENTION_GRAD_FORWARD + ATTENTION_Q) |
+                  BIT(ATTENTION_GRAD_FORWARD + ATTENTION_K) | BIT(ATTENTION_GRAD_FORWARD + ATTENTION_V) |
+                  BIT(ATTENTION_GRAD_O),
+       .rows_out = BIT(ATTENTION_GRAD_OUTPUTS) - 1, .skip_out = BIT(ATTENTION_GRAD_OUTPUTS) - 1,
+       .work = attention_grad_work, KR_STAGES(backward_stages))
 
 kr_value (kr_attention)(kr_graph *g, const kr_attention_args *a) {
     const kr_attrs t = {.i = {[ATTENTION_HEADS] = a->heads,
@@ -206,13 +200,10 @@ const kr_op kr_op_cache_write = {
     .inputs = CACHE_WRITE_INPUTS,
     .outputs = CACHE_WRITE_OUTPUTS,
     .flags = KR_OP_NO_GRADIENT,
-    .rows_in = BIT(CACHE_WRITE_X),
-    .inplace = BIT(CACHE_WRITE_CACHE),
     .signature = &cache_write_signature,
     .cost = cache_write_cost,
-    .stages = cache_write_stages,
-    .stage_count = 1,
 };
+KR_CPU(cache_write, .rows_in = BIT(CACHE_WRITE_X), .inplace = {BIT(CACHE_WRITE_CACHE)}, KR_STAGES(cache_write_stages))
 
 kr_value (kr_cache_write)(kr_graph *g, kr_value cache, kr_value x, kr_value position) {
     return kr_append(g, &kr_op_cache_write, &(kr_attrs){0}, (kr_value[]){cache, x, position}, CACHE_WRITE_INPUTS);

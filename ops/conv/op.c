@@ -99,19 +99,15 @@ const kr_op kr_op_causal_conv1d = {
     .inputs = CONV_INPUTS,
     .outputs = CONV_OUTPUTS,
     .zero_absent = BIT(CONV_BIAS) | BIT(CONV_STATE) | BIT(CONV_RESET),
-    .rows_in = BIT(CONV_X),
-    .rows_out = BIT(CONV_Y),
-    .skip_out = BIT(CONV_NEXT),
     .keeps_in = BIT(CONV_INPUTS) - 1,
     .attr = {.i = {"silu"}},
     .signature = &causal_conv1d_signature,
     .check = check_taps,
     .grad = causal_conv1d_derivative,
     .cost = causal_conv1d_cost,
-    .work = causal_conv1d_work,
-    .stages = forward_stages,
-    .stage_count = 2,
 };
+KR_CPU(causal_conv1d, .rows_in = BIT(CONV_X), .rows_out = BIT(CONV_Y), .skip_out = BIT(CONV_NEXT),
+       .work = causal_conv1d_work, KR_STAGES(forward_stages))
 
 /// Reads dy [B, L, C]? and dnext [B, W-1, C]?, then the forward inputs; gives dx, dweight, dbias and dstate (empty
 /// where the input is absent).
@@ -121,18 +117,14 @@ const kr_op kr_op_causal_conv1d_grad = {
     .outputs = CONV_GRAD_OUTPUTS,
     .flags = KR_OP_NO_GRADIENT,
     .zero_absent = BIT(CONV_GRAD_DY) | BIT(CONV_GRAD_DNEXT) | BIT(CONV_GRAD_FORWARD + CONV_RESET),
-    .rows_in = BIT(CONV_GRAD_DY) | BIT(CONV_GRAD_FORWARD + CONV_X),
-    .rows_out = BIT(CONV_GRAD_DX),
-    .skip_out = BIT(CONV_GRAD_OUTPUTS) - 1,
-    .inplace = BIT(CONV_GRAD_DY),
     .attr = {.i = {"silu"}},
     .signature = &causal_conv1d_grad_signature,
     .check = check_taps,
     .cost = causal_conv1d_grad_cost,
-    .work = causal_conv1d_grad_work,
-    .stages = backward_stages,
-    .stage_count = 3,
 };
+KR_CPU(causal_conv1d_grad, .rows_in = BIT(CONV_GRAD_DY) | BIT(CONV_GRAD_FORWARD + CONV_X),
+       .rows_out = BIT(CONV_GRAD_DX), .skip_out = BIT(CONV_GRAD_OUTPUTS) - 1, .work = causal_conv1d_grad_work,
+       .inplace = {BIT(CONV_GRAD_DY)}, KR_STAGES(backward_stages))
 
 kr_value (kr_causal_conv1d)(kr_graph *g, kr_value x, kr_value weight, kr_value bias, kr_value state, kr_value reset,
                             bool silu, kr_value *next) {

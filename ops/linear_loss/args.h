@@ -4,7 +4,7 @@
 
 #include "runtime/kernel.h"
 
-enum { LINEAR_LOSS_VALID_VOCAB, LINEAR_LOSS_PRECISION }; // attrs.i
+enum { LINEAR_LOSS_VALID_VOCAB, LINEAR_LOSS_PRECISION, LINEAR_LOSS_ROWS }; // attrs.i; rows of logits at a time
 enum { LINEAR_LOSS_X, LINEAR_LOSS_WEIGHT, LINEAR_LOSS_TARGETS, LINEAR_LOSS_INPUTS };
 enum {
     LINEAR_LOSS_LOSS,

@@ -21,7 +21,7 @@
 /// logits, losses and what is summed stay f32.
 ///
 /// What one block costs besides arithmetic is reading W twice and reading and writing dW, so blocks are as large as
-/// rounds.h allows: with few words the logits stay in the caches, with many there are 32 MiB of them.
+/// rounds.h and the target allow: with few words the logits stay in the caches, with many there are 32 MiB of them.
 #include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
@@ -44,7 +44,9 @@ static const kr_signature linear_cross_entropy_signature = {
             [LINEAR_LOSS_LSE] = {"lse", "..."},
             [LINEAR_LOSS_DX] = {"dx", "... D"},
             [LINEAR_LOSS_DWEIGHT] = {"dweight", "V D"}},
-    .i = {[LINEAR_LOSS_VALID_VOCAB] = KR_AT_LEAST(0), [LINEAR_LOSS_PRECISION] = KR_BETWEEN(0, 2)},
+    .i = {[LINEAR_LOSS_VALID_VOCAB] = KR_AT_LEAST(0),
+          [LINEAR_LOSS_PRECISION] = KR_BETWEEN(0, 2),
+          [LINEAR_LOSS_ROWS] = KR_AT_LEAST(0)},
 };
 
 static kr_status check_vocabulary(const kr_op *op, const kr_attrs *t, const kr_shape *in, kr_letters *l) {
@@ -97,27 +99,36 @@ static void linear_cross_entropy_derivative(kr_graph *g, const kr_node *n, const
 /// One product for the logits and one for each gradient that is wanted; 8 for an exponential and 4 around it.
 static void linear_cross_entropy_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs,
                                       double *flops, double *bytes) {
-    (void)attrs, (void)inputs;
+    (void)inputs;
     const double rows = (double)kr_shape_count(&in[LINEAR_LOSS_TARGETS]), V = (double)in[LINEAR_LOSS_WEIGHT].dim[0];
     const double D = (double)in[LINEAR_LOSS_WEIGHT].dim[1];
     const int dx = out[LINEAR_LOSS_DX].rank >= 0, dweight = out[LINEAR_LOSS_DWEIGHT].rank >= 0;
     const double rounds = (double)kr_linear_loss_rounds(kr_shape_count(&in[LINEAR_LOSS_TARGETS]),
-                                                        in[LINEAR_LOSS_WEIGHT].dim[0]);
+                                                        attrs->i[LINEAR_LOSS_ROWS]);
     *flops = rows * V * (2 * D * (1 + dx + dweight) + 12);
     *bytes = 4 * (rows * D * (1 + dx + dweight) + rounds * V * D * (1 + dx + 2 * dweight));
 }
 
 static size_t linear_cross_entropy_work(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)attrs, (void)out, (void)inputs;
-    const int64_t V = in[LINEAR_LOSS_WEIGHT].dim[0],
-                  each = kr_linear_loss_rows(kr_shape_count(&in[LINEAR_LOSS_TARGETS]), V);
+    (void)out, (void)inputs;
+    const int64_t V = in[LINEAR_LOSS_WEIGHT].dim[0], each = attrs->i[LINEAR_LOSS_ROWS];
     const int64_t losses = (each + 15) / 16 * 16;
     return sizeof(kr_linear_loss_head) + (size_t)(losses + each * kr_linear_loss_pitch(V)) * sizeof(float);
 }
 
 static int64_t linear_cross_entropy_rounds(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)attrs, (void)out, (void)inputs;
-    return kr_linear_loss_rounds(kr_shape_count(&in[LINEAR_LOSS_TARGETS]), in[LINEAR_LOSS_WEIGHT].dim[0]);
+    (void)out, (void)inputs;
+    return kr_linear_loss_rounds(kr_shape_count(&in[LINEAR_LOSS_TARGETS]), attrs->i[LINEAR_LOSS_ROWS]);
+}
+
+static kr_status linear_cross_entropy_specialise(const kr_target *target, kr_attrs *attrs, const kr_shape *in,
+                                                 int inputs) {
+    (void)inputs;
+    const int64_t rows = kr_shape_count(&in[LINEAR_LOSS_TARGETS]), most = (int64_t)(target->logits / sizeof(float));
+    if (attrs->i[LINEAR_LOSS_ROWS] > rows) attrs->i[LINEAR_LOSS_ROWS] = rows;
+    if (!attrs->i[LINEAR_LOSS_ROWS])
+        attrs->i[LINEAR_LOSS_ROWS] = kr_linear_loss_rows(rows, in[LINEAR_LOSS_WEIGHT].dim[0], most);
+    return KR_OK;
 }
 
 static const kr_stage stages[] = {KR_STAGE(linear_cross_entropy_logits), KR_STAGE(linear_cross_entropy_rows),
@@ -127,21 +138,18 @@ const kr_op kr_op_linear_cross_entropy = {
     .name = "linear_cross_entropy",
     .inputs = LINEAR_LOSS_INPUTS,
     .outputs = LINEAR_LOSS_OUTPUTS,
-    .rows_in = BIT(LINEAR_LOSS_X) | BIT(LINEAR_LOSS_WEIGHT),
-    .rows_out = BIT(LINEAR_LOSS_DX),
-    .skip_out = BIT(LINEAR_LOSS_PER_TOKEN) | BIT(LINEAR_LOSS_LSE) | BIT(LINEAR_LOSS_DX) | BIT(LINEAR_LOSS_DWEIGHT),
     .keeps_in = BIT(LINEAR_LOSS_X) | BIT(LINEAR_LOSS_WEIGHT) | BIT(LINEAR_LOSS_TARGETS),
     .keeps_out = BIT(LINEAR_LOSS_LSE) | BIT(LINEAR_LOSS_DX) | BIT(LINEAR_LOSS_DWEIGHT),
-    .attr = {.i = {"valid_vocab", "precision"}},
+    .attr = {.i = {"valid_vocab", "precision", "rows"}},
     .signature = &linear_cross_entropy_signature,
     .check = check_vocabulary,
     .grad = linear_cross_entropy_derivative,
     .cost = linear_cross_entropy_cost,
-    .work = linear_cross_entropy_work,
-    .stages = stages,
-    .stage_count = 3,
-    .rounds = linear_cross_entropy_rounds,
 };
+KR_CPU(linear_cross_entropy, .rows_in = BIT(LINEAR_LOSS_X) | BIT(LINEAR_LOSS_WEIGHT), .rows_out = BIT(LINEAR_LOSS_DX),
+       .skip_out = BIT(LINEAR_LOSS_PER_TOKEN) | BIT(LINEAR_LOSS_LSE) | BIT(LINEAR_LOSS_DX) | BIT(LINEAR_LOSS_DWEIGHT),
+       .work = linear_cross_entropy_work, .rounds = linear_cross_entropy_rounds,
+       .specialise = linear_cross_entropy_specialise, KR_STAGES(stages))
 
 kr_value(kr_linear_cross_entropy)(kr_graph *g, kr_value x, kr_value weight, kr_value targets, int64_t valid_vocab,
                                   kr_value *per_token, kr_value *lse) {

@@ -55,17 +55,14 @@ const kr_op kr_op_linear_scan = {
     .inputs = LINEAR_SCAN_INPUTS,
     .outputs = LINEAR_SCAN_OUTPUTS,
     .zero_absent = BIT(LINEAR_SCAN_H0) | BIT(LINEAR_SCAN_RESET),
-    .rows_in = BIT(LINEAR_SCAN_A) | BIT(LINEAR_SCAN_B),
-    .rows_out = BIT(LINEAR_SCAN_H),
-    .skip_out = BIT(LINEAR_SCAN_LAST),
-    .inplace = BIT(LINEAR_SCAN_A) | BIT(LINEAR_SCAN_B),
     .keeps_in = BIT(LINEAR_SCAN_A) | BIT(LINEAR_SCAN_H0) | BIT(LINEAR_SCAN_RESET),
     .keeps_out = BIT(LINEAR_SCAN_H),
     .signature = &linear_scan_signature,
     .grad = linear_scan_derivative,
-    .stages = forward_stages,
-    .stage_count = 1,
 };
+KR_CPU(linear_scan, .rows_in = BIT(LINEAR_SCAN_A) | BIT(LINEAR_SCAN_B), .rows_out = BIT(LINEAR_SCAN_H),
+       .skip_out = BIT(LINEAR_SCAN_LAST), .inplace = {BIT(LINEAR_SCAN_A) | BIT(LINEAR_SCAN_B)},
+       KR_STAGES(forward_stages))
 
 /// Reads dh [B, L, C]? and dlast [B, C]?, a, h, h0? and reset?; gives da, db and dh0.
 const kr_op kr_op_linear_scan_grad = {
@@ -75,15 +72,14 @@ const kr_op kr_op_linear_scan_grad = {
     .flags = KR_OP_NO_GRADIENT,
     .zero_absent = BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_DLAST) | BIT(LINEAR_SCAN_GRAD_H0) |
                    BIT(LINEAR_SCAN_GRAD_RESET),
-    .rows_in = BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A) | BIT(LINEAR_SCAN_GRAD_H),
-    .rows_out = BIT(LINEAR_SCAN_GRAD_DA) | BIT(LINEAR_SCAN_GRAD_DB),
-    .skip_out = BIT(LINEAR_SCAN_GRAD_DA) | BIT(LINEAR_SCAN_GRAD_DB) | BIT(LINEAR_SCAN_GRAD_DH0),
-    .inplace = BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A) | BIT(LINEAR_SCAN_GRAD_H),
-    .inplace1 = BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A),
     .signature = &linear_scan_grad_signature,
-    .stages = backward_stages,
-    .stage_count = 1,
 };
+KR_CPU(linear_scan_grad, .rows_in = BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A) | BIT(LINEAR_SCAN_GRAD_H),
+       .rows_out = BIT(LINEAR_SCAN_GRAD_DA) | BIT(LINEAR_SCAN_GRAD_DB),
+       .skip_out = BIT(LINEAR_SCAN_GRAD_DA) | BIT(LINEAR_SCAN_GRAD_DB) | BIT(LINEAR_SCAN_GRAD_DH0),
+       .inplace = {BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A) | BIT(LINEAR_SCAN_GRAD_H),
+                   BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A)},
+       KR_STAGES(backward_stages))
 
 kr_value (kr_linear_scan)(kr_graph *g, kr_value a, kr_value b, kr_value h0, kr_value reset, kr_value *last) {
     const kr_attrs t = {0};

@@ -119,9 +119,6 @@ const kr_op kr_op_matmul = {
     .inputs = MATMUL_INPUTS,
     .outputs = MATMUL_OUTPUTS,
     .zero_absent = 1 << MATMUL_BIAS | 1 << MATMUL_RESIDUAL,
-    .rows_in = 1 << MATMUL_A | 1 << MATMUL_B | 1 << MATMUL_RESIDUAL,
-    .rows_out = 1,
-    .inplace = 1 << MATMUL_RESIDUAL,
     .added = 1 + MATMUL_RESIDUAL,
     .activations = activation_names,
     .activation = MATMUL_ACTIVATION,
@@ -132,9 +129,9 @@ const kr_op kr_op_matmul = {
     .check = matmul_check,
     .grad = matmul_grad,
     .cost = matmul_cost,
-    .stages = matmul_stages,
-    .stage_count = 1,
 };
+KR_CPU(matmul, .rows_in = 1 << MATMUL_A | 1 << MATMUL_B | 1 << MATMUL_RESIDUAL, .rows_out = 1,
+       .inplace = {1 << MATMUL_RESIDUAL}, .fuses = KR_FUSES_ADDEND | KR_FUSES_ACTIVATION, KR_STAGES(matmul_stages))
 
 kr_value(kr_matmul)(kr_graph *g, kr_value a, kr_value b, bool transpose_a, bool transpose_b, kr_value bias,
                     kr_value residual, int activation) {

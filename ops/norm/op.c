@@ -197,11 +197,6 @@ const kr_op kr_op_rms_norm = {
     .inputs = RMS_INPUTS,
     .outputs = RMS_OUTPUTS,
     .zero_absent = 1 << RMS_RESIDUAL | 1 << RMS_BIAS,
-    .rows_in = 7,
-    .rows_out = 3,
-    .skip_out = 6,
-    .inplace = 7,
-    .inplace1 = 3,
     .adds_first = 1 + RMS_RESIDUAL,
     .keeps_in = 0x1f,
     .keeps_out = 6,
@@ -210,9 +205,9 @@ const kr_op kr_op_rms_norm = {
     .check = rms_norm_check,
     .grad = rms_norm_backward,
     .cost = rms_norm_cost,
-    .stages = rms_norm_stages,
-    .stage_count = 1,
 };
+KR_CPU(rms_norm, .rows_in = 7, .rows_out = 3, .skip_out = 6, .inplace = {7, 3}, .fuses = KR_FUSES_FIRST_ADDEND,
+       KR_STAGES(rms_norm_stages))
 
 const kr_op kr_op_rms_norm_grad = {
     .name = "rms_norm_grad",
@@ -220,31 +215,20 @@ const kr_op kr_op_rms_norm_grad = {
     .outputs = RMS_GRAD_OUTPUTS,
     .flags = KR_OP_NO_GRADIENT,
     .zero_absent = 1 << RMS_GRAD_DSTREAM | 1 << RMS_GRAD_BIAS | 1 << RMS_GRAD_DRHO,
-    .rows_in = 15,
-    .rows_out = 3,
-    .skip_out = 15,
-    .inplace = 15,
-    .inplace1 = 15,
     .added = 1 + RMS_GRAD_DSTREAM,
     .attr = {.i = {"group_size", "norm_before_gate"}, .r = {"eps"}},
     .signature = &rms_norm_grad_signature,
     .check = some_groups,
     .cost = rms_norm_grad_cost,
-    .work = norm_grad_work,
-    .stages = rms_norm_grad_stages,
-    .stage_count = 2,
 };
+KR_CPU(rms_norm_grad, .rows_in = 15, .rows_out = 3, .skip_out = 15, .work = norm_grad_work, .inplace = {15, 15},
+       .fuses = KR_FUSES_ADDEND, KR_STAGES(rms_norm_grad_stages))
 
 const kr_op kr_op_layer_norm = {
     .name = "layer_norm",
     .inputs = LAYER_INPUTS,
     .outputs = LAYER_OUTPUTS,
     .zero_absent = 1 << LAYER_RESIDUAL | 1 << LAYER_BIAS,
-    .rows_in = 3,
-    .rows_out = 3,
-    .skip_out = 14,
-    .inplace = 3,
-    .inplace1 = 3,
     .adds_first = 1 + LAYER_RESIDUAL,
     .keeps_in = 0xf,
     .keeps_out = 14,
@@ -253,9 +237,9 @@ const kr_op kr_op_layer_norm = {
     .check = one_group,
     .grad = layer_norm_backward,
     .cost = layer_norm_cost,
-    .stages = layer_norm_stages,
-    .stage_count = 1,
 };
+KR_CPU(layer_norm, .rows_in = 3, .rows_out = 3, .skip_out = 14, .inplace = {3, 3}, .fuses = KR_FUSES_FIRST_ADDEND,
+       KR_STAGES(layer_norm_stages))
 
 const kr_op kr_op_layer_norm_grad = {
     .name = "layer_norm_grad",
@@ -263,19 +247,14 @@ const kr_op kr_op_layer_norm_grad = {
     .outputs = LAYER_GRAD_OUTPUTS,
     .flags = KR_OP_NO_GRADIENT,
     .zero_absent = 1 << LAYER_GRAD_DSTREAM | 1 << LAYER_GRAD_DMEAN | 1 << LAYER_GRAD_DRHO,
-    .rows_in = 7,
-    .rows_out = 1,
-    .skip_out = 7,
-    .inplace = 7,
     .added = 1 + LAYER_GRAD_DSTREAM,
     .attr = {.r = {"eps"}},
     .signature = &layer_norm_grad_signature,
     .check = one_group,
     .cost = layer_norm_grad_cost,
-    .work = norm_grad_work,
-    .stages = layer_norm_grad_stages,
-    .stage_count = 2,
 };
+KR_CPU(layer_norm_grad, .rows_in = 7, .rows_out = 1, .skip_out = 7, .work = norm_grad_work, .inplace = {7},
+       .fuses = KR_FUSES_ADDEND, KR_STAGES(layer_norm_grad_stages))
 
 // Builders --------------------------------------------------------------------------------------------------------
 

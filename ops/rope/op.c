@@ -49,18 +49,14 @@ const kr_op kr_op_rope = {
     .inputs = ROPE_INPUTS,
     .outputs = ROPE_OUTPUTS,
     .zero_absent = BIT(ROPE_POSITION),
-    .rows_in = BIT(0),
-    .rows_out = BIT(0),
-    .inplace = BIT(0),
     .keeps_in = BIT(ROPE_POSITION),
     .attr = {.i = {"heads", "rotary_dim", "interleaved", "back"}, .r = {"base"}},
     .signature = &rope_signature,
     .check = check_pairs,
     .grad = rope_derivative,
     .cost = rope_cost,
-    .stages = rope_stages,
-    .stage_count = 1,
 };
+KR_CPU(rope, .rows_in = BIT(0), .rows_out = BIT(0), .inplace = {BIT(0)}, KR_STAGES(rope_stages))
 
 kr_value(kr_rope)(kr_graph *g, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base,
                   bool interleaved) {

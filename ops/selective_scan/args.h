@@ -4,7 +4,7 @@
 
 #include "runtime/kernel.h"
 
-enum { SELECTIVE_DELTA_SOFTPLUS }; // attrs.i
+enum { SELECTIVE_DELTA_SOFTPLUS, SELECTIVE_SAVED_SIZE }; // attrs.i
 enum {
     SELECTIVE_U,
     SELECTIVE_DELTA,

@@ -27,21 +27,21 @@ KR_KERNEL_DECLARE(selective_scan_grad_sum)
               [(from) + SELECTIVE_D] = {"D", "E", KR_OPTIONAL}, [(from) + SELECTIVE_Z] = {"z", "B L E", KR_OPTIONAL}, \
               [(from) + SELECTIVE_DELTA_BIAS] = {"delta_bias", "E", KR_OPTIONAL}
 
-// T: saved states of a sequence, one per chunk; J: tiles of 16 channels.
-_Static_assert((int)KR_SCAN_LANES == 16, "the shape of what is saved says it");
+// What is saved is private to the kernels of a target: so many elements as the attribute `saved` says.
 static const kr_signature selective_scan_signature = {
     .in = {FORWARD_INPUTS(0), [SELECTIVE_H0] = {"h0", "B E N", KR_OPTIONAL},
            [SELECTIVE_RESET] = {"reset", "B L", KR_OPTIONAL, KR_I32}},
     .out = {[SELECTIVE_OUT] = {"out", "B L E"},
             [SELECTIVE_LAST] = {"last", "B E N"},
-            [SELECTIVE_SAVED] = {"saved", "B T J N 16"}},
+            [SELECTIVE_SAVED] = {"saved", "saved"}},
+    .i = {[SELECTIVE_SAVED_SIZE] = KR_AT_LEAST(0)},
 };
 static const kr_signature selective_scan_grad_signature = {
     .in = {[SELECTIVE_GRAD_DOUT] = {"dout", "B L E", KR_OPTIONAL},
            [SELECTIVE_GRAD_DLAST] = {"dlast", "B E N", KR_OPTIONAL},
            FORWARD_INPUTS(SELECTIVE_GRAD_FORWARD),
            [SELECTIVE_GRAD_RESET] = {"reset", "B L", KR_OPTIONAL, KR_I32},
-           [SELECTIVE_GRAD_SAVED] = {"saved", "B T J N 16"}},
+           [SELECTIVE_GRAD_SAVED] = {"saved", "saved"}},
     .out = {[SELECTIVE_GRAD_DU] = {"du", "@u"},
             [SELECTIVE_GRAD_DDELTA] = {"ddelta", "@delta"},
             [SELECTIVE_GRAD_DA] = {"dA", "@A"},
@@ -51,12 +51,13 @@ static const kr_signature selective_scan_grad_signature = {
             [SELECTIVE_GRAD_DZ] = {"dz", "@z"},
             [SELECTIVE_GRAD_DDELTA_BIAS] = {"ddelta_bias", "@delta_bias"},
             [SELECTIVE_GRAD_DH0] = {"dh0", "B E N"}},
+    .i = {[SELECTIVE_SAVED_SIZE] = KR_AT_LEAST(0)},
 };
 
 /// Groups of B or C, in any of their forms; 0: constant over time, so it has none.
 static int64_t groups_of(const kr_shape *x) { return x->rank == 4 ? x->dim[2] : x->rank == 3; }
 
-static kr_status check_groups(const kr_op *op, const kr_shape *in, kr_letters *l) {
+static kr_status check_groups(const kr_op *op, const kr_shape *in, const kr_letters *l) {
     const int64_t E = kr_letter(l, "E"), B = groups_of(&in[SELECTIVE_B]), C = groups_of(&in[SELECTIVE_C]);
     for (int k = SELECTIVE_B; k <= SELECTIVE_C; k++) {
         const int64_t G = groups_of(&in[k]);
@@ -66,9 +67,7 @@ static kr_status check_groups(const kr_op *op, const kr_shape *in, kr_letters *l
     }
     KR_FAIL_IF(B && C && B != C, KR_BAD_SHAPE, "%s: B has %lld groups and C has %lld, want the same", op->name,
                (long long)B, (long long)C);
-    const kr_scan_size s = kr_scan_measure(&in[SELECTIVE_U], &in[SELECTIVE_A], &in[SELECTIVE_B], &in[SELECTIVE_C]);
-    KR_TRY(kr_letter_let(l, "T", s.chunks));
-    return kr_letter_let(l, "J", s.tiles);
+    return KR_OK;
 }
 
 static kr_status check_forward(const kr_op *op, const kr_attrs *t, const kr_shape *in, kr_letters *l) {
@@ -119,6 +118,21 @@ static size_t selective_scan_grad_work(const kr_attrs *t, const kr_shape *in, co
     return floats(kr_scan_backward_floats(&s));
 }
 
+/// A state per chunk of KR_SCAN_CHUNK tokens, in tiles of channels: [B, chunks, tiles, N, LANES].
+static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *x) {
+    const kr_scan_size s = kr_scan_measure(&x[SELECTIVE_U], &x[SELECTIVE_A], &x[SELECTIVE_B], &x[SELECTIVE_C]);
+    return kr_settle_saved(op, target, &t->i[SELECTIVE_SAVED_SIZE],
+                           KR_SHAPE(s.batch, s.chunks, s.tiles, s.states, KR_SCAN_LANES));
+}
+static kr_status selective_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("selective_scan", target, t, in);
+}
+static kr_status selective_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("selective_scan_grad", target, t, in + SELECTIVE_GRAD_FORWARD);
+}
+
 extern const kr_op kr_op_selective_scan_grad;
 
 static void selective_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -143,22 +157,20 @@ const kr_op kr_op_selective_scan = {
     .inputs = SELECTIVE_INPUTS,
     .outputs = SELECTIVE_OUTPUTS,
     .zero_absent = BIT(SELECTIVE_D) | BIT(SELECTIVE_DELTA_BIAS) | BIT(SELECTIVE_H0) | BIT(SELECTIVE_RESET),
-    .rows_in = BIT(SELECTIVE_U) | BIT(SELECTIVE_DELTA) | BIT(SELECTIVE_B) | BIT(SELECTIVE_C) | BIT(SELECTIVE_Z),
-    .rows_out = BIT(SELECTIVE_OUT),
-    .skip_out = BIT(SELECTIVE_LAST) | BIT(SELECTIVE_SAVED),
-    .inplace = BIT(SELECTIVE_U) | BIT(SELECTIVE_DELTA) | BIT(SELECTIVE_Z),
     .keeps_in = BIT(SELECTIVE_U) | BIT(SELECTIVE_DELTA) | BIT(SELECTIVE_A) | BIT(SELECTIVE_B) | BIT(SELECTIVE_C) |
                 BIT(SELECTIVE_D) | BIT(SELECTIVE_Z) | BIT(SELECTIVE_DELTA_BIAS) | BIT(SELECTIVE_RESET),
     .keeps_out = BIT(SELECTIVE_SAVED),
-    .attr = {.i = {"delta_softplus"}},
+    .attr = {.i = {"delta_softplus", "saved"}},
     .signature = &selective_scan_signature,
     .check = check_forward,
     .grad = selective_scan_derivative,
     .cost = selective_scan_cost,
-    .work = selective_scan_work,
-    .stages = forward_stages,
-    .stage_count = 1,
 };
+KR_CPU(selective_scan,
+       .rows_in = BIT(SELECTIVE_U) | BIT(SELECTIVE_DELTA) | BIT(SELECTIVE_B) | BIT(SELECTIVE_C) | BIT(SELECTIVE_Z),
+       .rows_out = BIT(SELECTIVE_OUT), .skip_out = BIT(SELECTIVE_LAST) | BIT(SELECTIVE_SAVED),
+       .work = selective_scan_work, .inplace = {BIT(SELECTIVE_U) | BIT(SELECTIVE_DELTA) | BIT(SELECTIVE_Z)},
+       .specialise = selective_scan_specialise, KR_STAGES(forward_stages))
 
 /// Reads dout [B, L, E]? and dlast [B, E, N]?, the forward inputs u to delta_bias, reset? and the saved states; gives
 /// the gradients of u, delta, A, B, C, D, z, delta_bias (empty where the input is absent) and h0.
@@ -168,22 +180,21 @@ const kr_op kr_op_selective_scan_grad = {
     .outputs = SELECTIVE_GRAD_OUTPUTS,
     .flags = KR_OP_NO_GRADIENT,
     .zero_absent = BIT(SELECTIVE_GRAD_DOUT) | BIT(SELECTIVE_GRAD_DLAST) | BIT(SELECTIVE_GRAD_RESET),
-    .rows_in = BIT(SELECTIVE_GRAD_DOUT) | BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_U) |
-               BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_DELTA) | BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_B) |
-               BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_C) | BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_Z),
-    .rows_out = BIT(SELECTIVE_GRAD_DU) | BIT(SELECTIVE_GRAD_DDELTA) | BIT(SELECTIVE_GRAD_DB) | BIT(SELECTIVE_GRAD_DC) |
-                BIT(SELECTIVE_GRAD_DZ),
-    .skip_out = BIT(SELECTIVE_GRAD_OUTPUTS) - 1,
-    .inplace = BIT(SELECTIVE_GRAD_DOUT) | BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_U),
-    .inplace1 = BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_DELTA),
-    .attr = {.i = {"delta_softplus"}},
+    .attr = {.i = {"delta_softplus", "saved"}},
     .signature = &selective_scan_grad_signature,
     .check = check_backward,
     .cost = selective_scan_grad_cost,
-    .work = selective_scan_grad_work,
-    .stages = backward_stages,
-    .stage_count = 2,
 };
+KR_CPU(selective_scan_grad,
+       .rows_in = BIT(SELECTIVE_GRAD_DOUT) | BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_U) |
+                  BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_DELTA) | BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_B) |
+                  BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_C) | BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_Z),
+       .rows_out = BIT(SELECTIVE_GRAD_DU) | BIT(SELECTIVE_GRAD_DDELTA) | BIT(SELECTIVE_GRAD_DB) |
+                   BIT(SELECTIVE_GRAD_DC) | BIT(SELECTIVE_GRAD_DZ),
+       .skip_out = BIT(SELECTIVE_GRAD_OUTPUTS) - 1, .work = selective_scan_grad_work,
+       .inplace = {BIT(SELECTIVE_GRAD_DOUT) | BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_U),
+                   BIT(SELECTIVE_GRAD_FORWARD + SELECTIVE_DELTA)},
+       .specialise = selective_scan_grad_specialise, KR_STAGES(backward_stages))
 
 kr_value (kr_selective_scan)(kr_graph *g, const kr_selective_scan_args *a, kr_value *last) {
     const kr_attrs t = {.i = {[SELECTIVE_DELTA_SOFTPLUS] = a->delta_softplus}};

@@ -4,8 +4,14 @@
 
 #include "runtime/kernel.h"
 
-enum { SSD_GROUPS, SSD_CHUNK, SSD_DT_SOFTPLUS, SSD_ZERO_START }; // attrs.i; the last of the gradient op only
-enum { SSD_DT_MIN, SSD_DT_MAX };                                 // attrs.r
+enum {
+    SSD_GROUPS,
+    SSD_CHUNK,
+    SSD_DT_SOFTPLUS,
+    SSD_SAVED_SIZE,
+    SSD_ZERO_START
+};                               // attrs.i; the last of the gradient op only
+enum { SSD_DT_MIN, SSD_DT_MAX }; // attrs.r
 enum { SSD_X, SSD_DT, SSD_A, SSD_B, SSD_C, SSD_D, SSD_Z, SSD_DT_BIAS, SSD_H0, SSD_RESET, SSD_INPUTS };
 enum { SSD_Y, SSD_LAST, SSD_SAVED, SSD_OUTPUTS };
 // The gradient op: upstream gradients, then the forward inputs without h0 (the saved states hold it).

@@ -34,11 +34,11 @@ static kr_chunk_size measure(const kr_attrs *t, const kr_shape *in) {
 #define ATTRIBUTES \
     { [SSD_GROUPS] = KR_AT_LEAST(1), [SSD_CHUNK] = KR_AT_LEAST(0) }
 
-// T: chunks of a sequence.
+// What is saved is private to the kernels of a target: so many elements as the attribute `saved` says.
 static const kr_signature ssd_scan_signature = {
     .in = {FORWARD_INPUTS(0), [SSD_H0] = {"h0", "B H P N", KR_OPTIONAL},
            [SSD_RESET] = {"reset", "B L", KR_OPTIONAL, KR_I32}},
-    .out = {[SSD_Y] = {"y", "B L H*P"}, [SSD_LAST] = {"last", "B H P N"}, [SSD_SAVED] = {"saved", "B T H N P"}},
+    .out = {[SSD_Y] = {"y", "B L H*P"}, [SSD_LAST] = {"last", "B H P N"}, [SSD_SAVED] = {"saved", "saved"}},
     .i = ATTRIBUTES,
 };
 static const kr_signature ssd_scan_grad_signature = {
@@ -46,7 +46,7 @@ static const kr_signature ssd_scan_grad_signature = {
            [SSD_GRAD_DLAST] = {"dlast", "B H P N", KR_OPTIONAL},
            FORWARD_INPUTS(SSD_GRAD_FORWARD),
            [SSD_GRAD_RESET] = {"reset", "B L", KR_OPTIONAL, KR_I32},
-           [SSD_GRAD_SAVED] = {"saved", "B T H N P"}},
+           [SSD_GRAD_SAVED] = {"saved", "saved"}},
     .out = {[SSD_GRAD_DX] = {"dx", "@x"},
             [SSD_GRAD_DDT] = {"ddt", "@dt"},
             [SSD_GRAD_DA] = {"dA", "@A"},
@@ -59,14 +59,12 @@ static const kr_signature ssd_scan_grad_signature = {
     .i = ATTRIBUTES,
 };
 
-static kr_status check_chunks(const kr_op *op, const kr_attrs *t, const kr_shape *in, kr_letters *l) {
+static kr_status check_groups(const kr_op *op, const kr_attrs *t, const kr_shape *in, kr_letters *l) {
     const int64_t H = kr_letter(l, "H"), groups = t->i[SSD_GROUPS];
+    (void)in;
     KR_FAIL_IF(H % groups, KR_BAD_SHAPE, "%s: %lld groups, want a divisor of %lld heads", op->name, (long long)groups,
                (long long)H);
-    return kr_letter_let(l, "T", measure(t, in).chunks);
-}
-static kr_status check_chunks_back(const kr_op *op, const kr_attrs *t, const kr_shape *in, kr_letters *l) {
-    return check_chunks(op, t, in + SSD_GRAD_FORWARD, l);
+    return KR_OK;
 }
 
 /// MATH 17, with half of the products inside a chunk; scores are made once for the heads of a group.
@@ -112,6 +110,21 @@ static size_t ssd_scan_grad_work(const kr_attrs *t, const kr_shape *in, const kr
     return bytes_of(kr_ssd_floats(&s, true));
 }
 
+/// The best chunk for the shapes; the states before each are saved: [B, chunks, H, N, P].
+static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
+    const kr_chunk_size s = measure(t, in);
+    if (!t->i[SSD_CHUNK]) t->i[SSD_CHUNK] = s.chunk;
+    return kr_settle_saved(op, target, &t->i[SSD_SAVED_SIZE], KR_SHAPE(s.batch, s.chunks, s.heads, s.states, s.width));
+}
+static kr_status ssd_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("ssd_scan", target, t, in);
+}
+static kr_status ssd_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("ssd_scan_grad", target, t, in + SSD_GRAD_FORWARD);
+}
+
 extern const kr_op kr_op_ssd_scan_grad;
 
 static void ssd_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -140,23 +153,18 @@ const kr_op kr_op_ssd_scan = {
     .inputs = SSD_INPUTS,
     .outputs = SSD_OUTPUTS,
     .zero_absent = BIT(SSD_D) | BIT(SSD_DT_BIAS) | BIT(SSD_H0) | BIT(SSD_RESET),
-    .rows_in = BIT(SSD_X) | BIT(SSD_DT) | BIT(SSD_B) | BIT(SSD_C) | BIT(SSD_Z),
-    .rows_out = BIT(SSD_Y),
-    .skip_out = BIT(SSD_LAST) | BIT(SSD_SAVED),
-    .inplace = BIT(SSD_X) | BIT(SSD_Z),
-    .inplace1 = BIT(SSD_H0),
     .keeps_in = BIT(SSD_X) | BIT(SSD_DT) | BIT(SSD_A) | BIT(SSD_B) | BIT(SSD_C) | BIT(SSD_D) | BIT(SSD_Z) |
                 BIT(SSD_DT_BIAS) | BIT(SSD_RESET),
     .keeps_out = BIT(SSD_SAVED),
-    .attr = {.i = {"groups", "chunk", "dt_softplus"}, .r = {"dt_min", "dt_max"}},
+    .attr = {.i = {"groups", "chunk", "dt_softplus", "saved"}, .r = {"dt_min", "dt_max"}},
     .signature = &ssd_scan_signature,
-    .check = check_chunks,
+    .check = check_groups,
     .grad = ssd_scan_derivative,
     .cost = ssd_scan_cost,
-    .work = ssd_scan_work,
-    .stages = forward_stages,
-    .stage_count = 1,
 };
+KR_CPU(ssd_scan, .rows_in = BIT(SSD_X) | BIT(SSD_DT) | BIT(SSD_B) | BIT(SSD_C) | BIT(SSD_Z), .rows_out = BIT(SSD_Y),
+       .skip_out = BIT(SSD_LAST) | BIT(SSD_SAVED), .work = ssd_scan_work,
+       .inplace = {BIT(SSD_X) | BIT(SSD_Z), BIT(SSD_H0)}, .specialise = ssd_scan_specialise, KR_STAGES(forward_stages))
 
 /// Reads dout [B, L, H*P]? and dlast [B, H, P, N]?, the forward inputs x to dt_bias, reset? and the saved states; gives
 /// the gradients of x, dt, A, B, C, D, z, dt_bias (empty where the input is absent) and h0. zero_start: the scan had no
@@ -167,20 +175,18 @@ const kr_op kr_op_ssd_scan_grad = {
     .outputs = SSD_GRAD_OUTPUTS,
     .flags = KR_OP_NO_GRADIENT,
     .zero_absent = BIT(SSD_GRAD_DY) | BIT(SSD_GRAD_DLAST) | BIT(SSD_GRAD_RESET),
-    .rows_in = BIT(SSD_GRAD_DY) | BIT(SSD_GRAD_FORWARD + SSD_X) | BIT(SSD_GRAD_FORWARD + SSD_DT) |
-               BIT(SSD_GRAD_FORWARD + SSD_B) | BIT(SSD_GRAD_FORWARD + SSD_C) | BIT(SSD_GRAD_FORWARD + SSD_Z),
-    .rows_out = BIT(SSD_GRAD_DX) | BIT(SSD_GRAD_DDT) | BIT(SSD_GRAD_DB) | BIT(SSD_GRAD_DC) | BIT(SSD_GRAD_DZ),
-    .skip_out = BIT(SSD_GRAD_OUTPUTS) - 1,
-    .inplace = BIT(SSD_GRAD_DY) | BIT(SSD_GRAD_FORWARD + SSD_X),
-    .inplace1 = BIT(SSD_GRAD_FORWARD + SSD_DT),
-    .attr = {.i = {"groups", "chunk", "dt_softplus", "zero_start"}, .r = {"dt_min", "dt_max"}},
+    .attr = {.i = {"groups", "chunk", "dt_softplus", "saved", "zero_start"}, .r = {"dt_min", "dt_max"}},
     .signature = &ssd_scan_grad_signature,
-    .check = check_chunks_back,
+    .check = check_groups,
     .cost = ssd_scan_grad_cost,
-    .work = ssd_scan_grad_work,
-    .stages = backward_stages,
-    .stage_count = 3,
 };
+KR_CPU(ssd_scan_grad,
+       .rows_in = BIT(SSD_GRAD_DY) | BIT(SSD_GRAD_FORWARD + SSD_X) | BIT(SSD_GRAD_FORWARD + SSD_DT) |
+                  BIT(SSD_GRAD_FORWARD + SSD_B) | BIT(SSD_GRAD_FORWARD + SSD_C) | BIT(SSD_GRAD_FORWARD + SSD_Z),
+       .rows_out = BIT(SSD_GRAD_DX) | BIT(SSD_GRAD_DDT) | BIT(SSD_GRAD_DB) | BIT(SSD_GRAD_DC) | BIT(SSD_GRAD_DZ),
+       .skip_out = BIT(SSD_GRAD_OUTPUTS) - 1, .work = ssd_scan_grad_work,
+       .inplace = {BIT(SSD_GRAD_DY) | BIT(SSD_GRAD_FORWARD + SSD_X), BIT(SSD_GRAD_FORWARD + SSD_DT)},
+       .specialise = ssd_scan_grad_specialise, KR_STAGES(backward_stages))
 
 kr_value (kr_ssd_scan)(kr_graph *g, const kr_ssd_scan_args *a, kr_value *last) {
     // attributes are finite, so that they print: 0 stands for no limit

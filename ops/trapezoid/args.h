@@ -9,6 +9,8 @@ enum {
     TRAPEZOID_CHUNK,
     TRAPEZOID_GROUPS,
     TRAPEZOID_HALF,
+    TRAPEZOID_SAVED_SIZE,
+    TRAPEZOID_ANGLES_SIZE,
     TRAPEZOID_ZERO_START
 }; // attrs.i; the last of the gradient op only
 enum {

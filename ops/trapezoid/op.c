@@ -53,10 +53,13 @@ static sizes measure(const kr_attrs *t, const kr_shape *in) {
               [(from) + TRAPEZOID_K_BIAS] = {"k_bias", "groups ? H rank N : absent"},                   \
               [(from) + TRAPEZOID_Q_BIAS] = {"q_bias", "groups ? H rank N : absent"},                   \
               [(from) + TRAPEZOID_ANG] = {"ang", "groups ? B L S | B L H S : absent"}
-#define ATTRIBUTES \
-    { [TRAPEZOID_RANK] = KR_AT_LEAST(1), [TRAPEZOID_CHUNK] = KR_AT_LEAST(0), [TRAPEZOID_GROUPS] = KR_AT_LEAST(0) }
+#define ATTRIBUTES                                                                                                  \
+    {                                                                                                               \
+        [TRAPEZOID_RANK] = KR_AT_LEAST(1), [TRAPEZOID_CHUNK] = KR_AT_LEAST(0), [TRAPEZOID_GROUPS] = KR_AT_LEAST(0), \
+        [TRAPEZOID_SAVED_SIZE] = KR_AT_LEAST(0), [TRAPEZOID_ANGLES_SIZE] = KR_AT_LEAST(0)                           \
+    }
 
-// S: pairs that rotate; T: chunks of a sequence.
+// S: pairs that rotate. What is saved is private to the kernels of a target: as many elements as the attributes say.
 static const kr_signature trapezoid_scan_signature = {
     .in = {FORWARD_INPUTS(0), [TRAPEZOID_H0] = {"h0", "B H P N", KR_OPTIONAL},
            [TRAPEZOID_K0] = {"k0", "B rank H N", KR_OPTIONAL}, [TRAPEZOID_V0] = {"v0", "B H P", KR_OPTIONAL},
@@ -67,8 +70,8 @@ static const kr_signature trapezoid_scan_signature = {
             [TRAPEZOID_K_LAST] = {"k_last", "B rank H N"},
             [TRAPEZOID_V_LAST] = {"v_last", "B H P"},
             [TRAPEZOID_THETA_LAST] = {"theta_last", "B H S"},
-            [TRAPEZOID_SAVED] = {"saved", "B T H N P"},
-            [TRAPEZOID_ANGLES] = {"angles", "B T H S"}},
+            [TRAPEZOID_SAVED] = {"saved", "saved"},
+            [TRAPEZOID_ANGLES] = {"angles", "angles"}},
     .i = ATTRIBUTES,
 };
 static const kr_signature trapezoid_scan_grad_signature = {
@@ -81,8 +84,8 @@ static const kr_signature trapezoid_scan_grad_signature = {
            [TRAPEZOID_GRAD_K0] = {"k0", "B rank H N", KR_OPTIONAL},
            [TRAPEZOID_GRAD_V0] = {"v0", "B H P", KR_OPTIONAL},
            [TRAPEZOID_GRAD_RESET] = {"reset", "B L", KR_OPTIONAL, KR_I32},
-           [TRAPEZOID_GRAD_SAVED] = {"saved", "B T H N P"},
-           [TRAPEZOID_GRAD_ANGLES] = {"angles", "B T H S"},
+           [TRAPEZOID_GRAD_SAVED] = {"saved", "saved"},
+           [TRAPEZOID_GRAD_ANGLES] = {"angles", "angles"},
            [TRAPEZOID_GRAD_O] = {"o", "B L rank*H*P", KR_OPTIONAL}},
     .out = {[TRAPEZOID_GRAD_DK] = {"dk", "@k"},
             [TRAPEZOID_GRAD_DQ] = {"dq", "@q"},
@@ -114,8 +117,7 @@ static kr_status check_scan(const kr_op *op, const kr_attrs *t, const kr_shape *
     KR_FAIL_IF(groups && kr_letter(l, "S") > kr_letter(l, "N") / 2, KR_BAD_SHAPE,
                "%s: ang has %lld pairs, want at most %lld, half of N", op->name, (long long)kr_letter(l, "S"),
                (long long)(kr_letter(l, "N") / 2));
-    if (!groups) KR_TRY(kr_letter_let(l, "S", 0));
-    return kr_letter_let(l, "T", measure(t, in).scan.chunks);
+    return groups ? KR_OK : kr_letter_let(l, "S", 0);
 }
 static kr_status check_scan_back(const kr_op *op, const kr_attrs *t, const kr_shape *in, kr_letters *l) {
     KR_FAIL_IF(in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z].rank >= 0 && in[TRAPEZOID_GRAD_O].rank < 0, KR_BAD_SHAPE,
@@ -167,6 +169,24 @@ static size_t trapezoid_scan_grad_work(const kr_attrs *t, const kr_shape *in, co
     return bytes_of(kr_turn_floats(&s.scan, &s.turn, true));
 }
 
+/// As ssd_scan: [B, chunks, H, N, P]; and the angles before each chunk, [B, chunks, H, S].
+static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
+    const sizes s = measure(t, in);
+    if (!t->i[TRAPEZOID_CHUNK]) t->i[TRAPEZOID_CHUNK] = s.scan.chunk;
+    KR_TRY(kr_settle_saved(op, target, &t->i[TRAPEZOID_SAVED_SIZE],
+                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.scan.states, s.scan.width)));
+    return kr_settle_saved(op, target, &t->i[TRAPEZOID_ANGLES_SIZE],
+                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.turn.pairs));
+}
+static kr_status trapezoid_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("trapezoid_scan", target, t, in);
+}
+static kr_status trapezoid_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("trapezoid_scan_grad", target, t, in + TRAPEZOID_GRAD_FORWARD);
+}
+
 extern const kr_op kr_op_trapezoid_scan_grad;
 
 static void trapezoid_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -206,23 +226,18 @@ const kr_op kr_op_trapezoid_scan = {
     .outputs = TRAPEZOID_OUTPUTS,
     .zero_absent = BIT(TRAPEZOID_D) | BIT(TRAPEZOID_H0) | BIT(TRAPEZOID_K0) | BIT(TRAPEZOID_V0) |
                    BIT(TRAPEZOID_THETA0) | BIT(TRAPEZOID_RESET),
-    .rows_in = STEPS,
-    .rows_out = BIT(TRAPEZOID_O),
-    .skip_out = BIT(TRAPEZOID_OUTPUTS) - 1 - BIT(TRAPEZOID_O),
-    .inplace = BIT(TRAPEZOID_X) | BIT(TRAPEZOID_Z),
-    .inplace1 = BIT(TRAPEZOID_H0),
-    .inplace2 = BIT(TRAPEZOID_K0),
     .keeps_in = STEPS | EXTRAS | BIT(TRAPEZOID_K0) | BIT(TRAPEZOID_V0) | BIT(TRAPEZOID_RESET),
     .keeps_out = BIT(TRAPEZOID_O) | BIT(TRAPEZOID_SAVED) | BIT(TRAPEZOID_ANGLES),
-    .attr = {.i = {"rank", "chunk", "groups", "half"}},
+    .attr = {.i = {"rank", "chunk", "groups", "half", "saved", "angles"}},
     .signature = &trapezoid_scan_signature,
     .check = check_scan,
     .grad = trapezoid_scan_derivative,
     .cost = trapezoid_scan_cost,
-    .work = trapezoid_scan_work,
-    .stages = forward_stages,
-    .stage_count = 1,
 };
+KR_CPU(trapezoid_scan, .rows_in = STEPS, .rows_out = BIT(TRAPEZOID_O),
+       .skip_out = BIT(TRAPEZOID_OUTPUTS) - 1 - BIT(TRAPEZOID_O), .work = trapezoid_scan_work,
+       .inplace = {BIT(TRAPEZOID_X) | BIT(TRAPEZOID_Z), BIT(TRAPEZOID_H0), BIT(TRAPEZOID_K0)},
+       .specialise = trapezoid_scan_specialise, KR_STAGES(forward_stages))
 
 /// Reads the gradients of o [B, L, R*H*P]?, of the last state, key, x and angles (all optional), the forward inputs k
 /// to ang, k0?, v0?, reset?, the saved states and angles, and with a gate the output; gives the gradients of k to ang
@@ -234,20 +249,18 @@ const kr_op kr_op_trapezoid_scan_grad = {
     .outputs = TRAPEZOID_GRAD_OUTPUTS,
     .flags = KR_OP_NO_GRADIENT,
     .zero_absent = (BIT(TRAPEZOID_GRAD_FORWARD) - 1) | BIT(TRAPEZOID_GRAD_RESET),
-    .rows_in = BIT(TRAPEZOID_GRAD_DO) | STEPS << TRAPEZOID_GRAD_FORWARD | BIT(TRAPEZOID_GRAD_O),
-    .rows_out = BIT(TRAPEZOID_GRAD_DK) | BIT(TRAPEZOID_GRAD_DQ) | BIT(TRAPEZOID_GRAD_DX) | BIT(TRAPEZOID_GRAD_DADT) |
-                BIT(TRAPEZOID_GRAD_DDT) | BIT(TRAPEZOID_GRAD_DTRAP) | BIT(TRAPEZOID_GRAD_DZ) | BIT(TRAPEZOID_GRAD_DANG),
-    .skip_out = BIT(TRAPEZOID_GRAD_OUTPUTS) - 1,
-    .inplace = BIT(TRAPEZOID_GRAD_FORWARD + TRAPEZOID_K),
-    .inplace1 = BIT(TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Q),
-    .attr = {.i = {"rank", "chunk", "groups", "half", "zero_start"}},
+    .attr = {.i = {"rank", "chunk", "groups", "half", "saved", "angles", "zero_start"}},
     .signature = &trapezoid_scan_grad_signature,
     .check = check_scan_back,
     .cost = trapezoid_scan_grad_cost,
-    .work = trapezoid_scan_grad_work,
-    .stages = backward_stages,
-    .stage_count = 2,
 };
+KR_CPU(trapezoid_scan_grad, .rows_in = BIT(TRAPEZOID_GRAD_DO) | STEPS << TRAPEZOID_GRAD_FORWARD | BIT(TRAPEZOID_GRAD_O),
+       .rows_out = BIT(TRAPEZOID_GRAD_DK) | BIT(TRAPEZOID_GRAD_DQ) | BIT(TRAPEZOID_GRAD_DX) | BIT(TRAPEZOID_GRAD_DADT) |
+                   BIT(TRAPEZOID_GRAD_DDT) | BIT(TRAPEZOID_GRAD_DTRAP) | BIT(TRAPEZOID_GRAD_DZ) |
+                   BIT(TRAPEZOID_GRAD_DANG),
+       .skip_out = BIT(TRAPEZOID_GRAD_OUTPUTS) - 1, .work = trapezoid_scan_grad_work,
+       .inplace = {BIT(TRAPEZOID_GRAD_FORWARD + TRAPEZOID_K), BIT(TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Q)},
+       .specialise = trapezoid_scan_grad_specialise, KR_STAGES(backward_stages))
 
 kr_value(kr_trapezoid_scan)(kr_graph *g, const kr_trapezoid_scan_args *a, kr_trapezoid_scan_state *last) {
     const kr_attrs t = {.i = {[TRAPEZOID_RANK] = a->rank ? a->rank : 1,
