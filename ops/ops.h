@@ -204,7 +204,6 @@ struct kr_op {
     int inputs;         ///< all of them, optional ones included; the least number when variadic
     int outputs;        ///< the most there are; how many: kr_op_outputs
     unsigned flags;
-    uint32_t optional;  ///< mask of inputs that may be absent
     uint32_t zero_absent;///< mask of optional inputs for which an all-zero constant means the same as absent
     int added;          ///< 1 + the optional input that is added to output 0 at the end; 0: there is none
     int adds_first;     ///< 1 + the optional input that is added to in[0] before anything; output 1 is the sum. 0: none
