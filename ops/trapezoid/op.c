@@ -30,7 +30,7 @@ KR_KERNEL_DECLARE(trapezoid_scan_grad_sum)
 /// Both sizes, from the shapes of K to ANG.
 typedef struct sizes {
     kr_chunk_size scan;
-    kr_turn_size turn;
+    kr_rotate_size rotate;
 } sizes;
 
 static sizes measure(const kr_attrs *t, const kr_shape *in) {
@@ -38,7 +38,8 @@ static sizes measure(const kr_attrs *t, const kr_shape *in) {
     const int64_t states = groups > 0 ? in[TRAPEZOID_K_BIAS].dim[2] : heads ? in[TRAPEZOID_K].dim[2] / heads / rank : 0;
     sizes s = {.scan = kr_chunk_measure(in[TRAPEZOID_K].dim[0], in[TRAPEZOID_K].dim[1], heads, groups, rank,
                                         heads ? in[TRAPEZOID_X].dim[2] / heads : 0, states, t->i[TRAPEZOID_CHUNK])};
-    s.turn = kr_turn_measure(&s.scan, groups > 0, groups > 0 ? in[TRAPEZOID_ANG].dim[in[TRAPEZOID_ANG].rank - 1] : 0);
+    s.rotate = kr_rotate_measure(&s.scan, groups > 0,
+                                 groups > 0 ? in[TRAPEZOID_ANG].dim[in[TRAPEZOID_ANG].rank - 1] : 0);
     return s;
 }
 
@@ -125,7 +126,7 @@ static kr_status check_scan_back(const kr_op *op, const kr_attrs *t, const kr_sh
     return check_scan(op, t, in + TRAPEZOID_GRAD_FORWARD, l);
 }
 
-/// MATH 17, with half of the products inside a chunk; for an angle's sine and cosine about 60, for a pair of k and one
+/// Multiply-adds of the chunk's products (docs/book/4-mamba-3.md), with half of those inside a chunk; for an angle's sine and cosine about 60, for a pair of k and one
 /// of q 16 and for their biases 2 per state.
 static void trapezoid_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                                 double *bytes) {
@@ -133,8 +134,9 @@ static void trapezoid_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_
     const sizes all = measure(t, in);
     const kr_chunk_size *s = &all.scan;
     const double heads = (double)(s->batch * s->length * s->heads), r = (double)s->rank, p = (double)s->width;
-    const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.turn.pairs;
-    *flops = heads * (r * (rows * (n + p) + 4 * n * p) + 40 + (all.turn.turns ? pairs * (60 + 16 * r) + 2 * r * n : 0));
+    const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.rotate.pairs;
+    *flops = heads *
+             (r * (rows * (n + p) + 4 * n * p) + 40 + (all.rotate.rotates ? pairs * (60 + 16 * r) + 2 * r * n : 0));
     *bytes = 4 *
              (heads * ((1 + r + (in[TRAPEZOID_Z].rank >= 0)) * p + 3) + 2 * (double)kr_shape_count(&in[TRAPEZOID_K]) +
               (double)kr_shape_count(&out[TRAPEZOID_SAVED]) + 2 * (double)kr_shape_count(&out[TRAPEZOID_H_LAST]));
@@ -146,10 +148,10 @@ static void trapezoid_scan_grad_cost(const kr_attrs *t, const kr_shape *in, cons
     const sizes all = measure(t, in + TRAPEZOID_GRAD_FORWARD);
     const kr_chunk_size *s = &all.scan;
     const double heads = (double)(s->batch * s->length * s->heads), r = (double)s->rank, p = (double)s->width;
-    const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.turn.pairs;
+    const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.rotate.pairs;
     *flops = heads * (r * (rows * (3 * n + 2 * p) + 10 * n * p) +
                       (in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z].rank >= 0 ? 30 * p : 0) + 80 +
-                      (all.turn.turns ? pairs * (70 + 36 * r) + 6 * r * n : 0));
+                      (all.rotate.rotates ? pairs * (70 + 36 * r) + 6 * r * n : 0));
     *bytes = 4 * (heads * ((2 + r + 3 * (in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z].rank >= 0)) * p + 6) +
                   4 * (double)kr_shape_count(&in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_K]) +
                   (double)kr_shape_count(&in[TRAPEZOID_GRAD_SAVED]));
@@ -160,13 +162,13 @@ static size_t bytes_of(int64_t floats) { return (size_t)(floats + KR_CHUNK_LANES
 static size_t trapezoid_scan_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const sizes s = measure(t, in);
-    return bytes_of(kr_turn_floats(&s.scan, &s.turn, false));
+    return bytes_of(kr_trapezoid_floats(&s.scan, &s.rotate, false));
 }
 
 static size_t trapezoid_scan_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const sizes s = measure(t, in + TRAPEZOID_GRAD_FORWARD);
-    return bytes_of(kr_turn_floats(&s.scan, &s.turn, true));
+    return bytes_of(kr_trapezoid_floats(&s.scan, &s.rotate, true));
 }
 
 /// As ssd_scan: [B, chunks, H, N, P]; and the angles before each chunk, [B, chunks, H, S].
@@ -176,7 +178,7 @@ static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, co
     KR_TRY(kr_settle_saved(op, target, &t->i[TRAPEZOID_SAVED_SIZE],
                            KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.scan.states, s.scan.width)));
     return kr_settle_saved(op, target, &t->i[TRAPEZOID_ANGLES_SIZE],
-                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.turn.pairs));
+                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.rotate.pairs));
 }
 static kr_status trapezoid_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
     (void)inputs;
