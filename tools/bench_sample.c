@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/// Types of the inputs, "_" for absent ones; "~lo,hi" behind a type is the range of its random numbers (default -1,1;
+/// Types of the inputs by name, "x=f32[2,3]" (of elementwise ops without names, in order), others are absent; "~lo,hi" behind a type is the range of its random numbers (default -1,1;
 /// integers are 0 to 255). name: of a further sample; null for the default one, which comes first.
 typedef struct sample {
     const char *op, *inputs, *attributes, *name;
@@ -15,49 +15,54 @@ typedef struct sample {
 // over
 // 2,048 tokens. "decode": what one token of those costs.
 static const sample samples[] = {
-    {"matmul", "f32[2048,160] f32[640,160] _ _", "transpose_b=1", NULL},
-    {"matmul", "f32[2048,768] f32[3072,768] _ _", "transpose_b=1", "large"},
-    {"matmul", "f32[1,768] f32[50280,768] _ _", "transpose_b=1", "decode"},
-    {"rms_norm", "f32[8,256,160] f32[8,256,160] _ f32[160] _", "eps=1e-05", NULL},
-    {"layer_norm", "f32[8,256,160] f32[8,256,160] f32[160] f32[160]", "eps=1e-05", NULL},
-    {"embedding", "f32[256,160] i32[8,256]", "", NULL},
-    {"softmax", "f32[8,256,256]", "", NULL},
-    {"cross_entropy", "f32[8,256,256] i32[8,256]", "", NULL},
-    {"linear_cross_entropy", "f32[8,256,160] f32[256,160] i32[8,256]", "", NULL},
-    {"causal_conv1d", "f32[8,256,320] f32[320,4] f32[320] _ _", "silu=1", NULL},
-    {"causal_conv1d", "f32[1,2048,1536] f32[1536,4] f32[1536] _ _", "silu=1", "large"},
-    {"linear_scan", "f32[8,256,320]~0.5,1 f32[8,256,320] _ _", "", NULL},
+    {"matmul", "a=f32[2048,160] b=f32[640,160]", "transpose_b=1", NULL},
+    {"matmul", "a=f32[2048,768] b=f32[3072,768]", "transpose_b=1", "large"},
+    {"matmul", "a=f32[1,768] b=f32[50280,768]", "transpose_b=1", "decode"},
+    {"rms_norm", "x=f32[8,256,160] residual=f32[8,256,160] weight=f32[160]", "eps=1e-05", NULL},
+    {"layer_norm", "x=f32[8,256,160] residual=f32[8,256,160] weight=f32[160] bias=f32[160]", "eps=1e-05", NULL},
+    {"embedding", "weight=f32[256,160] ids=i32[8,256]", "", NULL},
+    {"softmax", "x=f32[8,256,256]", "", NULL},
+    {"cross_entropy", "logits=f32[8,256,256] targets=i32[8,256]", "", NULL},
+    {"linear_cross_entropy", "x=f32[8,256,160] weight=f32[256,160] targets=i32[8,256]", "", NULL},
+    {"causal_conv1d", "x=f32[8,256,320] weight=f32[320,4] bias=f32[320]", "silu=1", NULL},
+    {"causal_conv1d", "x=f32[1,2048,1536] weight=f32[1536,4] bias=f32[1536]", "silu=1", "large"},
+    {"linear_scan", "a=f32[8,256,320]~0.5,1 b=f32[8,256,320]", "", NULL},
     {"selective_scan",
-     "f32[8,256,320] f32[8,256,320] f32[320,16]~-4,-0.5 f32[8,256,16] f32[8,256,16] f32[320] f32[8,256,320] "
-     "f32[320]~-5,-3 _ _",
+     "u=f32[8,256,320] delta=f32[8,256,320] A=f32[320,16]~-4,-0.5 B=f32[8,256,16] C=f32[8,256,16] "
+     "D=f32[320] z=f32[8,256,320] delta_bias=f32[320]~-5,-3",
      "delta_softplus=1", NULL},
     {"selective_scan",
-     "f32[1,2048,1536] f32[1,2048,1536] f32[1536,16]~-4,-0.5 f32[1,2048,16] f32[1,2048,16] f32[1536] "
-     "f32[1,2048,1536] f32[1536]~-5,-3 _ _",
+     "u=f32[1,2048,1536] delta=f32[1,2048,1536] A=f32[1536,16]~-4,-0.5 B=f32[1,2048,16] C=f32[1,2048,16] "
+     "D=f32[1536] z=f32[1,2048,1536] delta_bias=f32[1536]~-5,-3",
      "delta_softplus=1", "large"},
     {"ssd_scan",
-     "f32[8,256,320] f32[8,256,10] f32[10]~-4,-0.5 f32[8,256,64] f32[8,256,64] f32[10] _ f32[10]~-5,-3 _ _",
+     "x=f32[8,256,320] dt=f32[8,256,10] A=f32[10]~-4,-0.5 B=f32[8,256,64] C=f32[8,256,64] D=f32[10] "
+     "dt_bias=f32[10]~-5,-3",
      "groups=1, chunk=0, dt_softplus=1", NULL},
     {"ssd_scan",
-     "f32[1,2048,1536] f32[1,2048,24] f32[24]~-4,-0.5 f32[1,2048,128] f32[1,2048,128] f32[24] _ f32[24]~-5,-3 _ _",
+     "x=f32[1,2048,1536] dt=f32[1,2048,24] A=f32[24]~-4,-0.5 B=f32[1,2048,128] C=f32[1,2048,128] D=f32[24] "
+     "dt_bias=f32[24]~-5,-3",
      "groups=1, chunk=0, dt_softplus=1", "large"},
     {"trapezoid_scan",
-     "f32[8,256,64] f32[8,256,64] f32[8,256,320] f32[8,256,10]~-0.5,-0.01 f32[8,256,10]~0.01,0.5 f32[8,256,10] _ "
-     "f32[10] f32[8,256,320] f32[10,1,64] f32[10,1,64] f32[8,256,16] _ _ _ _ _",
+     "k=f32[8,256,64] q=f32[8,256,64] x=f32[8,256,320] adt=f32[8,256,10]~-0.5,-0.01 "
+     "dt=f32[8,256,10]~0.01,0.5 trap=f32[8,256,10] D=f32[10] z=f32[8,256,320] k_bias=f32[10,1,64] "
+     "q_bias=f32[10,1,64] ang=f32[8,256,16]",
      "rank=1, chunk=0, groups=1, half=0", NULL},
     {"trapezoid_scan",
-     "f32[1,2048,128] f32[1,2048,128] f32[1,2048,1536] f32[1,2048,24]~-0.5,-0.01 f32[1,2048,24]~0.01,0.5 "
-     "f32[1,2048,24] _ f32[24] f32[1,2048,1536] f32[24,1,128] f32[24,1,128] f32[1,2048,32] _ _ _ _ _",
+     "k=f32[1,2048,128] q=f32[1,2048,128] x=f32[1,2048,1536] adt=f32[1,2048,24]~-0.5,-0.01 "
+     "dt=f32[1,2048,24]~0.01,0.5 trap=f32[1,2048,24] D=f32[24] z=f32[1,2048,1536] k_bias=f32[24,1,128] "
+     "q_bias=f32[24,1,128] ang=f32[1,2048,32]",
      "rank=1, chunk=0, groups=1, half=0", "large"},
-    {"rope", "f32[8,256,160] _", "heads=5, rotary_dim=32, base=10000", NULL},
-    {"attention", "f32[8,256,160] f32[8,256,160] f32[8,256,160] _ _", "heads=5, kv_heads=5", NULL},
-    {"attention", "f32[1,2048,768] f32[1,2048,768] f32[1,2048,768] _ _", "heads=12, kv_heads=12", "large"},
-    {"cache_write", "f32[8,256,160] f32[8,16,160] i32[1]~0,200", "", NULL},
+    {"rope", "x=f32[8,256,160]", "heads=5, rotary_dim=32, base=10000", NULL},
+    {"attention", "q=f32[8,256,160] k=f32[8,256,160] v=f32[8,256,160]", "heads=5, kv_heads=5", NULL},
+    {"attention", "q=f32[1,2048,768] k=f32[1,2048,768] v=f32[1,2048,768]", "heads=12, kv_heads=12", "large"},
+    {"cache_write", "cache=f32[8,256,160] x=f32[8,16,160] position=i32[1]~0,200", "", NULL},
     {"sq_norm", "f32[1048576]", "", NULL},
-    {"adamw", "f32[1048576] f32[1048576] f32[1048576] f32[1048576]~0,1 f32[1]~0.001,0.002 i64[1]~1,1000 "
-     "f32[1]~1,2",
+    {"adamw",
+     "p=f32[1048576] g=f32[1048576] m=f32[1048576] v=f32[1048576]~0,1 learning_rate=f32[1]~0.001,0.002 "
+     "step=i64[1]~1,1000 sq_norm=f32[1]~1,2",
      "beta1=0.9, beta2=0.95, eps=1e-08, weight_decay=0.1, max_norm=1", NULL},
-    {"count_step", "i64[1] f32[1]~1,2", "", NULL},
+    {"count_step", "step=i64[1] sq_norm=f32[1]~1,2", "", NULL},
     {"sum", "f32[2048,320]", "axis=0", NULL},
     {"mean", "f32[2048,320]", "axis=0", NULL},
     {"max", "f32[2048,320]", "axis=0", NULL},
@@ -108,6 +113,19 @@ static kr_status type_of(const char *word, char out[128]) {
     return KR_OK;
 }
 
+/// A sample's types in the op's order, "_" for those that are absent.
+static void sample_types(const kr_op *op, const sample *s, char out[1600]) {
+    if (!strchr(s->inputs, '=')) strcpy(out, s->inputs);
+    for (int k = 0; k < op->inputs && strchr(s->inputs, '='); k++) {
+        const char *name = kr_op_input_name(op, k), *at = s->inputs;
+        const size_t length = name ? strlen(name) : 0;
+        while (at && (strncmp(at, name, length) || at[length] != '=')) at = (at = strchr(at, ' ')) ? at + 1 : NULL;
+        strcat(out, k ? " " : "");
+        if (at) strncat(out, at + length + 1, strcspn(at + length + 1, " "));
+        else strcat(out, "_");
+    }
+}
+
 /// Space-separated types: those of the words, of the sample, or plain matrices for elementwise ops.
 static kr_status input_types(const kr_op *op, const sample *s, const kr_text_list *words, char out[1600]) {
     *out = 0;
@@ -117,7 +135,7 @@ static kr_status input_types(const kr_op *op, const sample *s, const kr_text_lis
         strcat(strcat(out, k > 1 ? " " : ""), type); // 15 words of at most 103 characters
     }
     if (*out) return KR_OK;
-    if (s) return strcpy(out, s->inputs), KR_OK;
+    if (s) return sample_types(op, s, out), KR_OK;
     KR_FAIL_IF(!(op->flags & KR_OP_ELEMENTWISE), KR_BAD_ARGUMENT,
                "op %s has no default sample: give the shapes of its %d input%s", op->name, op->inputs,
                op->inputs == 1 ? "" : "s");
@@ -208,7 +226,9 @@ kr_status kr_bench_sample(const char *name, const char *which, const kr_text_lis
 /// Range of input `index` in a sample's list of types, where it says one.
 static void range_of(const sample *s, int index, bool positive, double *lo, double *hi) {
     if (positive) *lo = 0.1, *hi = 1; // inside the domain of log, sqrt and the rest
-    const char *type = s ? s->inputs : "";
+    char types[1600] = "";
+    if (s) sample_types(kr_op_find(s->op), s, types);
+    const char *type = types;
     for (; index > 0 && *type; index--) type += strcspn(type, " ") + (type[strcspn(type, " ")] == ' ');
     const size_t length = strcspn(type, " ");
     const char *range = memchr(type, '~', length);

@@ -204,7 +204,7 @@ const char *kr_op_input_name(const kr_op *op, int input) {
 }
 
 bool kr_op_may_miss(const kr_op *op, int input) {
-    if (!op->signature) return input < 32 && op->optional >> input & 1;
+    if (!op->signature) return false;
     const kr_operand_rule *r = kr_signature_rule(op->signature, input);
     return r->flags & KR_OPTIONAL || strstr(r->shape, "absent");
 }
