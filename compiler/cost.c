@@ -1,6 +1,6 @@
 /// What a node costs, from its op's own figures, and what that is in time. The rates are fixed, so that plans do not
 /// depend on the mood of the machine: about what two cores with AVX-512 sustain over a training step.
-#include "compiler/internal.h"
+#include "compiler/cost.h"
 
 #include <stdlib.h>
 

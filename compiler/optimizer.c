@@ -1,6 +1,6 @@
 /// The update as part of the graph: global norm, clipping inside AdamW, new parameters and moments assigned to their
 /// storage. Gradients of micro-batches add up in carries until the last one.
-#include "compiler/internal.h"
+#include "compiler/pass.h"
 
 static kr_value accumulator(kr_graph *g, kr_value param) {
     char name[512];

@@ -1,6 +1,6 @@
 /// The precision of a whole graph: before any pass, every op that has an attribute of that name gets it. Gradients take
 /// over the attribute of the product they belong to.
-#include "compiler/internal.h"
+#include "compiler/pass.h"
 #include "runtime/cpu/bf16.h"
 
 #include <string.h>

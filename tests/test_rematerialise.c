@@ -1,4 +1,4 @@
-/// Recomputation: whatever a plan forgets and makes again, the numbers are the same to the last bit, and the memory is
+/// Recomputation: whatever a plan drops and recomputes, the numbers are the same to the last bit, and the memory is
 /// what the plan says.
 #include "check.h"
 #include "compiler/compiler.h"
@@ -123,23 +123,23 @@ static void check_all_plans(const setup *s) {
     cr_assert_geq(curve.count, 1, "%s", s->label);
     cr_expect_eq(curve.chosen, 0);
     cr_expect_eq(curve.at[0].bytes, kr_plan_stats_bytes(&stats), "%s", s->label);
-    cr_expect_eq(curve.at[0].again, 0);
+    cr_expect_eq(curve.at[0].recomputed, 0);
     for (int k = 1; k < curve.count; k++) {
         const kr_memory_point *p = &curve.at[k], *before = p - 1;
         cr_expect(p->bytes < before->bytes && p->seconds > before->seconds && p->extra > before->extra,
                   "%s: point %d of the curve: %zu bytes, %g s after %zu, %g", s->label, k, p->bytes, p->seconds,
                   before->bytes, before->seconds);
-        cr_expect(p->again > 0 && *p->what);
+        cr_expect(p->recomputed > 0 && *p->what);
         for (int between = 0; between <= k % 2; between++) { // a budget between two points, too
             const size_t budget = between ? p->bytes + (before->bytes - p->bytes) / 2 : p->bytes;
             unsigned char *got = train(s, budget, between ? &again : NULL, &small, &count);
             cr_expect_leq(kr_plan_stats_bytes(&small), budget, "%s: point %d", s->label, k);
-            cr_expect_gt(small.again, 0);
+            cr_expect_gt(small.recomputed, 0);
             cr_expect_leq(small.extra, p->extra * (1 + 1e-12), "%s: point %d", s->label, k);
             if (between) cr_expect_eq(again.at[again.chosen].bytes, kr_plan_stats_bytes(&small));
             cr_assert_eq(count, bytes);
-            cr_expect_arr_eq(got, want, bytes, "%s: other bits with %d nodes made again (%s)", s->label, small.again,
-                             p->what);
+            cr_expect_arr_eq(got, want, bytes, "%s: other bits with %d nodes recomputed (%s)", s->label,
+                             small.recomputed, p->what);
             free(got);
         }
     }
@@ -151,7 +151,7 @@ static kr_memory_point least(const setup *s, kr_goal goal) {
     static kr_memory_curve curve;
     kr_plan_stats stats;
     kr_plan_free(compile(s, goal, 0, &curve, &stats));
-    cr_assert_geq(curve.count, 3, "%s: nothing can be made again", s->label);
+    cr_assert_geq(curve.count, 3, "%s: nothing can be recomputed", s->label);
     return curve.at[curve.count - 1];
 }
 
@@ -220,7 +220,7 @@ Test(rematerialise, says_what_is_possible) {
     }
 }
 
-/// Enough is enough, and a graph without a backward part has nothing to make again.
+/// Enough is enough, and a graph without a backward part has nothing to recompute.
 Test(rematerialise, changes_nothing_where_there_is_room) {
     const setup s = {.label = "mamba1", .model = small("mamba1")};
     char *text[2];
@@ -240,7 +240,7 @@ Test(rematerialise, changes_nothing_where_there_is_room) {
     free(text[1]);
     kr_plan_stats stats;
     kr_plan_free(compile(&s, KR_GOAL_FORWARD, 1, NULL, &stats));
-    cr_expect_eq(stats.again, 0);
+    cr_expect_eq(stats.recomputed, 0);
 }
 
 // Random graphs ------------------------------------------------------------------------------------------------------
@@ -319,5 +319,5 @@ Test(rematerialise, random_graphs_keep_their_bits) {
         smaller += curve.count > 1;
         free(text);
     }
-    cr_assert_geq(smaller, 20, "only %d of the graphs have something to make again", smaller);
+    cr_assert_geq(smaller, 20, "only %d of the graphs have something to recompute", smaller);
 }

@@ -3,7 +3,7 @@
 
 #include <json-c/json.h>
 
-TestSuite(memory, .init = enter, .fini = leave, .timeout = 120);
+TestSuite(resident_memory, .init = enter, .fini = leave, .timeout = 120);
 
 static double number(struct json_object *o, const char *key) {
     struct json_object *v;
@@ -26,19 +26,19 @@ static int read_curve(double *bytes, int room, int *chosen) {
         struct json_object *p = json_object_array_get_idx(curve, (size_t)k);
         bytes[k] = number(p, "memory");
         cr_expect(number(p, "seconds") > seconds && (!k || bytes[k] < bytes[k - 1]), "point %d in %s", k, output);
-        cr_expect_eq(number(p, "again") > 0, k > 0);
+        cr_expect_eq(number(p, "recomputed") > 0, k > 0);
         seconds = number(p, "seconds");
         cr_assert(json_object_object_get_ex(p, "chosen", &mark));
         if (!json_object_get_boolean(mark)) continue;
         *chosen = k;
         cr_expect_eq(number(stats, "memory"), bytes[k]);
-        cr_expect_eq(number(stats, "again"), number(p, "again"));
+        cr_expect_eq(number(stats, "recomputed"), number(p, "recomputed"));
     }
     json_object_put(o);
     return count;
 }
 
-Test(memory, the_curve_and_the_choice) {
+Test(resident_memory, the_curve_and_the_choice) {
     double bytes[32], again[32];
     int chosen;
     cr_assert_eq(krait(GRAPH "--memory-report --json"), 0, "%s", output);
@@ -51,13 +51,13 @@ Test(memory, the_curve_and_the_choice) {
         cr_expect_eq(again[chosen], bytes[k]);
     }
     cr_assert_eq(krait(GRAPH "--memory %.0f", bytes[count - 1]), 0, "%s", output);
-    expect_said("made again");
+    expect_said("recomputed");
     cr_assert_eq(krait(GRAPH "--memory-report --memory %.0f", bytes[1]), 0, "%s", output);
     expect_said("more time");
     expect_said("\n* ");
     cr_assert_eq(krait("graph --model mamba1-1m --batch-size 2 --seq-len 64 --after rematerialise --memory %.0f",
                        bytes[2]), 0, "%s", output);
-    expect_said(".again\"");
+    expect_said(".recomputed\"");
 
     cr_expect_eq(krait(GRAPH "--memory %.0f", bytes[count - 1] - 1), 2);
     expect_said("is too little: the smallest plan found needs");
@@ -105,7 +105,7 @@ static void expect_same_checkpoint(const char *a, const char *b) {
 #define SANITIZED 0
 #endif
 
-Test(memory, training_in_less_gives_the_same_bits) {
+Test(resident_memory, training_in_less_gives_the_same_bits) {
     // What is announced counts the process as it stands, and the sanitizer's share differs from run to run by more than
     // can be saved here. test_rematerialise goes through the same plans in such builds.
     if (SANITIZED) cr_skip_test("the sanitizer's own memory varies too much");
@@ -115,7 +115,7 @@ Test(memory, training_in_less_gives_the_same_bits) {
     // A fifth of what is stored at the turning point.
     cr_assert_eq(krait(TRAIN "--output-dir less --memory-report --memory %.2fMiB", most - arena / 5), 0, "%s", output);
     cr_expect_leq(announced("expected resident"), most - arena / 5 + 0.06);
-    expect_said("are made again in the backward part");
+    expect_said("are recomputed in the backward part");
     expect_same_checkpoint("whole", "less");
     // A run goes on with another budget, and nobody needs to be told.
     cr_assert_eq(krait(TRAIN "--output-dir parts --stop-after 2 --memory %.2fMiB", most - arena / 8), 0, "%s", output);
@@ -127,7 +127,7 @@ Test(memory, training_in_less_gives_the_same_bits) {
     fprintf(file, "pretrain:\n  memory: %.2fMiB\n", most);
     fclose(file);
     cr_assert_eq(krait(TRAIN "--config k.yaml --grad-accumulation 2 --dry-run"), 0, "%s", output);
-    expect_said("are made again in the backward part");
+    expect_said("are recomputed in the backward part");
     cr_expect_leq(announced("expected resident"), most + 0.06);
     cr_expect_eq(krait(TRAIN "--dry-run --memory 1MB"), 2);
     expect_said("--memory 1.0MB is too little: the smallest plan found needs");

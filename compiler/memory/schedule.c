@@ -2,14 +2,15 @@
 /// order in which the graph was built with one that always takes the ready node that frees most (bytes that die there
 /// less bytes that are born), and keeps the second only if its worst point is clearly lower: the order of building
 /// follows the layers, which caches like.
-#include "compiler/internal.h"
+#include "compiler/memory/placement.h"
+#include "compiler/pass.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct work {
     const kr_graph *g;
-    kr_home *homes;
+    kr_placement *placements;
     int nodes;
     int *waiting;       ///< by node: inputs not made yet
     int *readers;       ///< by root: reads still to come
@@ -21,9 +22,9 @@ typedef struct work {
 
 /// Roots that node n reads, each once: the caller gets them one by one.
 static bool first_mention(const work *w, const kr_node *n, int i) {
-    const uint32_t root = w->homes[n->in[i].id].root;
+    const uint32_t root = w->placements[n->in[i].id].root;
     for (int j = 0; j < i; j++)
-        if (n->in[j].id && w->homes[n->in[j].id].root == root) return false;
+        if (n->in[j].id && w->placements[n->in[j].id].root == root) return false;
     return n->in[i].id != 0;
 }
 
@@ -32,33 +33,35 @@ static void count_readers(work *w) {
     for (int i = 0; i < w->nodes; i++) {
         const kr_node *n = kr_graph_node(w->g, i);
         for (int k = 0; k < n->inputs; k++)
-            if (first_mention(w, n, k)) w->readers[w->homes[n->in[k].id].root]++;
+            if (first_mention(w, n, k)) w->readers[w->placements[n->in[k].id].root]++;
     }
-    for (int i = 0; i < kr_graph_outputs(w->g); i++) w->readers[w->homes[kr_graph_output_at(w->g, i)->value.id].root]++;
-    for (int i = 0; i < kr_graph_assigns(w->g); i++) w->readers[w->homes[kr_graph_assign_at(w->g, i)->value.id].root]++;
+    for (int i = 0; i < kr_graph_outputs(w->g); i++)
+        w->readers[w->placements[kr_graph_output_at(w->g, i)->value.id].root]++;
+    for (int i = 0; i < kr_graph_assigns(w->g); i++)
+        w->readers[w->placements[kr_graph_assign_at(w->g, i)->value.id].root]++;
 }
 
 /// Live bytes after n minus before, and (through *during) the most while it runs, relative to before. Changes nothing.
 static int64_t growth(const work *w, const kr_node *n, const bool *born, int64_t *during) {
     int64_t up = 0, down = 0;
     for (int k = 0; k < n->outputs; k++) {
-        const uint32_t root = w->homes[n->out[k].id].root;
-        bool again = born[root];
-        for (int j = 0; j < k; j++) again |= w->homes[n->out[j].id].root == root;
-        if (!again) up += w->bytes[root];
-        if (!again && !w->readers[root]) down += w->bytes[root];
+        const uint32_t root = w->placements[n->out[k].id].root;
+        bool known = born[root];
+        for (int j = 0; j < k; j++) known |= w->placements[n->out[j].id].root == root;
+        if (!known) up += w->bytes[root];
+        if (!known && !w->readers[root]) down += w->bytes[root];
     }
     for (int k = 0; k < n->inputs; k++)
-        if (first_mention(w, n, k) && w->readers[w->homes[n->in[k].id].root] == 1)
-            down += w->bytes[w->homes[n->in[k].id].root];
+        if (first_mention(w, n, k) && w->readers[w->placements[n->in[k].id].root] == 1)
+            down += w->bytes[w->placements[n->in[k].id].root];
     *during = up;
     return up - down;
 }
 
 static void take(work *w, const kr_node *n, bool *born) {
-    for (int k = 0; k < n->outputs; k++) born[w->homes[n->out[k].id].root] = true;
+    for (int k = 0; k < n->outputs; k++) born[w->placements[n->out[k].id].root] = true;
     for (int k = 0; k < n->inputs; k++)
-        if (first_mention(w, n, k)) w->readers[w->homes[n->in[k].id].root]--;
+        if (first_mention(w, n, k)) w->readers[w->placements[n->in[k].id].root]--;
 }
 
 /// The worst sum of live bytes of the order that the graph has.
@@ -152,22 +155,22 @@ static kr_status schedule(work *w) {
 kr_status kr_pass_schedule(kr_compilation *c) {
     KR_TRY(kr_graph_sort(c->g));
     const size_t values = kr_graph_values(c->g) + 1u, nodes = (size_t)kr_graph_nodes(c->g) + 1;
-    work w = {.g = c->g, .nodes = kr_graph_nodes(c->g), .homes = calloc(values, sizeof *w.homes),
+    work w = {.g = c->g, .nodes = kr_graph_nodes(c->g), .placements = calloc(values, sizeof *w.placements),
               .waiting = calloc(nodes, sizeof *w.waiting), .order = calloc(nodes, sizeof *w.order),
               .readers = calloc(values, sizeof *w.readers), .bytes = calloc(values, sizeof *w.bytes)};
     kr_status status = KR_OK;
-    if (!w.homes || !w.waiting || !w.order || !w.readers || !w.bytes)
+    if (!w.placements || !w.waiting || !w.order || !w.readers || !w.bytes)
         status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "schedule: no memory for %zu values", values);
-    if (!status) status = kr_homes(c->g, w.homes);
+    if (!status) status = kr_placements_find(c->g, w.placements);
     if (!status) {
         for (uint32_t v = 1; v < values; v++) {
             const kr_node *n = kr_value_node(c->g, (kr_value){v});
-            if (n && !n->dead && w.homes[v].root == v && !kr_node_source(n))
-                w.bytes[v] = (int64_t)kr_home_bytes(c->g, w.homes, v);
+            if (n && !n->dead && w.placements[v].root == v && !kr_node_source(n))
+                w.bytes[v] = (int64_t)kr_placement_bytes(c->g, w.placements, v);
         }
         status = schedule(&w);
     }
-    free(w.homes), free(w.waiting), free(w.order), free(w.readers), free(w.bytes);
+    free(w.placements), free(w.waiting), free(w.order), free(w.readers), free(w.bytes);
     free(w.readers_at), free(w.reader_list);
     return status ? status : kr_graph_sort(c->g);
 }

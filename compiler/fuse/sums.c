@@ -2,7 +2,8 @@
 /// input of the norm's gradient, and norm(a + b) a norm with a residual, whose second output is the sum. Activations:
 /// silu(product), in plans without gradients, where nobody else reads the product. The descriptor says which input
 /// or attribute does it (kr_op.added, kr_op.adds_first, kr_op.activations).
-#include "compiler/fuse.h"
+#include "compiler/fuse/fuse.h"
+#include "compiler/strides.h"
 
 #include <string.h>
 
@@ -45,8 +46,8 @@ static kr_node *remade(kr_graph *g, const kr_node *n, const kr_node *where, cons
     return kr_value_node(g, out);
 }
 
-/// n again at the place of `where`, with input `at` given and, unless empty, another first input.
-static kr_node *again(kr_graph *g, const kr_node *n, const kr_node *where, int at, kr_value v, kr_value first) {
+/// n once more at the place of `where`, with input `at` given and, unless empty, another first input.
+static kr_node *remade_with(kr_graph *g, const kr_node *n, const kr_node *where, int at, kr_value v, kr_value first) {
     kr_value in[32];
     memcpy(in, n->in, (size_t)n->inputs * sizeof *in);
     in[at] = v;
@@ -69,7 +70,7 @@ static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
     const kr_group s = pair(r->index[n->out[0].id], index);
     if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(g, n, at, other, KR_NONE))
         return false;
-    const kr_node *one = again(g, n, sum, at, other, KR_NONE);
+    const kr_node *one = remade_with(g, n, sum, at, other, KR_NONE);
     if (!one) return false;
     kr_graph_replace(g, sum->out[0], one->out[0]);
     for (int j = 1; j < n->outputs; j++) kr_graph_replace(g, n->out[j], one->out[j]);
@@ -86,7 +87,7 @@ static bool into_reader(kr_reads *r, kr_node *n, int index) {
     if (sum->dead || !(sum->op->flags & KR_OP_ADDS) || sum->in[0].id == sum->in[1].id) return false;
     const kr_group s = pair(r->index[sum->out[0].id], index);
     if (!kr_group_may_form(r, &s) || !takes_input(g, n, at, sum->in[1], sum->in[0])) return false;
-    const kr_node *one = again(g, n, n, at, sum->in[1], sum->in[0]);
+    const kr_node *one = remade_with(g, n, n, at, sum->in[1], sum->in[0]);
     if (!one) return false;
     kr_graph_replace(g, sum->out[0], one->out[1]);
     for (int j = 0; j < n->outputs; j++) kr_graph_replace(g, n->out[j], one->out[j]);
@@ -123,7 +124,7 @@ static bool into_activation(kr_reads *r, kr_node *act, int index) {
 /// Everything is judged by the values that were there at the start: a node that became part of another one still stands
 /// for it at its place, which is what the rule for groups asks about.
 kr_status kr_fuse_sums(kr_compilation *c, kr_reads *r) {
-    // In training what is computed again decides whether others read the product, and a compiler may round an activation
+    // In training what is recomputed decides whether others read the product, and a compiler may round an activation
     // inside a product otherwise than apart: a budget of memory would then change bits.
     const bool activations = c->options->goal == KR_GOAL_FORWARD;
     for (int i = 0; i < r->nodes; i++) {

@@ -1,18 +1,18 @@
 /// Values that are cheap to compute and needed again much later, as silu(z) in the backward pass, need not be kept:
-/// where their readers are elementwise and what they come from is alive at that time anyway, those readers compute them
-/// again as part of the same tile program. The bits are the same, a buffer is not kept, and it is neither written nor
+/// where their readers are elementwise and what they come from is alive at that time anyway, those readers recompute
+/// them as part of the same tile program. The bits are the same, a buffer is not kept, and it is neither written nor
 /// read.
-#include "compiler/fuse.h"
+#include "compiler/fuse/fuse.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum {
     DEEPEST = 4,   ///< instructions on the way to a value that is alive
-    MOST_TIMES = 2 ///< how often a value is computed again
+    MOST_TIMES = 2 ///< how often a value is recomputed
 };
 
-/// A value computed again, for readers with no heavy step between them.
+/// A recomputed value, for readers with no heavy step between them.
 typedef struct copy {
     uint32_t of;
     int era; ///< heavy steps before its readers
@@ -45,7 +45,7 @@ static bool alive(const kr_reads *r, kr_value v, int at) {
     return last >= at || !kr_work_between(r->heavy, last, at);
 }
 
-/// Can node i be computed again at the place `at`?
+/// Can node i be recomputed at the place `at`?
 static bool can(const recompute *c, int i, int at, int depth) {
     const kr_reads *r = c->r;
     const kr_node *n = kr_graph_node(r->g, i);
@@ -108,7 +108,7 @@ static bool note(void *context, int reader, bool direct) {
     return o->possible;
 }
 
-/// Node i, if it can, is computed again for all of its far readers.
+/// Node i, if it can, is recomputed for all of its far readers.
 static kr_status consider(recompute *c, int i) {
     kr_reads *r = c->r;
     const kr_value v = kr_graph_node(r->g, i)->out[0];
@@ -128,7 +128,7 @@ static kr_status consider(recompute *c, int i) {
     return KR_OK;
 }
 
-kr_status kr_fuse_recompute(kr_compilation *compilation, kr_reads *r) {
+kr_status kr_fuse_cheap(kr_compilation *compilation, kr_reads *r) {
     (void)compilation;
     recompute c = {.r = r, .newest = malloc((r->values + 1u) * sizeof *c.newest)};
     KR_FAIL_IF(!c.newest, KR_NO_MEMORY, "fuse: no memory for %u values", r->values);

@@ -1,7 +1,7 @@
 /// Fusion: what several nodes do in several passes over memory becomes one.
 ///
 /// First additions go into the products and norms that can take them, then cheap values that are needed again much
-/// later (in the backward pass) are computed again there when what they come from is alive anyway, and last elementwise
+/// later (in the backward pass) are recomputed there when what they come from is alive anyway, and last elementwise
 /// nodes are gathered into tile programs.
 ///
 /// Nodes that become one run where the last of them stood. That is legal when nobody outside of the group reads one of
@@ -10,7 +10,7 @@
 ///
 /// Waiting for the last member keeps inputs of the earlier ones alive. A group is only formed when the buffers that
 /// live longer for it, with other steps in between, weigh no more than the values that need no buffer any longer.
-#include "compiler/fuse.h"
+#include "compiler/fuse/fuse.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -175,9 +175,9 @@ bool kr_group_may_form(const kr_reads *r, const kr_group *s) {
         for (int j = 0; j < n->inputs; j++) {
             const uint32_t root = r->root[n->in[j].id];
             if (!n->in[j].id || r->last[root] >= place || kr_group_has(s, r->index[root])) continue;
-            bool again = false;
-            for (int i = 0; i < roots && !again; i++) again = counted[i] == root;
-            if (again || !others_between(r, s, r->last[root], place)) continue;
+            bool known = false;
+            for (int i = 0; i < roots && !known; i++) known = counted[i] == root;
+            if (known || !others_between(r, s, r->last[root], place)) continue;
             if (roots < (int)(sizeof counted / sizeof *counted)) counted[roots++] = root;
             longer += kr_value_bytes(r->g, (kr_value){root});
         }
@@ -188,7 +188,7 @@ bool kr_group_may_form(const kr_reads *r, const kr_group *s) {
 // The pass --------------------------------------------------------------------------------------------------------
 
 kr_status kr_pass_fuse(kr_compilation *c) {
-    static kr_status (*const parts[])(kr_compilation *, kr_reads *) = {kr_fuse_sums, kr_fuse_recompute,
+    static kr_status (*const parts[])(kr_compilation *, kr_reads *) = {kr_fuse_sums, kr_fuse_cheap,
                                                                        kr_fuse_programs};
     if (c->options->no_fuse) return KR_OK;
     for (int k = 0; k < 3; k++) {

@@ -1,11 +1,11 @@
-/// Which values of the forward part may be made again for the backward part, what each is worth, and the rewriting.
-/// The search over plans is in compiler/rematerialise.c.
+/// Which values of the forward part may be recomputed for the backward part, what each is worth, and the rewriting.
+/// The search over plans is in rematerialise.c.
 #ifndef KRAIT_COMPILER_RECOMPUTE_H
 #define KRAIT_COMPILER_RECOMPUTE_H
 
-#include "compiler/internal.h"
+#include "compiler/pass.h"
 
-/// What is known of a training graph before anything is made again. Nodes by index, values by id.
+/// What is known of a training graph before anything is recomputed. Nodes by index, values by id.
 typedef struct kr_forward {
     const kr_graph *g;
     int nodes;
@@ -25,15 +25,15 @@ typedef struct kr_forward {
     bool *rests;          ///< by value: nothing reads it for a while around the turning point
 } kr_forward;
 
-/// A plan: the nodes whose results are forgotten after the forward part (if the backward part wants them, they are made
-/// again), and how blocks are joined: blocks 0 .. joined * span - 1 in groups of `span`. What crosses from one group
-/// (or block) to another is stored if it is needed.
-typedef struct kr_forgetting {
-    bool *forget;         ///< by node
+/// A plan: the nodes whose results are dropped after the forward part (if the backward part wants them, they are
+/// recomputed), and how blocks are joined: blocks 0 .. joined * span - 1 in groups of `span`. What crosses from one
+/// group (or block) to another is stored if it is needed.
+typedef struct kr_drops {
+    bool *drop;         ///< by node
     int span, joined;
-} kr_forgetting;
+} kr_drops;
 
-/// One step towards less memory: nodes to forget in one block that belong together.
+/// One step towards less memory: nodes to drop in one block that belong together.
 typedef struct kr_rung {
     int segment, order;   ///< order: its place among those of its block
     int first, count;     ///< of kr_ladder.nodes
@@ -50,9 +50,9 @@ void kr_forward_free(kr_forward *);
 /// Steps by bytes stored less for each ns of computing more, from single cheap values to whole blocks.
 kr_status kr_ladder_build(const kr_forward *, kr_ladder *);
 void kr_ladder_free(kr_ladder *);
-/// By node: is it made again under this plan? *ns is the time of that, *bytes what stays stored. `again` may be null.
-kr_status kr_forgetting_cost(const kr_forward *, const kr_forgetting *, bool *again, double *ns, double *bytes);
+/// By node: is it recomputed under this plan (may be null)? *ns is the time of that, *bytes what stays stored.
+kr_status kr_drops_cost(const kr_forward *, const kr_drops *, bool *recomputed, double *ns, double *bytes);
 /// Rewrites `g`, which is the graph of `f` or a copy of it.
-kr_status kr_forget(const kr_forward *, const kr_forgetting *, kr_graph *g);
+kr_status kr_drops_apply(const kr_forward *, const kr_drops *, kr_graph *g);
 
 #endif

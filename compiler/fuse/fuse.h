@@ -2,7 +2,7 @@
 #ifndef KRAIT_COMPILER_FUSE_H
 #define KRAIT_COMPILER_FUSE_H
 
-#include "compiler/internal.h"
+#include "compiler/pass.h"
 
 /// One look at a sorted graph. Nodes are known by their index in it.
 typedef struct kr_reads {
@@ -45,7 +45,7 @@ bool kr_group_puts_out(const kr_reads *, const kr_group *, kr_value);
 
 /// The three parts of the pass, each on a sorted graph.
 kr_status kr_fuse_sums(kr_compilation *, kr_reads *);       ///< additions become inputs of products and norms
-kr_status kr_fuse_recompute(kr_compilation *, kr_reads *); ///< cheap values are computed again where they are read late
+kr_status kr_fuse_cheap(kr_compilation *, kr_reads *);    ///< cheap values are recomputed where they are read late
 kr_status kr_fuse_programs(kr_compilation *, kr_reads *);   ///< elementwise chains become tile programs
 
 #endif

@@ -1,7 +1,10 @@
 /// Gives every value a buffer: in-place results take over the buffer of an input that dies there, new values of params
 /// and carries are written straight into their storage when nobody still needs the old ones, gradients get an arena of
 /// their own, and what is left shares the activation arena by life span.
-#include "compiler/internal.h"
+#include "compiler/memory/memory.h"
+#include "compiler/memory/placement.h"
+#include "compiler/pass.h"
+#include "compiler/strides.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +19,14 @@ void kr_memory_free(kr_memory *m) {
     free(m);
 }
 
-kr_status kr_last_reads(const kr_graph *g, int *last) {
+void kr_compilation_free(kr_compilation *c) {
+    kr_memory_free(c->memory);
+    free(c->params);
+    free(c->grads);
+    free(c->placements);
+}
+
+static kr_status last_reads(const kr_graph *g, int *last) {
     const uint32_t values = kr_graph_values(g);
     for (uint32_t v = 0; v <= values; v++) last[v] = -1;
     const int nodes = kr_graph_nodes(g);
@@ -57,7 +67,7 @@ static size_t value_bytes(const kr_graph *g, kr_value v) {
 }
 
 static bool whole(const state *s, kr_value v) {
-    const kr_home *h = &s->c->homes[v.id];
+    const kr_placement *h = &s->c->placements[v.id];
     return h->layout.offset == 0 && kr_layout_contiguous(&h->layout) &&
            value_bytes(s->g, v) == value_bytes(s->g, (kr_value){h->root});
 }
@@ -71,7 +81,7 @@ static void spans_of_roots(state *s) {
     for (int i = 0; i < kr_graph_nodes(s->g); i++) {
         const kr_node *n = kr_graph_node(s->g, i);
         for (int k = 0; k < n->outputs; k++) {
-            const uint32_t v = n->out[k].id, root = s->c->homes[v].root;
+            const uint32_t v = n->out[k].id, root = s->c->placements[v].root;
             if (i < s->root_first[root]) s->root_first[root] = i;
             const int until = s->last[v] > i ? s->last[v] : i;
             if (until > s->root_last[root]) s->root_last[root] = until;
@@ -99,16 +109,16 @@ static void kinds_of_roots(state *s) {
 static int inplace_input(const state *s, const kr_node *n, int k, int index) {
     const uint32_t masks[3] = {n->op->inplace, n->op->inplace1, n->op->inplace2};
     const kr_value out = n->out[k];
-    if (k >= 3 || !masks[k] || s->c->homes[out.id].root != out.id || !whole(s, out)) return -1;
+    if (k >= 3 || !masks[k] || s->c->placements[out.id].root != out.id || !whole(s, out)) return -1;
     for (int i = 0; i < n->inputs && i < 32; i++) {
         if (!(masks[k] >> i & 1) || !n->in[i].id) continue;
         const kr_value in = n->in[i];
-        const uint32_t root = find(s, s->c->homes[in.id].root);
+        const uint32_t root = find(s, s->c->placements[in.id].root);
         if (!whole(s, in) || value_bytes(s->g, in) != value_bytes(s->g, out) ||
             kr_value_dtype(s->g, in) != kr_value_dtype(s->g, out) || s->root_last[root] > index) continue;
         bool alone = true;
         for (int j = 0; j < n->inputs; j++)
-            if (j != i && n->in[j].id && find(s, s->c->homes[n->in[j].id].root) == root)
+            if (j != i && n->in[j].id && find(s, s->c->placements[n->in[j].id].root) == root)
                 alone &= (n->op->flags & KR_OP_ELEMENTWISE) && whole(s, n->in[j]);
         if (alone) return i;
     }
@@ -125,10 +135,10 @@ static kr_status direct_assigns(state *s, bool *all) {
         while (kr_graph_node(s->g, index) != n) index++;
         const int k = kr_value_output(s->g, a->value);
         const uint32_t target = a->target.id;
-        bool direct = s->c->homes[a->value.id].root == a->value.id && s->root_last[target] <= index;
+        bool direct = s->c->placements[a->value.id].root == a->value.id && s->root_last[target] <= index;
         if (direct && s->root_last[target] == index) { // the producer itself reads the old value
             const int in = inplace_input(s, n, k, index);
-            direct = in >= 0 && s->c->homes[n->in[in].id].root == target;
+            direct = in >= 0 && s->c->placements[n->in[in].id].root == target;
         }
         if (direct) {
             s->slot_of[a->value.id] = target;
@@ -153,7 +163,7 @@ static void merge_inplace(state *s) {
             if (s->kind[out] != KR_SLOT_ACTIVATION || s->last[out] < 0) continue;
             const int in = inplace_input(s, n, k, i);
             if (in < 0) continue;
-            const uint32_t root = find(s, s->c->homes[n->in[in].id].root);
+            const uint32_t root = find(s, s->c->placements[n->in[in].id].root);
             if (s->kind[root] != KR_SLOT_ACTIVATION) continue;
             s->alias[out] = root;
             if (s->root_last[out] > s->root_last[root]) s->root_last[root] = s->root_last[out];
@@ -173,11 +183,11 @@ static kr_status number_buffers(state *s, kr_memory *m) {
         m->work[i] = -1;
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id;
-            if (s->c->homes[v].root != v || s->alias[v] != v) continue;
+            if (s->c->placements[v].root != v || s->alias[v] != v) continue;
             if (s->last[v] < 0 && s->root_last[v] <= i && (n->op->skip_out >> k & 1)) continue; // nobody reads it
             m->of_value[v] = m->count;
             m->buffers[m->count++] = (kr_buffer){.kind = s->kind[v], .slot = -1,
-                                                 .bytes = kr_home_bytes(s->g, s->c->homes, v),
+                                                 .bytes = kr_placement_bytes(s->g, s->c->placements, v),
                                                  .first = s->root_first[v], .last = s->root_last[v]};
         }
         if (n->op->work && !(n->op->flags & KR_OP_VIEW)) {
@@ -195,39 +205,39 @@ static kr_status number_buffers(state *s, kr_memory *m) {
         }
     }
     for (uint32_t v = 1; v <= s->values; v++) // merged roots read their heir's buffer
-        if (m->of_value[v] < 0 && s->c->homes[v].root == v) m->of_value[v] = m->of_value[find(s, v)];
+        if (m->of_value[v] < 0 && s->c->placements[v].root == v) m->of_value[v] = m->of_value[find(s, v)];
     return KR_OK;
 }
 
 /// Packs all buffers of one kind into one arena.
-static kr_status place_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_t *bound, size_t *sum) {
-    kr_block *blocks = calloc((size_t)m->count + 1, sizeof *blocks);
+static kr_status pack_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_t *bound, size_t *sum) {
+    kr_arena_item *items = calloc((size_t)m->count + 1, sizeof *items);
     int *which = calloc((size_t)m->count + 1, sizeof *which);
-    KR_FAIL_IF(!blocks || !which, KR_NO_MEMORY, "memory: no memory to place buffers");
+    KR_FAIL_IF(!items || !which, KR_NO_MEMORY, "memory: no memory to pack buffers");
     size_t count = 0;
     *sum = 0;
     for (int i = 0; i < m->count; i++) {
         if (m->buffers[i].kind != kind) continue;
         which[count] = i;
         *sum += (m->buffers[i].bytes + ALIGN - 1) / ALIGN * ALIGN;
-        blocks[count++] = (kr_block){
+        items[count++] = (kr_arena_item){
             .first = m->buffers[i].first, .last = m->buffers[i].last, .size = m->buffers[i].bytes};
     }
-    const kr_status status = kr_place(blocks, count, ALIGN, peak);
-    *bound = kr_place_bound(blocks, count, ALIGN);
-    for (size_t i = 0; i < count; i++) m->buffers[which[i]].offset = blocks[i].offset;
-    free(blocks);
+    const kr_status status = kr_arena_pack(items, count, ALIGN, peak);
+    *bound = kr_arena_bound(items, count, ALIGN);
+    for (size_t i = 0; i < count; i++) m->buffers[which[i]].offset = items[i].offset;
+    free(items);
     free(which);
     return status;
 }
 
 static kr_status analyse(state *s, bool *settled) {
     kr_compilation *c = s->c;
-    free(c->homes);
-    c->homes = calloc(kr_graph_values(s->g) + 1u, sizeof *c->homes);
-    KR_FAIL_IF(!c->homes, KR_NO_MEMORY, "memory: no memory");
-    KR_TRY(kr_homes(s->g, c->homes));
-    s->values = c->home_count = kr_graph_values(s->g);
+    free(c->placements);
+    c->placements = calloc(kr_graph_values(s->g) + 1u, sizeof *c->placements);
+    KR_FAIL_IF(!c->placements, KR_NO_MEMORY, "memory: no memory");
+    KR_TRY(kr_placements_find(s->g, c->placements));
+    s->values = kr_graph_values(s->g);
     const size_t n = s->values + 1u;
     free(s->last), free(s->root_first), free(s->root_last), free(s->alias), free(s->kind), free(s->slot_of);
     s->last = malloc(n * sizeof *s->last);
@@ -238,7 +248,7 @@ static kr_status analyse(state *s, bool *settled) {
     s->slot_of = calloc(n, sizeof *s->slot_of);
     KR_FAIL_IF(!s->last || !s->root_first || !s->root_last || !s->alias || !s->kind || !s->slot_of, KR_NO_MEMORY,
                "memory: no memory for %zu values", n);
-    KR_TRY(kr_last_reads(s->g, s->last));
+    KR_TRY(last_reads(s->g, s->last));
     spans_of_roots(s);
     kinds_of_roots(s);
     return direct_assigns(s, settled);
@@ -256,7 +266,7 @@ static kr_status plan_memory(state *s) {
     const bool training = c->options->goal >= KR_GOAL_TRAIN;
     for (int i = 0; i < c->param_count && training && c->grads; i++) {
         if (!c->grads[i].id) continue;
-        const uint32_t root = find(s, c->homes[c->grads[i].id].root);
+        const uint32_t root = find(s, c->placements[c->grads[i].id].root);
         if (s->kind[root] == KR_SLOT_ACTIVATION) s->kind[root] = KR_SLOT_GRADIENT;
     }
     kr_memory *m = c->memory = calloc(1, sizeof *m);
@@ -268,9 +278,9 @@ static kr_status plan_memory(state *s) {
             m->of_value[v] = m->of_value[s->slot_of[v]];
         }
     size_t unused;
-    KR_TRY(place_kind(m, KR_SLOT_ACTIVATION, &c->stats.peak, &c->stats.bound, &c->stats.sum));
+    KR_TRY(pack_kind(m, KR_SLOT_ACTIVATION, &c->stats.peak, &c->stats.bound, &c->stats.sum));
     c->stats.slot_bytes[KR_SLOT_ACTIVATION] = c->stats.peak;
-    return place_kind(m, KR_SLOT_GRADIENT, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
+    return pack_kind(m, KR_SLOT_GRADIENT, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
 }
 
 kr_status kr_pass_memory(kr_compilation *c) {

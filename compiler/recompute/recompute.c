@@ -1,14 +1,15 @@
 /// Training stores what the forward part makes and the backward part reads: at the turning point all of it at once.
-/// A value is cheaper to make again than to store when its node is quick and what that node reads is there anyway.
+/// A value is cheaper to recompute than to store when its node is quick and what that node reads is there anyway.
 ///
-/// For every block of the model (nodes under a numbered scope, "layers.3") a greedy search forgets nodes one by one:
+/// For every block of the model (nodes under a numbered scope, "layers.3") a greedy search drops nodes one by one:
 /// each time the move that gives most bytes for a nanosecond, where a move is a node, or a node with all that it needs
-/// and that is not stored, or the whole block (Chen's segments). Costs are marginal: what is made again already is free
-/// for the next. The moves of all blocks, merged by the same measure, are a ladder; its beginnings are the plans.
-/// What one block hands to the next is never forgotten, so making a block again reaches no further back than its input.
+/// and that is not stored, or the whole block (Chen's segments). Costs are marginal: what is recomputed already is
+/// free for the next. The moves of all blocks, merged by the same measure, are a ladder; its beginnings are the plans.
+/// What one block hands to the next is never dropped, so recomputing a block reaches no further back than its input.
 ///   source Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174;
 ///   greedy choice by density as in Kirisame et al. 2021, "Dynamic Tensor Rematerialization", arXiv:2006.09616
-#include "compiler/recompute.h"
+#include "compiler/cost.h"
+#include "compiler/recompute/recompute.h"
 
 #include <ctype.h>
 #include <stdlib.h>
@@ -16,7 +17,7 @@
 
 enum {
     NO_SEGMENT = -1,
-    SHORT_GAP = 8, ///< a value that is read again after fewer nodes than this is hardly worth forgetting
+    SHORT_GAP = 8, ///< a value that is read again after fewer nodes than this is hardly worth dropping
 };
 
 // What there is ----------------------------------------------------------------------------------------------------
@@ -130,14 +131,14 @@ void kr_forward_free(kr_forward *f) {
 // What a plan costs ------------------------------------------------------------------------------------------------
 
 /// Numbers that are equal for nodes of the same group. Groups of joined blocks count from below 0.
-static int group_of(const kr_forgetting *p, int segment) {
+static int group_of(const kr_drops *p, int segment) {
     if (segment < 0 || segment >= p->joined * p->span) return segment;
     return -2 - segment / p->span;
 }
 
-/// Is v forgotten, given the node that makes it?
-static bool is_forgotten(const kr_forward *f, const kr_forgetting *p, int node, uint32_t v) {
-    if (!p->forget[node] || f->pinned[v]) return false;
+/// Is v dropped, given the node that makes it?
+static bool is_dropped(const kr_forward *f, const kr_drops *p, int node, uint32_t v) {
+    if (!p->drop[node] || f->pinned[v]) return false;
     if (f->first_reader[v] > f->last_reader[v]) return true; // nothing in the forward part reads it
     const int group = group_of(p, f->segment[node]);
     return group_of(p, f->first_reader[v]) == group && group_of(p, f->last_reader[v]) == group;
@@ -149,7 +150,7 @@ typedef struct cost {
 
 /// Walks `count` nodes (ascending indices in `list`; null: all) backwards. need[v]: it must be there in the backward
 /// part. Values made outside of the list that become needed count as stored here, because of this list.
-static cost walk(const kr_forward *f, const kr_forgetting *p, const int *list, int count, bool *need, bool *again) {
+static cost walk(const kr_forward *f, const kr_drops *p, const int *list, int count, bool *need, bool *recomputed) {
     cost sum = {0};
     for (int at = 0; at < count; at++) {
         const kr_node *n = kr_graph_node(f->g, list ? list[at] : at);
@@ -164,10 +165,10 @@ static cost walk(const kr_forward *f, const kr_forgetting *p, const int *list, i
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id;
             if (!need[v]) continue;
-            if (is_forgotten(f, p, i, v)) make = true;
+            if (is_dropped(f, p, i, v)) make = true;
             else sum.bytes += (double)f->bytes[v];
         }
-        if (again) again[i] = make;
+        if (recomputed) recomputed[i] = make;
         if (!make) continue;
         sum.ns += f->ns[i];
         for (int k = 0; k < n->inputs; k++) {
@@ -180,10 +181,10 @@ static cost walk(const kr_forward *f, const kr_forgetting *p, const int *list, i
     return sum;
 }
 
-kr_status kr_forgetting_cost(const kr_forward *f, const kr_forgetting *p, bool *again, double *ns, double *bytes) {
+kr_status kr_drops_cost(const kr_forward *f, const kr_drops *p, bool *recomputed, double *ns, double *bytes) {
     bool *need = calloc(kr_graph_values(f->g) + 1u, sizeof *need);
     KR_FAIL_IF(!need, KR_NO_MEMORY, "no memory for %u values", kr_graph_values(f->g));
-    const cost all = walk(f, p, NULL, f->nodes, need, again);
+    const cost all = walk(f, p, NULL, f->nodes, need, recomputed);
     free(need);
     *ns = all.ns;
     *bytes = all.bytes;
@@ -195,22 +196,22 @@ kr_status kr_forgetting_cost(const kr_forward *f, const kr_forgetting *p, bool *
 /// The search in one block.
 typedef struct search {
     const kr_forward *f;
-    kr_forgetting plan;
+    kr_drops plan;
     const int *list;      ///< its nodes
     int count;
     bool *need;
-    int *added, *best;    ///< nodes that the move in hand, and the best so far, forget
+    int *added, *best;    ///< nodes that the move in hand, and the best so far, drop
     int added_count, best_count;
     cost now;
 } search;
 
 static void add(search *s, int node) {
-    if (s->plan.forget[node]) return;
-    s->plan.forget[node] = true;
+    if (s->plan.drop[node]) return;
+    s->plan.drop[node] = true;
     s->added[s->added_count++] = node;
 }
 
-/// Forgets what `node` reads and nobody else needs, and what those need: the alternative is to store it.
+/// Drops what `node` reads and nobody else needs, and what those need: the alternative is to store it.
 static void add_chain(search *s, int node) {
     add(s, node);
     walk(s->f, &s->plan, s->list, s->count, s->need, NULL);
@@ -221,7 +222,7 @@ static void add_chain(search *s, int node) {
         for (int k = 0; k < n->outputs; k++) only_here |= s->need[n->out[k].id] && !s->f->wanted[n->out[k].id];
         if (only_here) add(s, i);
         for (int k = 0; k < n->outputs; k++)
-            make |= s->need[n->out[k].id] && is_forgotten(s->f, &s->plan, i, n->out[k].id);
+            make |= s->need[n->out[k].id] && is_dropped(s->f, &s->plan, i, n->out[k].id);
         for (int k = 0; k < n->inputs && make; k++) s->need[s->f->base[n->in[k].id]] = true;
     }
 }
@@ -237,14 +238,14 @@ static void weigh(search *s, double *best_density, cost *best) {
         memcpy(s->best, s->added, (size_t)s->added_count * sizeof *s->best);
         s->best_count = s->added_count;
     }
-    for (int k = 0; k < s->added_count; k++) s->plan.forget[s->added[k]] = false;
+    for (int k = 0; k < s->added_count; k++) s->plan.drop[s->added[k]] = false;
     s->added_count = 0;
 }
 
-static bool is_candidate(const kr_forward *f, const kr_forgetting *p, int i) {
+static bool is_candidate(const kr_forward *f, const kr_drops *p, int i) {
     const kr_node *n = kr_graph_node(f->g, i);
     bool worth = false;
-    for (int k = 0; k < n->outputs && computes(n) && !p->forget[i]; k++)
+    for (int k = 0; k < n->outputs && computes(n) && !p->drop[i]; k++)
         worth |= f->wanted[n->out[k].id] && f->rests[n->out[k].id];
     return worth;
 }
@@ -276,7 +277,7 @@ static void climb(search *s, kr_ladder *l, int *used) {
     for (cost gain = {0}; best_move(s, &gain);) {
         kr_rung r = {.segment = s->f->segment[s->list[0]], .order = l->count, .first = *used, .count = s->best_count,
                      .bytes = gain.bytes, .ns = gain.ns};
-        for (int k = 0; k < s->best_count; k++) s->plan.forget[l->nodes[(*used)++] = s->best[k]] = true;
+        for (int k = 0; k < s->best_count; k++) s->plan.drop[l->nodes[(*used)++] = s->best[k]] = true;
         s->now = (cost){s->now.bytes - gain.bytes, s->now.ns + gain.ns};
         while (l->count > first && density_of(&l->rungs[l->count - 1]) <= density_of(&r)) {
             const kr_rung before = l->rungs[--l->count];
@@ -298,12 +299,12 @@ static int by_density(const void *a, const void *b) {
 kr_status kr_ladder_build(const kr_forward *f, kr_ladder *l) {
     const size_t nodes = (size_t)f->nodes + 1, values = kr_graph_values(f->g) + 1u;
     int *list = calloc(nodes, sizeof *list), used = 0;
-    search s = {.f = f, .plan = {.forget = calloc(nodes, sizeof *s.plan.forget), .span = 1}, .list = list,
+    search s = {.f = f, .plan = {.drop = calloc(nodes, sizeof *s.plan.drop), .span = 1}, .list = list,
                 .need = calloc(values, sizeof *s.need), .added = calloc(nodes, sizeof *s.added),
                 .best = calloc(nodes, sizeof *s.best)};
     *l = (kr_ladder){.rungs = calloc(nodes, sizeof *l->rungs), .nodes = calloc(nodes, sizeof *l->nodes)};
     kr_status status = KR_OK;
-    if (!list || !s.plan.forget || !s.need || !s.added || !s.best || !l->rungs || !l->nodes)
+    if (!list || !s.plan.drop || !s.need || !s.added || !s.best || !l->rungs || !l->nodes)
         status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for %d nodes", f->nodes);
     for (int segment = NO_SEGMENT; segment < f->segments && !status; segment++) {
         s.count = 0;
@@ -312,7 +313,7 @@ kr_status kr_ladder_build(const kr_forward *f, kr_ladder *l) {
         if (s.count) climb(&s, l, &used);
     }
     qsort(l->rungs, (size_t)l->count, sizeof *l->rungs, by_density);
-    free(list), free(s.plan.forget), free(s.need), free(s.added), free(s.best);
+    free(list), free(s.plan.drop), free(s.need), free(s.added), free(s.best);
     return status;
 }
 
@@ -326,9 +327,9 @@ void kr_ladder_free(kr_ladder *l) {
 
 /// Appends a copy of node n that reads what `now` says, and lets `now` lead readers of n's outputs to it. Copies rank
 /// after everything, so that sorting emits them just before their first reader: as late as can be.
-static kr_status make_again(kr_graph *g, const kr_node *n, kr_value *now) {
+static kr_status recompute(kr_graph *g, const kr_node *n, kr_value *now) {
     char scope[560];
-    snprintf(scope, sizeof scope, "%s%sagain", n->scope ? n->scope : "", n->scope && n->scope[0] ? "." : "");
+    snprintf(scope, sizeof scope, "%s%srecomputed", n->scope ? n->scope : "", n->scope && n->scope[0] ? "." : "");
     kr_value few[32], *in = few;
     if (n->inputs > 32) KR_FAIL_IF(!(in = malloc((size_t)n->inputs * sizeof *in)), KR_NO_MEMORY, "no memory");
     for (int k = 0; k < n->inputs; k++) in[k] = now[n->in[k].id];
@@ -341,28 +342,28 @@ static kr_status make_again(kr_graph *g, const kr_node *n, kr_value *now) {
     return KR_OK;
 }
 
-kr_status kr_forget(const kr_forward *f, const kr_forgetting *p, kr_graph *g) {
+kr_status kr_drops_apply(const kr_forward *f, const kr_drops *p, kr_graph *g) {
     const uint32_t values = kr_graph_values(g);
-    bool *again = calloc((size_t)f->nodes + 1, sizeof *again);
+    bool *twice = calloc((size_t)f->nodes + 1, sizeof *twice);
     kr_value *now = calloc(values + 1u, sizeof *now);
     kr_status status = KR_OK;
     double ns, bytes;
-    if (!again || !now) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for %u values", values);
-    else status = kr_forgetting_cost(f, p, again, &ns, &bytes);
+    if (!twice || !now) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for %u values", values);
+    else status = kr_drops_cost(f, p, twice, &ns, &bytes);
     for (uint32_t v = 0; v <= values && !status; v++) now[v].id = v;
     for (int i = 0; i < f->nodes && !status; i++) {
         const kr_node *n = kr_graph_node(g, i);
         if (!f->forward[i]) continue;
-        if (n->op->flags & KR_OP_VIEW ? now[n->in[0].id].id != n->in[0].id : again[i]) status = make_again(g, n, now);
-        for (int k = 0; k < n->outputs && !status && again[i]; k++) // what is stored all the same is read where it is
-            if (!is_forgotten(f, p, i, n->out[k].id)) now[n->out[k].id] = n->out[k];
+        if (n->op->flags & KR_OP_VIEW ? now[n->in[0].id].id != n->in[0].id : twice[i]) status = recompute(g, n, now);
+        for (int k = 0; k < n->outputs && !status && twice[i]; k++) // what is stored all the same is read where it is
+            if (!is_dropped(f, p, i, n->out[k].id)) now[n->out[k].id] = n->out[k];
     }
     for (int i = 0; i < f->nodes && !status; i++) {
         kr_node *n = kr_graph_node(g, i);
         for (int k = 0; k < n->inputs && !f->forward[i]; k++) n->in[k] = now[n->in[k].id];
     }
     kr_graph_set_scope(g, NULL);
-    free(again);
+    free(twice);
     free(now);
     KR_TRY(status);
     KR_TRY(kr_graph_sort(g));

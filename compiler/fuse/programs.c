@@ -4,7 +4,8 @@
 /// as far as the limits of a program and the rule for groups allow; so chains, diamonds and the several uses of a saved
 /// value end up in one pass over memory. A sum over what a program computes ends it, when it is large enough to be cut
 /// into pieces for all threads.
-#include "compiler/fuse.h"
+#include "compiler/fuse/fuse.h"
+#include "compiler/strides.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-Test(schedule, warm_up_then_cosine_to_the_minimum) {
+Test(learning_rate, warm_up_then_cosine_to_the_minimum) {
     const kr_schedule s = {.kind = KR_SCHEDULE_COSINE, .lr_max = 1, .lr_min = 0.1, .warmup = 10, .total = 110};
     for (int64_t t = 0; t < 10; t++) cr_assert_float_eq(kr_schedule_lr(&s, t), (double)(t + 1) / 10, 1e-15);
     cr_assert_float_eq(kr_schedule_lr(&s, 10), 1, 1e-15);
@@ -16,7 +16,7 @@ Test(schedule, warm_up_then_cosine_to_the_minimum) {
     for (int64_t t = 11; t < 110; t++) cr_assert_lt(kr_schedule_lr(&s, t), kr_schedule_lr(&s, t - 1));
 }
 
-Test(schedule, wsd_is_flat_then_falls) {
+Test(learning_rate, wsd_is_flat_then_falls) {
     kr_schedule s = {.kind = KR_SCHEDULE_WSD, .lr_max = 2, .lr_min = 0, .warmup = 5, .total = 100, .decay = 20};
     for (int64_t t = 5; t <= 80; t++) cr_assert_eq(kr_schedule_lr(&s, t), 2);
     cr_assert_float_eq(kr_schedule_lr(&s, 90), 1, 1e-12);
@@ -26,7 +26,7 @@ Test(schedule, wsd_is_flat_then_falls) {
     cr_assert_float_eq(kr_schedule_lr(&s, 200), 0, 1e-12);
 }
 
-Test(schedule, corners_stay_finite) {
+Test(learning_rate, corners_stay_finite) {
     const int64_t lengths[] = {0, 1, 2, 7};
     for (int kind = 0; kind < 3; kind++)
         for (int w = 0; w < 4; w++)
@@ -79,7 +79,7 @@ static void check_file(const char *name) {
     kr_tensors_close(f);
 }
 
-Test(schedule, recorded_values) {
+Test(learning_rate, recorded_values) {
     check_file("lr_schedule.case1.safetensors");
     check_file("lr_schedule.case2.safetensors");
 }
