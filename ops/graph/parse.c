@@ -192,9 +192,7 @@ static kr_status read_source(parser *p, const kr_op *op, kr_attrs *attrs, const 
         KR_TRY(kr_reader_real(r, "the constant", &attrs->r[0]));
     } else {
         KR_TRY(kr_reader_string(r, "before a name", name));
-        for (int k = 0; k < p->g->node_count; k++)
-            KR_WRONG_IF(p->g->nodes[k]->op == op && !strcmp(p->g->nodes[k]->name, *name), where,
-                        "%s \"%s\" is there already", op->name, *name);
+        KR_WRONG_IF(kr_source_find(p->g, op, *name).id, where, "%s \"%s\" is there already", op->name, *name);
     }
     if (op == &kr_op_param && kr_reader_take_word(r, "init")) {
         KR_TRY(kr_reader_expect(r, '=', "after init"));
@@ -287,7 +285,7 @@ static kr_status read_node(parser *p) {
     kr_append(p->g, op, &attrs, p->list, inputs);
     if (p->g->status) return graph_failed(p, where);
     kr_node *n = p->g->nodes[p->g->node_count - 1];
-    n->name = source;
+    if (source && !kr_source_name(p->g, n, source)) return KR_NO_MEMORY;
     n->init = init;
     if (!(op->flags & KR_OP_SOURCE)) KR_TRY(check_types(p, n));
     if (kr_reader_take(r, '@')) KR_TRY(kr_reader_string(r, "before a scope", &n->scope));
