@@ -1,15 +1,11 @@
 /// What a node costs, from its op's own figures, and what that is in time. The rates are fixed, so that plans do not
 /// depend on the mood of the machine: about what two cores with AVX-512 sustain over a training step.
 #include "compiler/cost.h"
+#include "compiler/uses.h"
 
 #include <stdlib.h>
 
 static const double flops_per_ns = 200, bytes_per_ns = 25, ns_per_step = 2000; ///< the last: waking threads, a barrier
-
-static double value_bytes(const kr_graph *g, kr_value v) {
-    const kr_shape shape = kr_value_shape(g, v);
-    return v.id ? (double)kr_tensor_bytes(kr_value_dtype(g, v), &shape) : 0;
-}
 
 void kr_node_cost(const kr_graph *g, const kr_node *n, const kr_shape *in, const kr_shape *out, double *flops,
                   double *bytes) {
@@ -18,8 +14,8 @@ void kr_node_cost(const kr_graph *g, const kr_node *n, const kr_shape *in, const
         n->op->cost(&n->attrs, in, out, n->inputs, flops, bytes);
         return;
     }
-    for (int i = 0; i < n->inputs; i++) *bytes += value_bytes(g, n->in[i]);
-    for (int i = 0; i < n->outputs; i++) *bytes += value_bytes(g, n->out[i]);
+    for (int i = 0; i < n->inputs; i++) *bytes += (double)kr_value_bytes(g, n->in[i]);
+    for (int i = 0; i < n->outputs; i++) *bytes += (double)kr_value_bytes(g, n->out[i]);
     *flops = n->outputs ? (double)kr_value_count(g, n->out[0]) : 0;
 }
 

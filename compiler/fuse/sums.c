@@ -58,7 +58,7 @@ static kr_node *remade_with(kr_graph *g, const kr_node *n, const kr_node *where,
 static kr_group pair(int a, int b) { return (kr_group){.count = 2, .member = {a < b ? a : b, a < b ? b : a}}; }
 
 /// sum = in[k] + other, where in[k] is output 0 of a node that can add `other` itself and that nobody else reads.
-static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
+static bool into_producer(kr_fusion *r, kr_node *sum, int index, int k) {
     kr_graph *g = r->g;
     const kr_value other = sum->in[1 - k];
     kr_node *n = kr_value_node(g, sum->in[k]);
@@ -67,7 +67,7 @@ static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
         return false;
     for (int j = 0; j < n->inputs; j++)
         if (n->in[j].id == other.id) return false; // its memory may be taken over while it is still read
-    const kr_group s = pair(r->index[n->out[0].id], index);
+    const kr_group s = pair(r->uses.node[n->out[0].id], index);
     if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(g, n, at, other, KR_NONE))
         return false;
     const kr_node *one = remade_with(g, n, sum, at, other, KR_NONE);
@@ -79,13 +79,13 @@ static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
 }
 
 /// n(in[0] = a + b): n adds by itself, and its output 1 is the sum.
-static bool into_reader(kr_reads *r, kr_node *n, int index) {
+static bool into_reader(kr_fusion *r, kr_node *n, int index) {
     kr_graph *g = r->g;
     const int at = n->op->adds_first - 1;
     if (at < 0 || n->in[at].id) return false;
     kr_node *sum = kr_value_node(g, n->in[0]);
     if (sum->dead || !(sum->op->flags & KR_OP_ADDS) || sum->in[0].id == sum->in[1].id) return false;
-    const kr_group s = pair(r->index[sum->out[0].id], index);
+    const kr_group s = pair(r->uses.node[sum->out[0].id], index);
     if (!kr_group_may_form(r, &s) || !takes_input(g, n, at, sum->in[1], sum->in[0])) return false;
     const kr_node *one = remade_with(g, n, n, at, sum->in[1], sum->in[0]);
     if (!one) return false;
@@ -96,7 +96,7 @@ static bool into_reader(kr_reads *r, kr_node *n, int index) {
 }
 
 /// act = f(in[0]), where in[0] is output 0 of a node that can apply f itself and that nobody else reads.
-static bool into_activation(kr_reads *r, kr_node *act, int index) {
+static bool into_activation(kr_fusion *r, kr_node *act, int index) {
     kr_graph *g = r->g;
     if (!(act->op->flags & KR_OP_ELEMENTWISE) || act->inputs != 1) return false;
     kr_node *n = kr_value_node(g, act->in[0]);
@@ -111,7 +111,7 @@ static bool into_activation(kr_reads *r, kr_node *act, int index) {
         in_shape[k] = kr_value_shape(g, n->in[k]);
         in_dtype[k] = kr_value_dtype(g, n->in[k]);
     }
-    const kr_group s = pair(r->index[n->out[0].id], index);
+    const kr_group s = pair(r->uses.node[n->out[0].id], index);
     if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) ||
         n->op->shape(&attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) != KR_OK) return false;
     const kr_node *one = remade(g, n, act, &attrs, n->in);
@@ -123,15 +123,15 @@ static bool into_activation(kr_reads *r, kr_node *act, int index) {
 
 /// Everything is judged by the values that were there at the start: a node that became part of another one still stands
 /// for it at its place, which is what the rule for groups asks about.
-kr_status kr_fuse_sums(kr_compilation *c, kr_reads *r) {
+kr_status kr_fuse_sums(kr_compilation *c, kr_fusion *r) {
     // In training what is recomputed decides whether others read the product, and a compiler may round an activation
     // inside a product otherwise than apart: a budget of memory would then change bits.
     const bool activations = c->options->goal == KR_GOAL_FORWARD;
-    for (int i = 0; i < r->nodes; i++) {
+    for (int i = 0; i < r->uses.nodes; i++) {
         kr_node *n = kr_graph_node(r->g, i);
         if (n->dead || into_reader(r, n, i) || (activations && into_activation(r, n, i))) continue;
         if (!(n->op->flags & KR_OP_ADDS)) continue;
-        const int later = r->index[n->in[1].id] > r->index[n->in[0].id]; // the one whose partner is there already
+        const int later = r->uses.node[n->in[1].id] > r->uses.node[n->in[0].id]; // the one whose partner is there already
         if (!into_producer(r, n, i, later)) into_producer(r, n, i, 1 - later);
     }
     return KR_OK;

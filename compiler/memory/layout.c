@@ -38,34 +38,47 @@ static kr_status copy_unreadable(kr_graph *g, const kr_placement *placements, in
 }
 
 /// Outputs and assigned values need a buffer of their own: not a view, not a source, not shared with another root.
-static kr_status own_roots(kr_graph *g) {
-    int *uses = kr_root_uses(g);
-    KR_FAIL_IF(!uses, KR_NO_MEMORY, "layout: no memory");
+static kr_status own_roots(kr_graph *g, const kr_uses *uses) {
+    int *named = malloc((uses->values + 1u) * sizeof *named);
+    KR_FAIL_IF(!named, KR_NO_MEMORY, "layout: no memory for %u values", uses->values);
+    memcpy(named, uses->named, (uses->values + 1u) * sizeof *named);
     const int outputs = kr_graph_outputs(g);
     for (int i = 0; i < outputs + kr_graph_assigns(g); i++) {
         kr_value *v = i < outputs ? &kr_graph_output_at(g, i)->value : &kr_graph_assign_at(g, i - outputs)->value;
         const kr_node *n = kr_value_node(g, *v);
-        if (!(n->op->flags & KR_OP_VIEW) && !kr_node_source(n) && uses[v->id] == 1) continue;
-        uses[v->id]--;
+        if (!(n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) && named[v->id] == 1) continue;
+        named[v->id]--;
         *v = copy_before(g, NULL, *v);
     }
-    free(uses);
+    free(named);
     return kr_graph_status(g);
+}
+
+/// One sweep over the graph as it stands.
+static kr_status sweep(kr_graph *g, const kr_uses *uses, int *copies) {
+    kr_placement *placements = calloc(uses->values + 1u, sizeof *placements);
+    KR_FAIL_IF(!placements, KR_NO_MEMORY, "layout: no memory for %u values", uses->values);
+    kr_status status = kr_placements_find(uses, placements);
+    if (!status) status = copy_unreadable(g, placements, copies);
+    free(placements);
+    return status;
 }
 
 kr_status kr_pass_layout(kr_compilation *c) {
     kr_graph *g = c->g;
-    KR_TRY(own_roots(g));
+    kr_uses uses;
     KR_TRY(kr_graph_sort(g));
+    KR_TRY(kr_uses_find(g, NULL, 0, &uses));
+    kr_status status = own_roots(g, &uses);
+    kr_uses_free(&uses);
+    KR_TRY(status);
     for (int copies = 1; copies;) {
         copies = 0;
-        kr_placement *placements = calloc(kr_graph_values(g) + 1u, sizeof *placements);
-        KR_FAIL_IF(!placements, KR_NO_MEMORY, "layout: no memory");
-        kr_status status = kr_placements_find(g, placements);
-        if (!status) status = copy_unreadable(g, placements, &copies);
-        free(placements);
-        KR_TRY(status);
         KR_TRY(kr_graph_sort(g));
+        KR_TRY(kr_uses_find(g, NULL, 0, &uses));
+        status = sweep(g, &uses, &copies);
+        kr_uses_free(&uses);
+        KR_TRY(status);
     }
-    return KR_OK;
+    return kr_graph_sort(g);
 }

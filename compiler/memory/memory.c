@@ -26,31 +26,13 @@ void kr_compilation_free(kr_compilation *c) {
     free(c->placements);
 }
 
-static kr_status last_reads(const kr_graph *g, int *last) {
-    const uint32_t values = kr_graph_values(g);
-    for (uint32_t v = 0; v <= values; v++) last[v] = -1;
-    const int nodes = kr_graph_nodes(g);
-    for (int i = 0; i < kr_graph_outputs(g); i++) last[kr_graph_output_at(g, i)->value.id] = nodes;
-    for (int i = 0; i < kr_graph_assigns(g); i++) last[kr_graph_assign_at(g, i)->value.id] = nodes;
-    for (int i = nodes - 1; i >= 0; i--) {
-        const kr_node *n = kr_graph_node(g, i);
-        const bool view = n->op->flags & KR_OP_VIEW;
-        for (int k = 0; k < n->inputs; k++) {
-            int *of = &last[n->in[k].id];
-            const int now = view ? last[n->out[0].id] : i; // a view reads nothing itself; its readers do
-            if (n->in[k].id && now > *of) *of = now;
-        }
-    }
-    return KR_OK;
-}
-
 /// Working state of the pass.
 typedef struct state {
     kr_compilation *c;
     kr_graph *g;
     uint32_t values;
-    int *last;             ///< by value
-    int *root_first, *root_last;
+    kr_uses uses;
+    int *root_first, *root_last; ///< by root of a placement: nodes between which it is alive
     uint32_t *alias;       ///< root that a root was merged into; itself at first
     kr_slot_kind *kind;    ///< by root
     uint32_t *slot_of;     ///< persistent storage: the source whose slot a root is written to; 0: none
@@ -61,15 +43,10 @@ static uint32_t find(const state *s, uint32_t root) {
     return root;
 }
 
-static size_t value_bytes(const kr_graph *g, kr_value v) {
-    const kr_shape shape = kr_value_shape(g, v);
-    return kr_tensor_bytes(kr_value_dtype(g, v), &shape);
-}
-
 static bool whole(const state *s, kr_value v) {
     const kr_placement *h = &s->c->placements[v.id];
     return h->layout.offset == 0 && kr_layout_contiguous(&h->layout) &&
-           value_bytes(s->g, v) == value_bytes(s->g, (kr_value){h->root});
+           kr_value_bytes(s->g, v) == kr_value_bytes(s->g, (kr_value){h->root});
 }
 
 static void spans_of_roots(state *s) {
@@ -83,8 +60,7 @@ static void spans_of_roots(state *s) {
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id, root = s->c->placements[v].root;
             if (i < s->root_first[root]) s->root_first[root] = i;
-            const int until = s->last[v] > i ? s->last[v] : i;
-            if (until > s->root_last[root]) s->root_last[root] = until;
+            if (s->uses.last[v] > s->root_last[root]) s->root_last[root] = s->uses.last[v];
         }
     }
 }
@@ -114,7 +90,7 @@ static int inplace_input(const state *s, const kr_node *n, int k, int index) {
         if (!(masks[k] >> i & 1) || !n->in[i].id) continue;
         const kr_value in = n->in[i];
         const uint32_t root = find(s, s->c->placements[in.id].root);
-        if (!whole(s, in) || value_bytes(s->g, in) != value_bytes(s->g, out) ||
+        if (!whole(s, in) || kr_value_bytes(s->g, in) != kr_value_bytes(s->g, out) ||
             kr_value_dtype(s->g, in) != kr_value_dtype(s->g, out) || s->root_last[root] > index) continue;
         bool alone = true;
         for (int j = 0; j < n->inputs; j++)
@@ -131,8 +107,7 @@ static kr_status direct_assigns(state *s, bool *all) {
     for (int i = 0; i < kr_graph_assigns(s->g); i++) {
         kr_graph_assign *a = kr_graph_assign_at(s->g, i);
         const kr_node *n = kr_value_node(s->g, a->value);
-        int index = 0;
-        while (kr_graph_node(s->g, index) != n) index++;
+        const int index = s->uses.node[a->value.id];
         const int k = kr_value_output(s->g, a->value);
         const uint32_t target = a->target.id;
         bool direct = s->c->placements[a->value.id].root == a->value.id && s->root_last[target] <= index;
@@ -160,7 +135,7 @@ static void merge_inplace(state *s) {
         if (n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) continue;
         for (int k = 0; k < n->outputs && k < 3; k++) {
             const uint32_t out = n->out[k].id;
-            if (s->kind[out] != KR_SLOT_ACTIVATION || s->last[out] < 0) continue;
+            if (s->kind[out] != KR_SLOT_ACTIVATION || kr_uses_unread(&s->uses, n->out[k])) continue;
             const int in = inplace_input(s, n, k, i);
             if (in < 0) continue;
             const uint32_t root = find(s, s->c->placements[n->in[in].id].root);
@@ -184,7 +159,7 @@ static kr_status number_buffers(state *s, kr_memory *m) {
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id;
             if (s->c->placements[v].root != v || s->alias[v] != v) continue;
-            if (s->last[v] < 0 && s->root_last[v] <= i && (n->op->skip_out >> k & 1)) continue; // nobody reads it
+            if (kr_uses_unread(&s->uses, n->out[k]) && s->root_last[v] <= i && (n->op->skip_out >> k & 1)) continue;
             m->of_value[v] = m->count;
             m->buffers[m->count++] = (kr_buffer){.kind = s->kind[v], .slot = -1,
                                                  .bytes = kr_placement_bytes(s->g, s->c->placements, v),
@@ -234,21 +209,21 @@ static kr_status pack_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_t
 static kr_status analyse(state *s, bool *settled) {
     kr_compilation *c = s->c;
     free(c->placements);
-    c->placements = calloc(kr_graph_values(s->g) + 1u, sizeof *c->placements);
+    kr_uses_free(&s->uses);
+    KR_TRY(kr_uses_find(s->g, NULL, 0, &s->uses));
+    c->placements = calloc(s->uses.values + 1u, sizeof *c->placements);
     KR_FAIL_IF(!c->placements, KR_NO_MEMORY, "memory: no memory");
-    KR_TRY(kr_placements_find(s->g, c->placements));
-    s->values = kr_graph_values(s->g);
+    KR_TRY(kr_placements_find(&s->uses, c->placements));
+    s->values = s->uses.values;
     const size_t n = s->values + 1u;
-    free(s->last), free(s->root_first), free(s->root_last), free(s->alias), free(s->kind), free(s->slot_of);
-    s->last = malloc(n * sizeof *s->last);
+    free(s->root_first), free(s->root_last), free(s->alias), free(s->kind), free(s->slot_of);
     s->root_first = malloc(n * sizeof *s->root_first);
     s->root_last = malloc(n * sizeof *s->root_last);
     s->alias = malloc(n * sizeof *s->alias);
     s->kind = calloc(n, sizeof *s->kind);
     s->slot_of = calloc(n, sizeof *s->slot_of);
-    KR_FAIL_IF(!s->last || !s->root_first || !s->root_last || !s->alias || !s->kind || !s->slot_of, KR_NO_MEMORY,
+    KR_FAIL_IF(!s->root_first || !s->root_last || !s->alias || !s->kind || !s->slot_of, KR_NO_MEMORY,
                "memory: no memory for %zu values", n);
-    KR_TRY(last_reads(s->g, s->last));
     spans_of_roots(s);
     kinds_of_roots(s);
     return direct_assigns(s, settled);
@@ -286,6 +261,7 @@ static kr_status plan_memory(state *s) {
 kr_status kr_pass_memory(kr_compilation *c) {
     state s = {.c = c, .g = c->g};
     const kr_status status = plan_memory(&s);
-    free(s.last), free(s.root_first), free(s.root_last), free(s.alias), free(s.kind), free(s.slot_of);
+    kr_uses_free(&s.uses);
+    free(s.root_first), free(s.root_last), free(s.alias), free(s.kind), free(s.slot_of);
     return status;
 }

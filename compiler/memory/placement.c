@@ -13,14 +13,6 @@
 
 enum { LINE = 64, WIDE = 4 * LINE }; ///< bytes; padding rows shorter than WIDE would grow them by more than a quarter
 
-int *kr_root_uses(const kr_graph *g) {
-    int *uses = calloc(kr_graph_values(g) + 1u, sizeof *uses);
-    if (!uses) return NULL;
-    for (int i = 0; i < kr_graph_outputs(g); i++) uses[kr_graph_output_at(g, i)->value.id]++;
-    for (int i = 0; i < kr_graph_assigns(g); i++) uses[kr_graph_assign_at(g, i)->value.id]++;
-    return uses;
-}
-
 static bool part_of(const kr_graph *g, const kr_node *view) {
     const kr_shape seen = kr_value_shape(g, view->out[0]), whole = kr_value_shape(g, view->in[0]);
     return kr_shape_count(&seen) < kr_shape_count(&whole);
@@ -28,7 +20,7 @@ static bool part_of(const kr_graph *g, const kr_node *view) {
 
 /// Marks, by value id, what should have rows of whole lines: joined from pieces or read in parts, with wide rows that
 /// are no whole lines by themselves, from an op that can write rows; no output or assigned value.
-static void want_lines(const kr_graph *g, const int *uses, bool *lines) {
+static void want_lines(const kr_graph *g, const kr_uses *uses, bool *lines) {
     for (int i = 0; i < kr_graph_nodes(g); i++) {
         const kr_node *n = kr_graph_node(g, i);
         if ((n->op->flags & KR_OP_VIEW) && part_of(g, n)) lines[n->in[0].id] = true;
@@ -42,7 +34,7 @@ static void want_lines(const kr_graph *g, const int *uses, bool *lines) {
         const kr_shape shape = kr_value_shape(g, value);
         const int64_t columns = shape.rank > 1 ? shape.dim[shape.rank - 1] : 0;
         const size_t row = (size_t)columns * kr_dtype_size(kr_value_dtype(g, value));
-        lines[v] = row >= WIDE && row % LINE && !uses[v] && !(n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) &&
+        lines[v] = row >= WIDE && row % LINE && !uses->named[v] && !(n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) &&
                    kr_mask_has(n->op->rows_out, kr_value_output(g, value));
     }
 }
@@ -80,7 +72,7 @@ static kr_placement own_placement(const kr_graph *g, kr_value v, const bool *lin
 
 /// Gives the inputs of join node j their places inside its output, where their producers can write there. A piece that
 /// is another's value reshaped gives that value the place.
-static void place_pieces(const kr_graph *g, const kr_node *j, const int *uses, kr_placement *placements) {
+static void place_pieces(const kr_graph *g, const kr_node *j, const kr_uses *uses, kr_placement *placements) {
     const kr_placement whole = placements[j->out[0].id];
     const int axis = (int)j->attrs.i[0];
     int64_t at = 0;
@@ -91,14 +83,14 @@ static void place_pieces(const kr_graph *g, const kr_node *j, const int *uses, k
         piece.layout.shape = kr_value_shape(g, v);
         piece.layout.offset += at * whole.layout.stride[axis];
         at += piece.layout.shape.dim[axis];
-        bool placeable = !uses[v.id];
+        bool placeable = !uses->named[v.id];
         while (placeable && (producer->op->flags & KR_OP_SAME_ORDER)) {
             const kr_shape before = kr_value_shape(g, producer->in[0]);
             const kr_layout seen = piece.layout;
             placeable = producer->op->view(&producer->attrs, &seen, &before, &piece.layout);
             v = producer->in[0];
             producer = kr_value_node(g, v);
-            placeable &= !uses[v.id];
+            placeable &= !uses->named[v.id];
         }
         if (!placeable || placements[v.id].root || (producer->op->flags & (KR_OP_VIEW | KR_OP_SOURCE))) continue;
         const bool packed = kr_layout_contiguous(&piece.layout), rows = kr_layout_rows(&piece.layout);
@@ -106,7 +98,7 @@ static void place_pieces(const kr_graph *g, const kr_node *j, const int *uses, k
     }
 }
 
-static void place_all(const kr_graph *g, const int *uses, const bool *lines, kr_placement *placements) {
+static void place_all(const kr_graph *g, const kr_uses *uses, const bool *lines, kr_placement *placements) {
     memset(placements, 0, (kr_graph_values(g) + 1u) * sizeof *placements);
     // Joins from last to first, so that a join inside a join finds its own place before its pieces look for theirs.
     for (int i = kr_graph_nodes(g) - 1; i >= 0; i--) {
@@ -135,18 +127,14 @@ static void place_all(const kr_graph *g, const int *uses, const bool *lines, kr_
     }
 }
 
-kr_status kr_placements_find(const kr_graph *g, kr_placement *placements) {
-    int *uses = kr_root_uses(g);
-    bool *lines = calloc(kr_graph_values(g) + 1u, sizeof *lines);
-    if (uses && lines) {
-        want_lines(g, uses, lines);
-        do place_all(g, uses, lines, placements);
-        while (unmark_unreadable(g, placements, lines));
-    }
-    const bool done = uses && lines;
-    free(uses);
+kr_status kr_placements_find(const kr_uses *uses, kr_placement *placements) {
+    const kr_graph *g = uses->g;
+    bool *lines = calloc(uses->values + 1u, sizeof *lines);
+    KR_FAIL_IF(!lines, KR_NO_MEMORY, "layout: no memory for %u values", uses->values);
+    want_lines(g, uses, lines);
+    do place_all(g, uses, lines, placements);
+    while (unmark_unreadable(g, placements, lines));
     free(lines);
-    KR_FAIL_IF(!done, KR_NO_MEMORY, "layout: no memory for %u values", kr_graph_values(g));
     return KR_OK;
 }
 

@@ -2,7 +2,7 @@
 #ifndef KRAIT_COMPILER_MEMORY_PLACEMENT_H
 #define KRAIT_COMPILER_MEMORY_PLACEMENT_H
 
-#include "ops/ops.h"
+#include "compiler/uses.h"
 
 /// A root buffer, named by the value that owns it, and a layout inside it.
 typedef struct kr_placement {
@@ -10,10 +10,8 @@ typedef struct kr_placement {
     kr_layout layout;   ///< offset and strides in elements of the value's dtype
 } kr_placement;
 
-/// Placements of all values of the graph as it stands, by id, without changing it.
-kr_status kr_placements_find(const kr_graph *, kr_placement *);
-/// How often outputs and assigns name each value, by id; the caller frees it. NULL: no memory.
-int *kr_root_uses(const kr_graph *);
+/// Placements of all values, by id.
+kr_status kr_placements_find(const kr_uses *, kr_placement *);
 /// Bytes from the first to the last element of the value that owns a buffer: more than its elements where rows are
 /// padded.
 size_t kr_placement_bytes(const kr_graph *, const kr_placement *, uint32_t root);

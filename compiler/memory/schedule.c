@@ -8,169 +8,206 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { WINDOW = 64 }; ///< ready nodes that are compared: orders stay close to the one as built
+
+// Ready nodes -----------------------------------------------------------------------------------------------------
+
+enum { LEVELS = 6 }; ///< 64^6 nodes are more than an int counts
+
+/// A set of nodes in ascending order: bits, above them a bit for each word that has any, and so on.
+typedef struct ready {
+    uint64_t *level[LEVELS], *words;
+    size_t count[LEVELS];
+} ready;
+
+static bool ready_make(ready *r, int nodes) {
+    size_t words = 0, n = (size_t)nodes;
+    for (int l = 0; l < LEVELS; l++) words += r->count[l] = n = n / 64 + 1;
+    r->words = calloc(words, sizeof *r->words);
+    for (int l = 0; l < LEVELS; l++) r->level[l] = l ? r->level[l - 1] + r->count[l - 1] : r->words;
+    return r->words;
+}
+
+static void ready_add(ready *r, int node) {
+    size_t at = (size_t)node;
+    for (int l = 0; l < LEVELS; l++, at /= 64) r->level[l][at / 64] |= (uint64_t)1 << at % 64;
+}
+
+static void ready_remove(ready *r, int node) {
+    size_t at = (size_t)node;
+    for (int l = 0; l < LEVELS; l++, at /= 64)
+        if (r->level[l][at / 64] &= ~((uint64_t)1 << at % 64)) return;
+}
+
+/// The first member from `node` on, or -1.
+static int ready_next(const ready *r, int node) {
+    size_t at = (size_t)node;
+    for (int l = 0; l < LEVELS; l++) {
+        if (at / 64 >= r->count[l]) return -1;
+        const uint64_t rest = r->level[l][at / 64] & (~(uint64_t)0 << at % 64);
+        if (!rest) {
+            at = at / 64 + 1;
+            continue;
+        }
+        at = at / 64 * 64 + (size_t)__builtin_ctzll(rest);
+        while (l--) at = at * 64 + (size_t)__builtin_ctzll(r->level[l][at]);
+        return (int)at;
+    }
+    return -1;
+}
+
+// Orders ----------------------------------------------------------------------------------------------------------
+
 typedef struct work {
     const kr_graph *g;
+    kr_uses uses;
     kr_placement *placements;
     int nodes;
+    int *reads_at;      ///< by node: it reads the roots reads[reads_at[i]] to reads[reads_at[i + 1] - 1], each once
+    uint32_t *reads;
     int *waiting;       ///< by node: inputs not made yet
     int *readers;       ///< by root: reads still to come
+    bool *born;         ///< by root
     int64_t *bytes;     ///< by root; 0 for storage that exists anyway
     int *order;         ///< node indices in the order found
-    int *readers_at;    ///< by value: where its readers start in reader_list
-    int *reader_list;   ///< node indices, once per input that reads the value
+    ready ready;
 } work;
 
-/// Roots that node n reads, each once: the caller gets them one by one.
-static bool first_mention(const work *w, const kr_node *n, int i) {
-    const uint32_t root = w->placements[n->in[i].id].root;
-    for (int j = 0; j < i; j++)
-        if (n->in[j].id && w->placements[n->in[j].id].root == root) return false;
-    return n->in[i].id != 0;
-}
+static uint32_t root_of(const work *w, kr_value v) { return w->placements[v.id].root; }
 
-static void count_readers(work *w) {
-    memset(w->readers, 0, (kr_graph_values(w->g) + 1u) * sizeof *w->readers);
+/// `newest` by root: the last node that was seen reading it.
+static void list_reads(work *w, int *newest) {
+    int count = 0;
+    for (uint32_t v = 0; v <= w->uses.values; v++) newest[v] = -1;
     for (int i = 0; i < w->nodes; i++) {
         const kr_node *n = kr_graph_node(w->g, i);
-        for (int k = 0; k < n->inputs; k++)
-            if (first_mention(w, n, k)) w->readers[w->placements[n->in[k].id].root]++;
+        w->reads_at[i] = count;
+        for (int k = 0; k < n->inputs; k++) {
+            const uint32_t root = root_of(w, n->in[k]);
+            if (!n->in[k].id || newest[root] == i) continue;
+            newest[root] = i;
+            w->reads[count++] = root;
+        }
     }
-    for (int i = 0; i < kr_graph_outputs(w->g); i++)
-        w->readers[w->placements[kr_graph_output_at(w->g, i)->value.id].root]++;
-    for (int i = 0; i < kr_graph_assigns(w->g); i++)
-        w->readers[w->placements[kr_graph_assign_at(w->g, i)->value.id].root]++;
+    w->reads_at[w->nodes] = count;
 }
 
-/// Live bytes after n minus before, and (through *during) the most while it runs, relative to before. Changes nothing.
-static int64_t growth(const work *w, const kr_node *n, const bool *born, int64_t *during) {
+static void start(work *w) {
+    memset(w->readers, 0, (w->uses.values + 1u) * sizeof *w->readers);
+    memset(w->born, 0, (w->uses.values + 1u) * sizeof *w->born);
+    for (int r = 0; r < w->reads_at[w->nodes]; r++) w->readers[w->reads[r]]++;
+    for (int i = 0; i < kr_graph_outputs(w->g); i++) w->readers[root_of(w, kr_graph_output_at(w->g, i)->value)]++;
+    for (int i = 0; i < kr_graph_assigns(w->g); i++) w->readers[root_of(w, kr_graph_assign_at(w->g, i)->value)]++;
+}
+
+/// Live bytes after node i minus before, and (through *during) the most while it runs, relative to before.
+static int64_t growth(const work *w, int i, int64_t *during) {
+    const kr_node *n = kr_graph_node(w->g, i);
     int64_t up = 0, down = 0;
     for (int k = 0; k < n->outputs; k++) {
-        const uint32_t root = w->placements[n->out[k].id].root;
-        bool known = born[root];
-        for (int j = 0; j < k; j++) known |= w->placements[n->out[j].id].root == root;
+        const uint32_t root = root_of(w, n->out[k]);
+        bool known = w->born[root];
+        for (int j = 0; j < k; j++) known |= root_of(w, n->out[j]) == root;
         if (!known) up += w->bytes[root];
         if (!known && !w->readers[root]) down += w->bytes[root];
     }
-    for (int k = 0; k < n->inputs; k++)
-        if (first_mention(w, n, k) && w->readers[w->placements[n->in[k].id].root] == 1)
-            down += w->bytes[w->placements[n->in[k].id].root];
+    for (int r = w->reads_at[i]; r < w->reads_at[i + 1]; r++)
+        if (w->readers[w->reads[r]] == 1) down += w->bytes[w->reads[r]];
     *during = up;
     return up - down;
 }
 
-static void take(work *w, const kr_node *n, bool *born) {
-    for (int k = 0; k < n->outputs; k++) born[w->placements[n->out[k].id].root] = true;
-    for (int k = 0; k < n->inputs; k++)
-        if (first_mention(w, n, k)) w->readers[w->placements[n->in[k].id].root]--;
+static void take(work *w, int i) {
+    const kr_node *n = kr_graph_node(w->g, i);
+    for (int k = 0; k < n->outputs; k++) w->born[root_of(w, n->out[k])] = true;
+    for (int r = w->reads_at[i]; r < w->reads_at[i + 1]; r++) w->readers[w->reads[r]]--;
 }
 
 /// The worst sum of live bytes of the order that the graph has.
-static int64_t peak_as_built(work *w, bool *born) {
+static int64_t peak_as_built(work *w) {
     int64_t live = 0, most = 0, during;
-    count_readers(w);
+    start(w);
     for (int i = 0; i < w->nodes; i++) {
-        const kr_node *n = kr_graph_node(w->g, i);
-        const int64_t change = growth(w, n, born, &during);
+        const int64_t change = growth(w, i, &during);
         most = live + during > most ? live + during : most;
         live += change;
-        take(w, n, born);
+        take(w, i);
     }
     return most;
 }
 
-static int64_t peak_greedy(work *w, bool *born, bool *done) {
-    int64_t live = 0, most = 0;
-    count_readers(w);
+/// Of the first ready nodes the one after which least is alive.
+static int best_ready(const work *w, int64_t *change, int64_t *during) {
+    int best = -1, seen = 0;
+    for (int i = ready_next(&w->ready, 0); i >= 0 && seen < WINDOW; i = ready_next(&w->ready, i + 1), seen++) {
+        int64_t most;
+        const int64_t now = growth(w, i, &most);
+        if (best >= 0 && now >= *change) continue;
+        best = i;
+        *change = now;
+        *during = most;
+    }
+    return best;
+}
+
+static int64_t peak_greedy(work *w) {
+    int64_t live = 0, most = 0, change, during;
+    start(w);
     for (int i = 0; i < w->nodes; i++) {
         const kr_node *n = kr_graph_node(w->g, i);
-        w->waiting[i] = 0;
         for (int k = 0; k < n->inputs; k++) w->waiting[i] += n->in[k].id != 0;
+        if (!w->waiting[i]) ready_add(&w->ready, i);
     }
-    // Nodes behind an already taken node become ready; a plain scan from the first open node is quick enough because
-    // orders stay close to the one as built.
-    int first_open = 0;
     for (int taken = 0; taken < w->nodes; taken++) {
-        while (done[first_open]) first_open++;
-        int best = -1;
-        int64_t best_growth = 0, best_during = 0;
-        for (int i = first_open, seen = 0; i < w->nodes && seen < 64; i++) {
-            if (done[i] || w->waiting[i]) continue;
-            seen++;
-            int64_t during;
-            const int64_t now = growth(w, kr_graph_node(w->g, i), born, &during);
-            if (best < 0 || now < best_growth) {
-                best = i;
-                best_growth = now;
-                best_during = during;
-            }
-        }
+        const int best = best_ready(w, &change, &during);
         const kr_node *n = kr_graph_node(w->g, best);
-        most = live + best_during > most ? live + best_during : most;
-        live += best_growth;
-        take(w, n, born);
-        done[best] = true;
+        most = live + during > most ? live + during : most;
+        live += change;
+        take(w, best);
+        ready_remove(&w->ready, best);
         w->order[taken] = best;
         for (int k = 0; k < n->outputs; k++)
-            for (int r = w->readers_at[n->out[k].id]; r < w->readers_at[n->out[k].id + 1]; r++)
-                w->waiting[w->reader_list[r]]--;
+            for (int r = w->uses.at[n->out[k].id]; r < w->uses.at[n->out[k].id + 1]; r++)
+                if (!--w->waiting[w->uses.list[r]]) ready_add(&w->ready, w->uses.list[r]);
     }
     return most;
-}
-
-/// Readers of every value, in one array (counting sort by value).
-static kr_status list_readers(work *w) {
-    const size_t values = kr_graph_values(w->g) + 1u;
-    size_t reads = 0;
-    for (int i = 0; i < w->nodes; i++) reads += (size_t)kr_graph_node(w->g, i)->inputs;
-    w->readers_at = calloc(values + 2, sizeof *w->readers_at);
-    w->reader_list = calloc(reads + 1, sizeof *w->reader_list);
-    KR_FAIL_IF(!w->readers_at || !w->reader_list, KR_NO_MEMORY, "schedule: no memory for %zu reads", reads);
-    for (int i = 0; i < w->nodes; i++)
-        for (int k = 0; k < kr_graph_node(w->g, i)->inputs; k++) w->readers_at[kr_graph_node(w->g, i)->in[k].id + 2]++;
-    for (size_t v = 2; v < values + 2; v++) w->readers_at[v] += w->readers_at[v - 1];
-    for (int i = 0; i < w->nodes; i++)
-        for (int k = 0; k < kr_graph_node(w->g, i)->inputs; k++)
-            w->reader_list[w->readers_at[kr_graph_node(w->g, i)->in[k].id + 1]++] = i;
-    return KR_OK;
 }
 
 static kr_status schedule(work *w) {
-    KR_TRY(list_readers(w));
-    const size_t values = kr_graph_values(w->g) + 1u, nodes = (size_t)w->nodes + 1;
-    bool *born = calloc(values, sizeof *born), *done = calloc(nodes, sizeof *done);
-    kr_status status = KR_OK;
-    if (!born || !done) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "schedule: no memory");
-    else {
-        const int64_t built = peak_as_built(w, born);
-        memset(born, 0, values * sizeof *born);
-        const int64_t greedy = peak_greedy(w, born, done);
-        if ((double)greedy < 0.98 * (double)built)
-            for (int i = 0; i < w->nodes; i++) kr_graph_node(w->g, w->order[i])->rank = i;
+    const size_t values = w->uses.values + 1u, nodes = (size_t)w->nodes + 1;
+    const size_t reads = (size_t)w->uses.at[w->uses.values + 1]; // as many as there are inputs
+    w->placements = calloc(values, sizeof *w->placements);
+    w->reads_at = calloc(nodes, sizeof *w->reads_at);
+    w->reads = calloc(reads + 1, sizeof *w->reads);
+    w->waiting = calloc(nodes, sizeof *w->waiting);
+    w->readers = calloc(values, sizeof *w->readers);
+    w->born = calloc(values, sizeof *w->born);
+    w->bytes = calloc(values, sizeof *w->bytes);
+    w->order = calloc(nodes, sizeof *w->order);
+    KR_FAIL_IF(!w->placements || !w->reads_at || !w->reads || !w->waiting || !w->readers || !w->born || !w->bytes ||
+               !w->order || !ready_make(&w->ready, w->nodes), KR_NO_MEMORY, "schedule: no memory for %zu values",
+               values);
+    KR_TRY(kr_placements_find(&w->uses, w->placements));
+    list_reads(w, w->readers);
+    for (uint32_t v = 1; v < values; v++) {
+        const int node = w->uses.node[v];
+        if (node >= 0 && w->placements[v].root == v && !(kr_graph_node(w->g, node)->op->flags & KR_OP_SOURCE))
+            w->bytes[v] = (int64_t)kr_placement_bytes(w->g, w->placements, v);
     }
-    free(born);
-    free(done);
-    return status;
+    const int64_t built = peak_as_built(w), greedy = peak_greedy(w);
+    if ((double)greedy < 0.98 * (double)built)
+        for (int i = 0; i < w->nodes; i++) kr_graph_node(w->g, w->order[i])->rank = i;
+    return KR_OK;
 }
 
 kr_status kr_pass_schedule(kr_compilation *c) {
+    work w = {.g = c->g};
     KR_TRY(kr_graph_sort(c->g));
-    const size_t values = kr_graph_values(c->g) + 1u, nodes = (size_t)kr_graph_nodes(c->g) + 1;
-    work w = {.g = c->g, .nodes = kr_graph_nodes(c->g), .placements = calloc(values, sizeof *w.placements),
-              .waiting = calloc(nodes, sizeof *w.waiting), .order = calloc(nodes, sizeof *w.order),
-              .readers = calloc(values, sizeof *w.readers), .bytes = calloc(values, sizeof *w.bytes)};
-    kr_status status = KR_OK;
-    if (!w.placements || !w.waiting || !w.order || !w.readers || !w.bytes)
-        status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "schedule: no memory for %zu values", values);
-    if (!status) status = kr_placements_find(c->g, w.placements);
-    if (!status) {
-        for (uint32_t v = 1; v < values; v++) {
-            const kr_node *n = kr_value_node(c->g, (kr_value){v});
-            if (n && !n->dead && w.placements[v].root == v && !kr_node_source(n))
-                w.bytes[v] = (int64_t)kr_placement_bytes(c->g, w.placements, v);
-        }
-        status = schedule(&w);
-    }
-    free(w.placements), free(w.waiting), free(w.order), free(w.readers), free(w.bytes);
-    free(w.readers_at), free(w.reader_list);
+    w.nodes = kr_graph_nodes(c->g);
+    KR_TRY(kr_uses_find(c->g, NULL, 0, &w.uses));
+    const kr_status status = schedule(&w);
+    kr_uses_free(&w.uses);
+    free(w.placements), free(w.reads_at), free(w.reads), free(w.waiting), free(w.readers), free(w.born);
+    free(w.bytes), free(w.order), free(w.ready.words);
     return status ? status : kr_graph_sort(c->g);
 }

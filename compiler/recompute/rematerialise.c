@@ -1,5 +1,5 @@
 /// The least extra time that fits into a budget of memory. What to recompute is proposed by a ladder of moves
-/// (recompute.c); how much memory that takes is not estimated but planned: each plan that is tried is written
+/// (ladder.c); how much memory that takes is not estimated but planned: each plan that is tried is written
 /// into a copy of the graph and goes through the passes that follow, up to the arenas. Along the ladder memory falls
 /// and time grows, so the cheapest plan that fits is found by trying tenths of the ladder, then bisection. Where the
 /// whole ladder is not enough, blocks are joined in groups of 2, 3, ...: less is stored between them and more is alive
@@ -81,9 +81,10 @@ static kr_status try_plan(search *s, int rungs, int span, int joined, bool shown
     }
     KR_FAIL_IF(s->count == TRIALS, KR_UNSUPPORTED, "more than %d plans were tried", TRIALS);
     trial t = {.rungs = rungs, .span = span, .joined = joined, .shown = shown};
-    double stored;
+    kr_recompute_cost cost;
     spell(s, &t);
-    KR_TRY(kr_drops_cost(&s->f, &s->plan, s->recomputed, &t.ns, &stored));
+    KR_TRY(kr_drops_cost(&s->f, &s->plan, s->recomputed, &cost));
+    t.ns = cost.ns;
     for (int i = 0; i < s->f.nodes; i++) t.recomputed += s->recomputed[i];
     KR_TRY(plan_memory(s, &t.bytes));
     *bytes = t.bytes;
@@ -202,9 +203,9 @@ static kr_status draw(search *s, int chosen, kr_memory_curve *curve) {
         kr_memory_point *p = &curve->at[curve->count++];
         *p = (kr_memory_point){.bytes = t->bytes, .seconds = (s->f.total_ns + t->ns) * 1e-9,
                                .extra = t->ns / s->f.total_ns, .recomputed = t->recomputed};
-        double ns, bytes;
+        kr_recompute_cost cost;
         spell(s, t);
-        KR_TRY(kr_drops_cost(&s->f, &s->plan, s->recomputed, &ns, &bytes));
+        KR_TRY(kr_drops_cost(&s->f, &s->plan, s->recomputed, &cost));
         name_nodes(s, t, p->what, sizeof p->what);
     }
     return KR_OK;

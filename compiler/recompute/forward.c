@@ -1,0 +1,158 @@
+/// What is known of a training graph before anything is recomputed: which part of it is forward, in which block a node
+/// stands, and who reads a value at what time.
+#include "compiler/cost.h"
+#include "compiler/recompute/recompute.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+/// A value that is read again after fewer nodes than this is hardly worth dropping.
+enum { SHORT_GAP = 8 };
+
+/// Marks what the outputs and assigns that the graph had before differentiation need.
+static void find_forward(const kr_compilation *c, kr_forward *f, bool *needed) {
+    for (int i = 0; i < c->forward_outputs; i++) needed[kr_graph_output_at(f->g, i)->value.id] = true;
+    for (int i = 0; i < c->forward_assigns; i++) needed[kr_graph_assign_at(f->g, i)->value.id] = true;
+    for (int i = f->nodes - 1; i >= 0; i--) {
+        const kr_node *n = kr_graph_node(f->g, i);
+        for (int k = 0; k < n->outputs; k++) f->forward[i] |= needed[n->out[k].id];
+        for (int k = 0; k < n->inputs && f->forward[i]; k++) needed[n->in[k].id] = true;
+    }
+    needed[0] = false;
+}
+
+/// Length of "backbone.layers.3" in "backbone.layers.3.mixer": up to the first part that is a number; 0: there is none.
+static int block_scope(const char *scope) {
+    for (const char *at = scope; at && *at;) {
+        const char *end = strchrnul(at, '.');
+        bool number = end > at;
+        for (const char *c = at; c < end; c++) number &= isdigit((unsigned char)*c) != 0;
+        if (number) return (int)(end - scope);
+        at = *end ? end + 1 : end;
+    }
+    return 0;
+}
+
+/// The blocks of nodes in their order. A block's nodes need not stand together, so scopes are looked up in a table: open
+/// addressing, twice as many entries as there can be blocks.
+typedef struct segment_table {
+    int *entry;           ///< 1 + segment, or 0: free
+    size_t mask;
+} segment_table;
+
+static int find_segment(kr_forward *f, segment_table *t, const char *scope) {
+    const int length = block_scope(scope);
+    if (!length) return KR_NO_SEGMENT;
+    size_t at = (size_t)kr_hash(scope, (size_t)length) & t->mask;
+    for (int s; (s = t->entry[at] - 1) >= 0; at = (at + 1) & t->mask)
+        if (f->scope_length[s] == length && !memcmp(f->scopes[s], scope, (size_t)length)) return s;
+    f->scopes[f->segments] = scope;
+    f->scope_length[f->segments] = length;
+    t->entry[at] = ++f->segments;
+    return f->segments - 1;
+}
+
+/// Numbers the blocks and lists their nodes: counting sort by block.
+static kr_status find_segments(kr_forward *f) {
+    segment_table t = {.mask = 64};
+    while (t.mask < 2 * (size_t)f->nodes) t.mask *= 2;
+    t.entry = calloc(t.mask--, sizeof *t.entry);
+    KR_FAIL_IF(!t.entry, KR_NO_MEMORY, "no memory for a graph of %d nodes", f->nodes);
+    for (int i = 0; i < f->nodes; i++) {
+        const kr_node *n = kr_graph_node(f->g, i);
+        f->segment[i] = f->forward[i] && !kr_node_source(n) ? find_segment(f, &t, n->scope) : KR_NO_SEGMENT;
+        if (f->forward[i] && kr_node_computes(n)) f->members_at[f->segment[i] + 3]++;
+    }
+    free(t.entry);
+    for (int s = 3; s < f->segments + 3; s++) f->members_at[s] += f->members_at[s - 1];
+    for (int i = 0; i < f->nodes; i++)
+        if (f->forward[i] && kr_node_computes(kr_graph_node(f->g, i)))
+            f->members[f->members_at[f->segment[i] + 2]++] = i;
+    return KR_OK;
+}
+
+/// Who reads what: per root its readers in the forward part by block, and whether others want it. What is still
+/// read at the turning point (where the loss is made), or again soon, is there when memory is scarcest in any case.
+static void find_readers(kr_forward *f, int turn, int *last_forward) {
+    const uint32_t values = kr_graph_values(f->g);
+    for (uint32_t v = 0; v <= values; v++) f->first_reader[v] = INT32_MAX, f->last_reader[v] = INT32_MIN;
+    for (int i = 0; i < f->nodes; i++) {
+        const kr_node *n = kr_graph_node(f->g, i);
+        if (n->op->flags & KR_OP_VIEW) continue;
+        for (int k = 0; k < n->inputs; k++) {
+            const uint32_t v = f->uses.root[n->in[k].id];
+            if (!f->forward[i]) {
+                if (!f->wanted[v]) f->rests[v] = last_forward[v] < turn && i - last_forward[v] >= SHORT_GAP;
+                f->wanted[v] = true;
+                continue;
+            }
+            last_forward[v] = i;
+            if (f->segment[i] < f->first_reader[v]) f->first_reader[v] = f->segment[i];
+            if (f->segment[i] > f->last_reader[v]) f->last_reader[v] = f->segment[i];
+        }
+    }
+    f->wanted[0] = false;
+    for (int i = 0; i < kr_graph_outputs(f->g); i++) f->pinned[f->uses.root[kr_graph_output_at(f->g, i)->value.id]] = true;
+    for (int i = 0; i < kr_graph_assigns(f->g); i++) f->pinned[f->uses.root[kr_graph_assign_at(f->g, i)->value.id]] = true;
+}
+
+/// What nodes and values weigh.
+static void weigh(kr_forward *f, int *last_forward) {
+    for (int i = 0; i < f->nodes; i++) {
+        const kr_node *n = kr_graph_node(f->g, i);
+        f->total_ns += f->ns[i] = kr_node_computes(n) ? kr_node_ns(f->g, n) : 0;
+        for (int k = 0; k < n->outputs; k++) {
+            const uint32_t v = n->out[k].id;
+            if (kr_node_computes(n) && f->forward[i]) f->bytes[v] = (int64_t)kr_value_bytes(f->g, n->out[k]);
+            last_forward[v] = i;
+        }
+    }
+}
+
+static kr_status find_all(const kr_compilation *c, kr_forward *f, bool *needed, int *last_forward) {
+    const char *name = c->options->loss ? c->options->loss : "loss";
+    find_forward(c, f, needed);
+    KR_TRY(find_segments(f));
+    weigh(f, last_forward);
+    find_readers(f, f->uses.node[f->uses.root[kr_graph_output_find(c->g, name).id]], last_forward);
+    return KR_OK;
+}
+
+kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
+    *f = (kr_forward){.g = c->g, .nodes = kr_graph_nodes(c->g)};
+    KR_TRY(kr_uses_find(c->g, NULL, 0, &f->uses));
+    const size_t nodes = (size_t)f->nodes + 1, values = f->uses.values + 1u;
+    f->forward = calloc(nodes, sizeof *f->forward);
+    f->segment = calloc(nodes, sizeof *f->segment);
+    f->scopes = calloc(nodes, sizeof *f->scopes);
+    f->scope_length = calloc(nodes, sizeof *f->scope_length);
+    f->members_at = calloc(nodes + 3, sizeof *f->members_at);
+    f->members = calloc(nodes, sizeof *f->members);
+    f->ns = calloc(nodes, sizeof *f->ns);
+    f->bytes = calloc(values, sizeof *f->bytes);
+    f->wanted = calloc(values, sizeof *f->wanted);
+    f->pinned = calloc(values, sizeof *f->pinned);
+    f->first_reader = calloc(values, sizeof *f->first_reader);
+    f->last_reader = calloc(values, sizeof *f->last_reader);
+    f->rests = calloc(values, sizeof *f->rests);
+    int *last_forward = calloc(values, sizeof *last_forward);
+    bool *needed = calloc(values, sizeof *needed);
+    const bool room = f->forward && f->segment && f->scopes && f->scope_length && f->members_at && f->members && f->ns &&
+                      f->bytes && f->wanted && f->pinned && f->first_reader && f->last_reader && f->rests &&
+                      last_forward && needed;
+    const kr_status status = room ? find_all(c, f, needed, last_forward)
+                                  : kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__,
+                                                     "no memory for a graph of %d nodes", f->nodes);
+    free(last_forward);
+    free(needed);
+    return status;
+}
+
+void kr_forward_free(kr_forward *f) {
+    kr_uses_free(&f->uses);
+    free(f->forward), free(f->segment), free(f->scopes), free(f->scope_length), free(f->members_at), free(f->members);
+    free(f->ns), free(f->bytes), free(f->wanted), free(f->pinned), free(f->first_reader), free(f->last_reader);
+    free(f->rests);
+    *f = (kr_forward){0};
+}
