@@ -69,7 +69,8 @@ static kr_value make(recompute *c, int i, int at) {
         return known->value;
     }
     kr_value in[3];
-    for (int k = 0; k < n->inputs; k++) in[k] = alive(r, n->in[k], at) ? n->in[k] : make(c, r->uses.node[n->in[k].id], at);
+    for (int k = 0; k < n->inputs; k++)
+        in[k] = alive(r, n->in[k], at) ? n->in[k] : make(c, r->uses.node[n->in[k].id], at);
     if (c->count == c->room) {
         copy *larger = realloc(c->copies, (size_t)(2 * c->room + 64) * sizeof *larger);
         if (!larger) return KR_NONE;

@@ -131,7 +131,8 @@ kr_status kr_fuse_sums(kr_compilation *c, kr_fusion *r) {
         kr_node *n = kr_graph_node(r->g, i);
         if (n->dead || into_reader(r, n, i) || (activations && into_activation(r, n, i))) continue;
         if (!(n->op->flags & KR_OP_ADDS)) continue;
-        const int later = r->uses.node[n->in[1].id] > r->uses.node[n->in[0].id]; // the one whose partner is there already
+        // First the one whose partner is there already.
+        const int later = r->uses.node[n->in[1].id] > r->uses.node[n->in[0].id];
         if (!into_producer(r, n, i, later)) into_producer(r, n, i, 1 - later);
     }
     return KR_OK;

@@ -3,28 +3,73 @@
 /// Several orders are tried and the best kept; on training graphs the first usually meets the lower bound.
 ///   source Pisarchyk & Lee 2020, "Efficient Memory Management for Deep Neural Net Inference", arXiv:2001.03288
 #include "compiler/compiler.h"
+#include "compiler/memory/occupancy.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+enum { ORDERS = 5 };
+
 static size_t round_up(size_t bytes, size_t align) { return (bytes + align - 1) / align * align; }
 
+// Steps -----------------------------------------------------------------------------------------------------------
+
+/// Steps in which some item begins, ascending. Items that are alive together are so in one of these, so nothing happens
+/// between them.
+typedef struct beginnings {
+    int *step;
+    int count;
+} beginnings;
+
+static int ascending(const void *a, const void *b) {
+    const int x = *(const int *)a, y = *(const int *)b;
+    return (x > y) - (x < y);
+}
+
+static bool find_beginnings(const kr_arena_item *items, size_t count, beginnings *out) {
+    *out = (beginnings){.step = malloc((count + 1) * sizeof *out->step)};
+    if (!out->step) return false;
+    for (size_t i = 0; i < count; i++) out->step[i] = items[i].first;
+    qsort(out->step, count, sizeof *out->step, ascending);
+    for (size_t i = 0; i < count; i++)
+        if (!i || out->step[i] != out->step[out->count - 1]) out->step[out->count++] = out->step[i];
+    return true;
+}
+
+/// How many of them come before `step`, or in it.
+static int until(const beginnings *b, int step) {
+    int low = 0, high = b->count;
+    while (low < high) {
+        const int middle = low + (high - low) / 2;
+        if (b->step[middle] <= step) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/// The item's life, in numbers of beginnings.
+static int first_of(const beginnings *b, const kr_arena_item *i) { return until(b, i->first) - 1; }
+static int last_of(const beginnings *b, const kr_arena_item *i) { return until(b, i->last) - 1; }
+
 size_t kr_arena_bound(const kr_arena_item *items, size_t count, size_t align) {
-    int last = 0;
-    for (size_t i = 0; i < count; i++) last = items[i].last > last ? items[i].last : last;
-    int64_t *change = calloc((size_t)last + 2, sizeof *change), live = 0, most = 0;
-    if (!change) return 0;
-    for (size_t i = 0; i < count; i++) {
-        change[items[i].first] += (int64_t)round_up(items[i].size, align);
-        change[items[i].last + 1] -= (int64_t)round_up(items[i].size, align);
+    beginnings b;
+    int64_t live = 0, most = 0, *change = calloc(count + 2, sizeof *change);
+    if (find_beginnings(items, count, &b) && change) {
+        for (size_t i = 0; i < count; i++) {
+            change[first_of(&b, &items[i])] += (int64_t)round_up(items[i].size, align);
+            change[last_of(&b, &items[i]) + 1] -= (int64_t)round_up(items[i].size, align);
+        }
+        for (int t = 0; t < b.count; t++) {
+            live += change[t];
+            most = live > most ? live : most;
+        }
     }
-    for (int t = 0; t <= last; t++) {
-        live += change[t];
-        most = live > most ? live : most;
-    }
+    free(b.step);
     free(change);
     return (size_t)most;
 }
+
+// Packing ---------------------------------------------------------------------------------------------------------
 
 typedef struct entry {
     double key;
@@ -37,7 +82,7 @@ static int by_key(const void *a, const void *b) {
     return x->index < y->index ? -1 : x->index > y->index;
 }
 
-/// Importance under order k: bytes; bytes times life; life; bytes, earlier first; first step.
+/// Importance under order k: bytes; bytes times life; life; first step, earliest first; last step, latest first.
 static double importance(const kr_arena_item *b, int k) {
     const double size = (double)b->size, life = b->last - b->first + 1.0;
     switch (k) {
@@ -49,59 +94,69 @@ static double importance(const kr_arena_item *b, int k) {
     }
 }
 
-/// Places in the given order; `placed` keeps indices sorted by offset.
-static size_t pack_in_order(const kr_arena_item *items, const entry *order, size_t count, size_t align, size_t *offsets,
-                             size_t *placed) {
-    size_t peak = 0, done = 0;
-    for (size_t i = 0; i < count; i++) {
+/// The tightest gap between what is taken that holds `size`, the lowest of several; else the end.
+static size_t best_offset(const kr_ranges *taken, size_t size) {
+    size_t best = SIZE_MAX, best_gap = SIZE_MAX, end = 0;
+    for (int k = 0; k < taken->count; k++) {
+        const size_t gap = taken->list[k].low - end;
+        if (gap >= size && gap < best_gap) {
+            best_gap = gap;
+            best = end;
+        }
+        end = taken->list[k].high;
+    }
+    return best != SIZE_MAX ? best : end;
+}
+
+/// Packs in the given order. False: no memory.
+static bool pack_in_order(const kr_arena_item *items, const entry *order, size_t count, size_t align,
+                          const beginnings *steps, size_t *offsets, size_t *peak) {
+    kr_occupancy occupied;
+    kr_ranges taken = {0};
+    bool room = kr_occupancy_make(&occupied, steps->count);
+    *peak = 0;
+    for (size_t i = 0; i < count && room; i++) {
         const kr_arena_item *b = &items[order[i].index];
         const size_t size = round_up(b->size, align);
-        size_t best = SIZE_MAX, best_gap = SIZE_MAX, end = 0;
-        for (size_t k = 0; k < done && size; k++) {
-            const kr_arena_item *other = &items[placed[k]];
-            if (other->last < b->first || other->first > b->last) continue;
-            const size_t at = offsets[placed[k]];
-            if (at > end && at - end >= size && at - end < best_gap) {
-                best_gap = at - end;
-                best = end;
-            }
-            const size_t after = at + round_up(other->size, align);
-            end = after > end ? after : end;
-        }
-        const size_t offset = best != SIZE_MAX ? best : size ? end : 0;
-        offsets[order[i].index] = offset;
-        peak = offset + size > peak ? offset + size : peak;
-        size_t k = done++;
-        for (; k && offsets[placed[k - 1]] > offset; k--) placed[k] = placed[k - 1];
-        placed[k] = order[i].index;
+        size_t *offset = &offsets[order[i].index];
+        *offset = 0;
+        if (!size) continue;
+        const int first = first_of(steps, b), last = last_of(steps, b);
+        room = kr_occupancy_find(&occupied, first, last, &taken);
+        if (!room) break;
+        *offset = best_offset(&taken, size);
+        *peak = *offset + size > *peak ? *offset + size : *peak;
+        room = kr_occupancy_take(&occupied, first, last, (kr_range){*offset, *offset + size});
     }
-    return peak;
+    free(taken.list);
+    kr_occupancy_free(&occupied);
+    return room;
 }
 
 kr_status kr_arena_pack(kr_arena_item *items, size_t count, size_t align, size_t *peak) {
     *peak = 0;
-    if (!count) return KR_OK;
     for (size_t i = 0; i < count; i++)
         KR_FAIL_IF(items[i].first < 0 || items[i].last < items[i].first, KR_BAD_ARGUMENT,
                    "arena: item %zu lives from %d to %d", i, items[i].first, items[i].last);
-    entry *order = malloc(count * sizeof *order);
-    size_t *offsets = malloc(count * sizeof *offsets), *placed = malloc(count * sizeof *placed);
-    kr_status status = KR_OK;
-    if (!order || !offsets || !placed)
-        status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "arena: no memory for %zu items", count);
+    beginnings steps;
+    entry *order = malloc((count + 1) * sizeof *order);
+    size_t *offsets = malloc((count + 1) * sizeof *offsets);
+    bool room = find_beginnings(items, count, &steps) && order && offsets;
     const size_t bound = kr_arena_bound(items, count, align);
     size_t best = SIZE_MAX;
-    for (int k = 0; k < 5 && !status && best > bound; k++) {
+    for (int k = 0; k < ORDERS && room && count && best > bound; k++) {
         for (size_t i = 0; i < count; i++) order[i] = (entry){importance(&items[i], k), i};
         qsort(order, count, sizeof *order, by_key);
-        const size_t now = pack_in_order(items, order, count, align, offsets, placed);
-        if (now >= best) continue;
+        size_t now;
+        room = pack_in_order(items, order, count, align, &steps, offsets, &now);
+        if (!room || now >= best) continue;
         best = now;
         for (size_t i = 0; i < count; i++) items[i].offset = offsets[i];
     }
-    *peak = status ? 0 : best;
+    free(steps.step);
     free(order);
     free(offsets);
-    free(placed);
-    return status;
+    KR_FAIL_IF(!room, KR_NO_MEMORY, "arena: no memory for %zu items", count);
+    if (count) *peak = best;
+    return KR_OK;
 }

@@ -34,8 +34,8 @@ static int block_scope(const char *scope) {
     return 0;
 }
 
-/// The blocks of nodes in their order. A block's nodes need not stand together, so scopes are looked up in a table: open
-/// addressing, twice as many entries as there can be blocks.
+/// The blocks of nodes in their order. A block's nodes need not stand together, so scopes are looked up in a table:
+/// open addressing, twice as many entries as there can be blocks.
 typedef struct segment_table {
     int *entry;           ///< 1 + segment, or 0: free
     size_t mask;
@@ -93,8 +93,8 @@ static void find_readers(kr_forward *f, int turn, int *last_forward) {
         }
     }
     f->wanted[0] = false;
-    for (int i = 0; i < kr_graph_outputs(f->g); i++) f->pinned[f->uses.root[kr_graph_output_at(f->g, i)->value.id]] = true;
-    for (int i = 0; i < kr_graph_assigns(f->g); i++) f->pinned[f->uses.root[kr_graph_assign_at(f->g, i)->value.id]] = true;
+    for (uint32_t v = 1; v <= values; v++)
+        if (f->uses.named[v]) f->pinned[f->uses.root[v]] = true;
 }
 
 /// What nodes and values weigh.
@@ -138,8 +138,8 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
     f->rests = calloc(values, sizeof *f->rests);
     int *last_forward = calloc(values, sizeof *last_forward);
     bool *needed = calloc(values, sizeof *needed);
-    const bool room = f->forward && f->segment && f->scopes && f->scope_length && f->members_at && f->members && f->ns &&
-                      f->bytes && f->wanted && f->pinned && f->first_reader && f->last_reader && f->rests &&
+    const bool room = f->forward && f->segment && f->scopes && f->scope_length && f->members_at && f->members &&
+                      f->ns && f->bytes && f->wanted && f->pinned && f->first_reader && f->last_reader && f->rests &&
                       last_forward && needed;
     const kr_status status = room ? find_all(c, f, needed, last_forward)
                                   : kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__,

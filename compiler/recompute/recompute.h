@@ -18,8 +18,8 @@ typedef struct kr_forward {
     int segments;
     const char **scopes;  ///< by segment: "backbone.layers.3" (not terminated: scope_length characters)
     int *scope_length;
-    int *members_at, *members; ///< computing nodes of the forward part in block s, ascending: members[members_at[s + 1]]
-                          ///< to members[members_at[s + 2] - 1]; s is KR_NO_SEGMENT for those in no block
+    int *members_at, *members; ///< computing nodes of the forward part in block s, or in none (KR_NO_SEGMENT), are
+                          ///< members[members_at[s + 1]] to members[members_at[s + 2] - 1], ascending
     double *ns;           ///< by node: estimated time
     double total_ns;
     int64_t *bytes;       ///< by value: of what must be stored to keep it; 0 for views and sources
