@@ -7,8 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/// A value that is read again after fewer nodes than this is hardly worth dropping.
-enum { SHORT_GAP = 8 };
+enum {
+    SHORT_GAP = 8,       ///< a value that is read again after fewer nodes than this is hardly worth dropping
+    LONGEST_BLOCK = 256, ///< nodes; longer blocks are cut
+    PIECE = 64,          ///< nodes of what they are cut into
+};
 
 /// Marks what the outputs and assigns that the graph had before differentiation need.
 static void find_forward(const kr_compilation *c, kr_forward *f, bool *needed) {
@@ -34,41 +37,69 @@ static int block_scope(const char *scope) {
     return 0;
 }
 
-/// The blocks of nodes in their order. A block's nodes need not stand together, so scopes are looked up in a table:
-/// open addressing, twice as many entries as there can be blocks.
+/// The first node of each block by its scope: open addressing, 1 + node or 0, twice as many entries as nodes at least.
 typedef struct segment_table {
-    int *entry;           ///< 1 + segment, or 0: free
+    int *entry;
     size_t mask;
 } segment_table;
 
-static int find_segment(kr_forward *f, segment_table *t, const char *scope) {
+/// The block of node i, a new one where its scope is.
+static int find_segment(kr_forward *f, segment_table *t, int i) {
+    const char *scope = kr_graph_node(f->g, i)->scope;
     const int length = block_scope(scope);
     if (!length) return KR_NO_SEGMENT;
     size_t at = (size_t)kr_hash(scope, (size_t)length) & t->mask;
-    for (int s; (s = t->entry[at] - 1) >= 0; at = (at + 1) & t->mask)
-        if (f->scope_length[s] == length && !memcmp(f->scopes[s], scope, (size_t)length)) return s;
-    f->scopes[f->segments] = scope;
-    f->scope_length[f->segments] = length;
-    t->entry[at] = ++f->segments;
-    return f->segments - 1;
+    for (; t->entry[at]; at = (at + 1) & t->mask) {
+        const char *other = kr_graph_node(f->g, t->entry[at] - 1)->scope;
+        if (block_scope(other) == length && !memcmp(other, scope, (size_t)length)) return f->segment[t->entry[at] - 1];
+    }
+    t->entry[at] = i + 1;
+    return f->segments++;
 }
 
-/// Numbers the blocks and lists their nodes: counting sort by block.
-static kr_status find_segments(kr_forward *f) {
+static bool in_forward(const kr_forward *f, int i) { return f->forward[i] && !kr_node_source(kr_graph_node(f->g, i)); }
+static bool is_member(const kr_forward *f, int i) { return f->forward[i] && kr_node_computes(kr_graph_node(f->g, i)); }
+
+static kr_status find_blocks(kr_forward *f) {
     segment_table t = {.mask = 64};
     while (t.mask < 2 * (size_t)f->nodes) t.mask *= 2;
     t.entry = calloc(t.mask--, sizeof *t.entry);
     KR_FAIL_IF(!t.entry, KR_NO_MEMORY, "no memory for a graph of %d nodes", f->nodes);
-    for (int i = 0; i < f->nodes; i++) {
-        const kr_node *n = kr_graph_node(f->g, i);
-        f->segment[i] = f->forward[i] && !kr_node_source(n) ? find_segment(f, &t, n->scope) : KR_NO_SEGMENT;
-        if (f->forward[i] && kr_node_computes(n)) f->members_at[f->segment[i] + 3]++;
-    }
+    for (int i = 0; i < f->nodes; i++) f->segment[i] = in_forward(f, i) ? find_segment(f, &t, i) : KR_NO_SEGMENT;
     free(t.entry);
+    return KR_OK;
+}
+
+/// The search for moves takes the cube of a block's nodes. Blocks of models have some thirty; a graph without numbered
+/// scopes is one block, and if that is long it is cut like any other.
+static kr_status cut_long_blocks(kr_forward *f) {
+    typedef struct block { int members, left, number; } block; // left: members until the next cut
+    block *blocks = calloc((size_t)f->segments + 1, sizeof *blocks);
+    KR_FAIL_IF(!blocks, KR_NO_MEMORY, "no memory for %d blocks", f->segments);
+    for (int i = 0; i < f->nodes; i++) blocks[f->segment[i] + 1].members += is_member(f, i);
+    int count = 0;
+    for (int i = 0; i < f->nodes; i++) {
+        block *b = &blocks[f->segment[i] + 1];
+        const bool whole = b->members <= LONGEST_BLOCK;
+        if (!in_forward(f, i) || (whole && f->segment[i] == KR_NO_SEGMENT)) continue;
+        if (!b->number || (!whole && !b->left)) *b = (block){b->members, PIECE, ++count};
+        b->left -= is_member(f, i);
+        f->segment[i] = b->number - 1;
+    }
+    f->segments = count;
+    free(blocks);
+    return KR_OK;
+}
+
+/// Numbers the blocks and lists their nodes: counting sort by block.
+static kr_status find_segments(kr_forward *f) {
+    KR_TRY(find_blocks(f));
+    KR_TRY(cut_long_blocks(f));
+    for (int i = 0; i < f->nodes; i++)
+        if (is_member(f, i)) f->members_at[f->segment[i] + 3]++;
     for (int s = 3; s < f->segments + 3; s++) f->members_at[s] += f->members_at[s - 1];
     for (int i = 0; i < f->nodes; i++)
-        if (f->forward[i] && kr_node_computes(kr_graph_node(f->g, i)))
-            f->members[f->members_at[f->segment[i] + 2]++] = i;
+        if (is_member(f, i)) f->members[f->members_at[f->segment[i] + 2]++] = i;
     return KR_OK;
 }
 
@@ -125,8 +156,6 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
     const size_t nodes = (size_t)f->nodes + 1, values = f->uses.values + 1u;
     f->forward = calloc(nodes, sizeof *f->forward);
     f->segment = calloc(nodes, sizeof *f->segment);
-    f->scopes = calloc(nodes, sizeof *f->scopes);
-    f->scope_length = calloc(nodes, sizeof *f->scope_length);
     f->members_at = calloc(nodes + 3, sizeof *f->members_at);
     f->members = calloc(nodes, sizeof *f->members);
     f->ns = calloc(nodes, sizeof *f->ns);
@@ -138,7 +167,7 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
     f->rests = calloc(values, sizeof *f->rests);
     int *last_forward = calloc(values, sizeof *last_forward);
     bool *needed = calloc(values, sizeof *needed);
-    const bool room = f->forward && f->segment && f->scopes && f->scope_length && f->members_at && f->members &&
+    const bool room = f->forward && f->segment && f->members_at && f->members &&
                       f->ns && f->bytes && f->wanted && f->pinned && f->first_reader && f->last_reader && f->rests &&
                       last_forward && needed;
     const kr_status status = room ? find_all(c, f, needed, last_forward)
@@ -151,7 +180,7 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
 
 void kr_forward_free(kr_forward *f) {
     kr_uses_free(&f->uses);
-    free(f->forward), free(f->segment), free(f->scopes), free(f->scope_length), free(f->members_at), free(f->members);
+    free(f->forward), free(f->segment), free(f->members_at), free(f->members);
     free(f->ns), free(f->bytes), free(f->wanted), free(f->pinned), free(f->first_reader), free(f->last_reader);
     free(f->rests);
     *f = (kr_forward){0};

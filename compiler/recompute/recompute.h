@@ -14,10 +14,8 @@ typedef struct kr_forward {
     kr_uses uses;
     int nodes;
     bool *forward;        ///< by node: the loss, an output or a state carry of the model needs it
-    int *segment;         ///< by node: its block, numbered in the order of the graph; -1: in no block
+    int *segment;         ///< by node: its block ("backbone.layers.3"), numbered in the order of the graph; -1: none
     int segments;
-    const char **scopes;  ///< by segment: "backbone.layers.3" (not terminated: scope_length characters)
-    int *scope_length;
     int *members_at, *members; ///< computing nodes of the forward part in block s, or in none (KR_NO_SEGMENT), are
                           ///< members[members_at[s + 1]] to members[members_at[s + 2] - 1], ascending
     double *ns;           ///< by node: estimated time
