@@ -7,7 +7,7 @@
 
 kr_status kr_precision_set(kr_graph *g, kr_precision precision) {
     if (precision == KR_PRECISION_F32) return KR_OK; // a graph may have products that are chosen one by one
-    KR_FAIL_IF((unsigned)precision > KR_PRECISION_BF16_EMULATED, KR_BAD_ARGUMENT, "precision: there is no number %d",
+    KR_FAIL_IF((unsigned)precision > KR_PRECISION_BF16_EMULATED, KR_BAD_ARGUMENT, "precision: unknown value %d",
                (int)precision);
     KR_FAIL_IF(
         precision == KR_PRECISION_BF16 && kr_bf16_best() == KR_BF16_EMULATED, KR_UNSUPPORTED,

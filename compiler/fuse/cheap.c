@@ -5,7 +5,6 @@
 #include "compiler/fuse/fuse.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 enum {
     DEEPEST = 4,   ///< instructions on the way to a value that is alive

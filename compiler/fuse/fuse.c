@@ -13,7 +13,6 @@
 #include "compiler/fuse/fuse.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 enum { SLACK = 2000 }; ///< a group may cost this part of all bytes: buffers far smaller than the rest do not decide
 

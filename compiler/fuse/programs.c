@@ -8,7 +8,6 @@
 #include "compiler/strides.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 enum {
     NEIGHBOURS = 16,         ///< readers of an operand that are looked at

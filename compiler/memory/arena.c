@@ -6,7 +6,6 @@
 #include "compiler/memory/occupancy.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 enum { ORDERS = 5 };
 

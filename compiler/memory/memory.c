@@ -7,11 +7,10 @@
 #include "compiler/strides.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 enum { ALIGN = 64 };
 
-void kr_memory_free(kr_memory *m) {
+static void memory_free(kr_memory *m) {
     if (!m) return;
     free(m->buffers);
     free(m->of_value);
@@ -20,7 +19,7 @@ void kr_memory_free(kr_memory *m) {
 }
 
 void kr_compilation_free(kr_compilation *c) {
-    kr_memory_free(c->memory);
+    memory_free(c->memory);
     free(c->params);
     free(c->grads);
     free(c->placements);

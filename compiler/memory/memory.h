@@ -17,6 +17,5 @@ typedef struct kr_memory {
     int *of_value;           ///< buffer index by root value id; -1: none
     int *work;               ///< buffer index of each node's workspace; -1: none
 } kr_memory;
-void kr_memory_free(kr_memory *);
 
 #endif

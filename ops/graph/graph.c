@@ -57,9 +57,8 @@ kr_graph *kr_graph_here(kr_graph *g, const char *file, int line) {
 void kr_graph_fail(kr_graph *g, kr_status code) {
     if (g->status) return;
     g->status = code;
-    snprintf(g->place, sizeof g->place, "%s:%d", g->file ? g->file : "?", g->line);
-    snprintf(g->message, sizeof g->message, "%s%s%s (at %s)", kr_status_message(), g->scope[0] ? ", in scope " : "",
-             g->scope, g->place);
+    snprintf(g->message, sizeof g->message, "%s%s%s (at %s:%d)", kr_status_message(), g->scope[0] ? ", in scope " : "",
+             g->scope, g->file ? g->file : "?", g->line);
 }
 
 void kr_graph_fail_with(kr_graph *g, kr_status code, const char *format, ...) {

@@ -40,7 +40,6 @@ struct kr_graph {
     int64_t next_rank;
     kr_status status;
     char message[1024];
-    char place[128];       ///< of the error
     const char *file;      ///< of the builder call under way
     int line;
 };
