@@ -4,6 +4,7 @@
 
 /// The passes, in order. The graph is verified after each.
 static const kr_pass passes[] = {
+    {"specialise", kr_pass_specialise},
     {"autodiff", kr_pass_autodiff},
     {"optimizer", kr_pass_optimizer},
     {"simplify", kr_pass_simplify},
@@ -33,7 +34,7 @@ static kr_status run_passes(kr_compilation *c) {
     const char *stop = c->options->stop_after;
     if (stop) KR_TRY(check_name(stop));
     KR_TRY(kr_graph_verify(c->g));
-    KR_TRY(kr_precision_set(c->g, c->options->precision));
+    KR_TRY(kr_precision_set(c->options->target, c->g, c->options->precision));
     for (const kr_pass *p = passes; p->name; p++) {
         c->following = p + 1;
         kr_status status = p->run(c);
@@ -46,7 +47,9 @@ static kr_status run_passes(kr_compilation *c) {
 
 kr_status kr_compile(kr_graph *g, const kr_compile_options *options, kr_plan **plan, kr_plan_stats *stats) {
     if (plan) *plan = NULL;
-    kr_compilation c = {.g = g, .options = options};
+    kr_compile_options settled = *options;
+    if (!settled.target) settled.target = &kr_target_cpu;
+    kr_compilation c = {.g = g, .options = &settled};
     kr_status status = run_passes(&c);
     if (stats) *stats = c.stats;
     kr_compilation_free(&c);

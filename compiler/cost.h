@@ -8,7 +8,7 @@
 /// -1: an output that nobody reads); else every element once.
 void kr_node_cost(const kr_graph *, const kr_node *, const kr_shape *in, const kr_shape *out, double *flops,
                   double *bytes);
-/// Estimated time of a node at fixed rates.
-double kr_node_ns(const kr_graph *, const kr_node *);
+/// Estimated time of a node at the target's rates.
+double kr_node_ns(const kr_target *, const kr_graph *, const kr_node *);
 
 #endif

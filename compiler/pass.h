@@ -1,5 +1,6 @@
 /// One compilation under way, and the passes over it. What a pass needs besides has a header of its own: who reads what
-/// (compiler/uses.h), strides (compiler/strides.h), costs (compiler/cost.h), and in the rooms what their files share.
+/// (compiler/uses.h), strides (compiler/strides.h), costs (compiler/cost.h), what the target promises (compiler/impl.h),
+/// and in the rooms what their files share.
 #ifndef KRAIT_COMPILER_PASS_H
 #define KRAIT_COMPILER_PASS_H
 
@@ -15,7 +16,7 @@ typedef struct kr_pass {
 
 struct kr_compilation {
     kr_graph *g;
-    const kr_compile_options *options;
+    const kr_compile_options *options; ///< with a target
     const kr_pass *following;      ///< the passes after the one that runs; a null name ends them
     int param_count;
     int forward_outputs, forward_assigns; ///< how many the graph had before differentiation
@@ -26,6 +27,7 @@ struct kr_compilation {
     kr_plan_stats stats;
 };
 
+kr_status kr_pass_specialise(kr_compilation *);
 kr_status kr_pass_autodiff(kr_compilation *);
 kr_status kr_pass_optimizer(kr_compilation *);
 kr_status kr_pass_simplify(kr_compilation *);
@@ -39,6 +41,6 @@ kr_status kr_pass_lower(kr_compilation *);
 void kr_compilation_free(kr_compilation *);
 
 /// Gives every op that has an attribute "precision" this one (compiler/precision.c).
-kr_status kr_precision_set(kr_graph *, kr_precision);
+kr_status kr_precision_set(const kr_target *, kr_graph *, kr_precision);
 
 #endif

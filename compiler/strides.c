@@ -1,5 +1,7 @@
 #include "compiler/strides.h"
 
+#include "compiler/impl.h"
+
 kr_layout kr_layout_packed(const kr_shape *shape) {
     kr_layout l = {.shape = *shape};
     int64_t step = 1;
@@ -36,7 +38,8 @@ bool kr_layout_rows(const kr_layout *l) {
 
 bool kr_mask_has(uint32_t mask, int i) { return mask >> (i < 31 ? i : 31) & 1; }
 
-bool kr_layout_accepted(const kr_op *op, int i, const kr_layout *l) {
-    return kr_layout_contiguous(l) || kr_mask_has(op->strided_in, i) ||
-           (kr_mask_has(op->rows_in, i) && kr_layout_rows(l));
+bool kr_layout_accepted(const kr_target *t, const kr_node *n, int i, const kr_layout *l) {
+    if (kr_layout_contiguous(l)) return true;
+    const kr_impl *impl = kr_impl_of(t, n);
+    return kr_mask_has(impl->strided_in, i) || (kr_mask_has(impl->rows_in, i) && kr_layout_rows(l));
 }

@@ -57,8 +57,7 @@ typedef enum kr_option_type {
 enum {
     KR_OPTION_COMMAND_LINE = 1, ///< not a key of krait.yaml
     KR_OPTION_REQUIRED = 2,     ///< the command line must have it
-    KR_OPTION_HIDDEN = 4,       ///< not in the help text
-    KR_OPTION_LOCAL = 8,        ///< of this machine, not of the work: kept out of state.json
+    KR_OPTION_LOCAL = 4,        ///< of this machine, not of the work: kept out of state.json
 };
 
 /// Words collected by a KR_OPTION_LIST or as positional arguments. They point into argv.
@@ -100,9 +99,6 @@ kr_status kr_options_parse(const kr_usage *, int argc, char **argv, void *to, kr
 kr_status kr_option_set(const kr_option *, const char *spelling, const char *text, void *to);
 /// The row of that name, '-' and '_' being the same; null when there is none.
 const kr_option *kr_option_find(const kr_option *table, const char *name);
-/// The nearest name in the table (in its spelling with dashes), or null when nothing is near.
-const char *kr_option_nearest(const kr_option *table, const char *name);
-void kr_usage_print(const kr_usage *, FILE *);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Blocks of one's own (tools/block_file.c)

@@ -42,7 +42,7 @@ static void look(kr_fusion *r) {
 }
 
 static kr_status fusion_find(const kr_compilation *c, kr_fusion *r) {
-    *r = (kr_fusion){.g = c->g};
+    *r = (kr_fusion){.g = c->g, .target = c->options->target};
     KR_TRY(kr_uses_find(c->g, c->grads, c->param_count, &r->uses));
     const size_t values = r->uses.values + 1u, nodes = (size_t)r->uses.nodes + 1;
     r->last = calloc(values, sizeof *r->last);

@@ -8,6 +8,7 @@
 /// One look at a sorted graph. Nodes are known by their index in it.
 typedef struct kr_fusion {
     kr_graph *g;
+    const kr_target *target;
     kr_uses uses;
     int *last;        ///< by root: as uses.last, and `nodes` for sources, which are there before the run and after it
     bool *fusable;    ///< by node: it may be an instruction of a tile program

@@ -15,7 +15,7 @@ static kr_value copy_before(kr_graph *g, const kr_node *reader, kr_value v) {
 
 /// One sweep: copies what is read in a layout that the reader does not take. Copies change placements, so sweep until
 /// none are needed.
-static kr_status copy_unreadable(kr_graph *g, const kr_placement *placements, int *copies) {
+static kr_status copy_unreadable(const kr_target *t, kr_graph *g, const kr_placement *placements, int *copies) {
     const int nodes = kr_graph_nodes(g);
     const uint32_t values = kr_graph_values(g);
     for (int i = 0; i < nodes; i++) {
@@ -23,7 +23,7 @@ static kr_status copy_unreadable(kr_graph *g, const kr_placement *placements, in
         for (int k = 0; k < n->inputs; k++) {
             const kr_value v = n->in[k];
             if (!v.id || v.id > values || !placements[v.id].root) continue; // its view is mended in this sweep first
-            bool fine = kr_layout_accepted(n->op, k, &placements[v.id].layout);
+            bool fine = kr_layout_accepted(t, n, k, &placements[v.id].layout);
             if (n->op->flags & KR_OP_VIEW) {
                 const kr_shape shape = kr_value_shape(g, n->out[0]);
                 kr_layout seen;
@@ -55,11 +55,11 @@ static kr_status own_roots(kr_graph *g, const kr_uses *uses) {
 }
 
 /// One sweep over the graph as it stands.
-static kr_status sweep(kr_graph *g, const kr_uses *uses, int *copies) {
+static kr_status sweep(const kr_target *t, kr_graph *g, const kr_uses *uses, int *copies) {
     kr_placement *placements = calloc(uses->values + 1u, sizeof *placements);
     KR_FAIL_IF(!placements, KR_NO_MEMORY, "layout: no memory for %u values", uses->values);
-    kr_status status = kr_placements_find(uses, placements);
-    if (!status) status = copy_unreadable(g, placements, copies);
+    kr_status status = kr_placements_find(t, uses, placements);
+    if (!status) status = copy_unreadable(t, g, placements, copies);
     free(placements);
     return status;
 }
@@ -76,7 +76,7 @@ kr_status kr_pass_layout(kr_compilation *c) {
         copies = 0;
         KR_TRY(kr_graph_sort(g));
         KR_TRY(kr_uses_find(g, NULL, 0, &uses));
-        status = sweep(g, &uses, &copies);
+        status = sweep(c->options->target, g, &uses, &copies);
         kr_uses_free(&uses);
         KR_TRY(status);
     }

@@ -1,14 +1,13 @@
 /// Gives every value a buffer: in-place results take over the buffer of an input that dies there, new values of params
 /// and carries are written straight into their storage when nobody still needs the old ones, gradients get an arena of
 /// their own, and what is left shares the activation arena by life span.
+#include "compiler/impl.h"
 #include "compiler/memory/memory.h"
 #include "compiler/memory/placement.h"
 #include "compiler/pass.h"
 #include "compiler/strides.h"
 
 #include <stdlib.h>
-
-enum { ALIGN = 64 };
 
 static void memory_free(kr_memory *m) {
     if (!m) return;
@@ -82,9 +81,9 @@ static void kinds_of_roots(state *s) {
 
 /// Which input of n output k may take over, or -1.
 static int inplace_input(const state *s, const kr_node *n, int k, int index) {
-    const uint32_t masks[3] = {n->op->inplace, n->op->inplace1, n->op->inplace2};
+    const uint32_t *masks = kr_impl_of(s->c->options->target, n)->inplace;
     const kr_value out = n->out[k];
-    if (k >= 3 || !masks[k] || s->c->placements[out.id].root != out.id || !whole(s, out)) return -1;
+    if (k >= KR_INPLACE_OUTPUTS || !masks[k] || s->c->placements[out.id].root != out.id || !whole(s, out)) return -1;
     for (int i = 0; i < n->inputs && i < 32; i++) {
         if (!(masks[k] >> i & 1) || !n->in[i].id) continue;
         const kr_value in = n->in[i];
@@ -132,7 +131,7 @@ static void merge_inplace(state *s) {
     for (int i = 0; i < kr_graph_nodes(s->g); i++) {
         const kr_node *n = kr_graph_node(s->g, i);
         if (n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) continue;
-        for (int k = 0; k < n->outputs && k < 3; k++) {
+        for (int k = 0; k < n->outputs && k < KR_INPLACE_OUTPUTS; k++) {
             const uint32_t out = n->out[k].id;
             if (s->kind[out] != KR_SLOT_ACTIVATION || kr_uses_unread(&s->uses, n->out[k])) continue;
             const int in = inplace_input(s, n, k, i);
@@ -154,23 +153,24 @@ static kr_status number_buffers(state *s, kr_memory *m) {
     for (uint32_t v = 0; v <= s->values; v++) m->of_value[v] = -1;
     for (int i = 0; i < nodes; i++) {
         const kr_node *n = kr_graph_node(s->g, i);
+        const kr_impl *impl = kr_impl_of(s->c->options->target, n);
         m->work[i] = -1;
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id;
             if (s->c->placements[v].root != v || s->alias[v] != v) continue;
-            if (kr_uses_unread(&s->uses, n->out[k]) && s->root_last[v] <= i && (n->op->skip_out >> k & 1)) continue;
+            if (kr_uses_unread(&s->uses, n->out[k]) && s->root_last[v] <= i && (impl->skip_out >> k & 1)) continue;
             m->of_value[v] = m->count;
             m->buffers[m->count++] = (kr_buffer){.kind = s->kind[v], .slot = -1,
                                                  .bytes = kr_placement_bytes(s->g, s->c->placements, v),
                                                  .first = s->root_first[v], .last = s->root_last[v]};
         }
-        if (n->op->work && !(n->op->flags & KR_OP_VIEW)) {
+        if (impl->work) {
             kr_shape few_in[32], out[16], *in = few_in;
             if (n->inputs > 32)
                 KR_FAIL_IF(!(in = malloc((size_t)n->inputs * sizeof *in)), KR_NO_MEMORY, "memory: no memory");
             for (int k = 0; k < n->inputs; k++) in[k] = kr_value_shape(s->g, n->in[k]);
             for (int k = 0; k < n->outputs; k++) out[k] = kr_value_shape(s->g, n->out[k]);
-            const size_t bytes = n->op->work(&n->attrs, in, out, n->inputs);
+            const size_t bytes = impl->work(&n->attrs, in, out, n->inputs);
             if (in != few_in) free(in);
             if (!bytes) continue;
             m->work[i] = m->count;
@@ -184,7 +184,7 @@ static kr_status number_buffers(state *s, kr_memory *m) {
 }
 
 /// Packs all buffers of one kind into one arena.
-static kr_status pack_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_t *bound, size_t *sum) {
+static kr_status pack_kind(kr_memory *m, kr_slot_kind kind, size_t align, size_t *peak, size_t *bound, size_t *sum) {
     kr_arena_item *items = calloc((size_t)m->count + 1, sizeof *items);
     int *which = calloc((size_t)m->count + 1, sizeof *which);
     KR_FAIL_IF(!items || !which, KR_NO_MEMORY, "memory: no memory to pack buffers");
@@ -193,12 +193,12 @@ static kr_status pack_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_t
     for (int i = 0; i < m->count; i++) {
         if (m->buffers[i].kind != kind) continue;
         which[count] = i;
-        *sum += (m->buffers[i].bytes + ALIGN - 1) / ALIGN * ALIGN;
+        *sum += (m->buffers[i].bytes + align - 1) / align * align;
         items[count++] = (kr_arena_item){
             .first = m->buffers[i].first, .last = m->buffers[i].last, .size = m->buffers[i].bytes};
     }
-    const kr_status status = kr_arena_pack(items, count, ALIGN, peak);
-    *bound = kr_arena_bound(items, count, ALIGN);
+    const kr_status status = kr_arena_pack(items, count, align, peak);
+    *bound = kr_arena_bound(items, count, align);
     for (size_t i = 0; i < count; i++) m->buffers[which[i]].offset = items[i].offset;
     free(items);
     free(which);
@@ -212,7 +212,7 @@ static kr_status analyse(state *s, bool *settled) {
     KR_TRY(kr_uses_find(s->g, NULL, 0, &s->uses));
     c->placements = calloc(s->uses.values + 1u, sizeof *c->placements);
     KR_FAIL_IF(!c->placements, KR_NO_MEMORY, "memory: no memory");
-    KR_TRY(kr_placements_find(&s->uses, c->placements));
+    KR_TRY(kr_placements_find(c->options->target, &s->uses, c->placements));
     s->values = s->uses.values;
     const size_t n = s->values + 1u;
     free(s->root_first), free(s->root_last), free(s->alias), free(s->kind), free(s->slot_of);
@@ -251,10 +251,11 @@ static kr_status plan_memory(state *s) {
             m->buffers[m->of_value[v]].bytes = 0;
             m->of_value[v] = m->of_value[s->slot_of[v]];
         }
+    const size_t align = c->options->target->align;
     size_t unused;
-    KR_TRY(pack_kind(m, KR_SLOT_ACTIVATION, &c->stats.peak, &c->stats.bound, &c->stats.sum));
+    KR_TRY(pack_kind(m, KR_SLOT_ACTIVATION, align, &c->stats.peak, &c->stats.bound, &c->stats.sum));
     c->stats.slot_bytes[KR_SLOT_ACTIVATION] = c->stats.peak;
-    return pack_kind(m, KR_SLOT_GRADIENT, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
+    return pack_kind(m, KR_SLOT_GRADIENT, align, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
 }
 
 kr_status kr_pass_memory(kr_compilation *c) {

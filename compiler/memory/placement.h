@@ -11,7 +11,7 @@ typedef struct kr_placement {
 } kr_placement;
 
 /// Placements of all values, by id.
-kr_status kr_placements_find(const kr_uses *, kr_placement *);
+kr_status kr_placements_find(const kr_target *, const kr_uses *, kr_placement *);
 /// Bytes from the first to the last element of the value that owns a buffer: more than its elements where rows are
 /// padded.
 size_t kr_placement_bytes(const kr_graph *, const kr_placement *, uint32_t root);

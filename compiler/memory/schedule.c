@@ -173,7 +173,7 @@ static int64_t peak_greedy(work *w) {
     return most;
 }
 
-static kr_status schedule(work *w) {
+static kr_status schedule(const kr_target *t, work *w) {
     const size_t values = w->uses.values + 1u, nodes = (size_t)w->nodes + 1;
     const size_t reads = (size_t)w->uses.at[w->uses.values + 1]; // as many as there are inputs
     w->placements = calloc(values, sizeof *w->placements);
@@ -187,7 +187,7 @@ static kr_status schedule(work *w) {
     KR_FAIL_IF(!w->placements || !w->reads_at || !w->reads || !w->waiting || !w->readers || !w->born || !w->bytes ||
                !w->order || !ready_make(&w->ready, w->nodes), KR_NO_MEMORY, "schedule: no memory for %zu values",
                values);
-    KR_TRY(kr_placements_find(&w->uses, w->placements));
+    KR_TRY(kr_placements_find(t, &w->uses, w->placements));
     list_reads(w, w->readers);
     for (uint32_t v = 1; v < values; v++) {
         const int node = w->uses.node[v];
@@ -205,7 +205,7 @@ kr_status kr_pass_schedule(kr_compilation *c) {
     KR_TRY(kr_graph_sort(c->g));
     w.nodes = kr_graph_nodes(c->g);
     KR_TRY(kr_uses_find(c->g, NULL, 0, &w.uses));
-    const kr_status status = schedule(&w);
+    const kr_status status = schedule(c->options->target, &w);
     kr_uses_free(&w.uses);
     free(w.placements), free(w.reads_at), free(w.reads), free(w.waiting), free(w.readers), free(w.born);
     free(w.bytes), free(w.order), free(w.ready.words);

@@ -129,10 +129,10 @@ static void find_readers(kr_forward *f, int turn, int *last_forward) {
 }
 
 /// What nodes and values weigh.
-static void weigh(kr_forward *f, int *last_forward) {
+static void weigh(const kr_target *target, kr_forward *f, int *last_forward) {
     for (int i = 0; i < f->nodes; i++) {
         const kr_node *n = kr_graph_node(f->g, i);
-        f->total_ns += f->ns[i] = kr_node_computes(n) ? kr_node_ns(f->g, n) : 0;
+        f->total_ns += f->ns[i] = kr_node_computes(n) ? kr_node_ns(target, f->g, n) : 0;
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id;
             if (kr_node_computes(n) && f->forward[i]) f->bytes[v] = (int64_t)kr_value_bytes(f->g, n->out[k]);
@@ -145,7 +145,7 @@ static kr_status find_all(const kr_compilation *c, kr_forward *f, bool *needed, 
     const char *name = c->options->loss ? c->options->loss : "loss";
     find_forward(c, f, needed);
     KR_TRY(find_segments(f));
-    weigh(f, last_forward);
+    weigh(c->options->target, f, last_forward);
     find_readers(f, f->uses.node[f->uses.root[kr_graph_output_find(c->g, name).id]], last_forward);
     return KR_OK;
 }
