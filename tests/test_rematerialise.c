@@ -3,6 +3,7 @@
 #include "check.h"
 #include "compiler/compiler.h"
 #include "models/models.h"
+#include "random_graph.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 
 TestSuite(rematerialise, .timeout = 300);
 
-enum { VOCABULARY = 11, BATCH = 2, LENGTH = 16, STEPS = 5 };
+enum { STEPS = 5 };
 static const kr_optimizer adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .max_norm = 1};
 
 /// A training run: what is trained, how it is compiled, and where it runs.
@@ -246,58 +247,9 @@ Test(rematerialise, changes_nothing_where_there_is_room) {
 
 // Random graphs ------------------------------------------------------------------------------------------------------
 
-typedef struct dice {
-    uint64_t stream, count;
-} dice;
-
-static int throw(dice *d, int sides) { return (int)(kr_random_uniform(11, d->stream, d->count++) * (float)sides); }
-
-static kr_value weight(kr_graph *g, dice *d, kr_shape shape) {
-    char name[32];
-    snprintf(name, sizeof name, "w%d", (int)d->count++);
-    return kr_param(g, name, shape, (kr_init){.kind = KR_INIT_UNIFORM, .a = 0.4}, KR_PARAM_DECAY);
-}
-
-/// One more value of [B, L, width] from earlier ones: elementwise ops, norms, products, scans, splits and joins.
-static kr_value random_node(kr_graph *g, dice *d, const kr_value *pool, int count, int64_t width) {
-    const kr_value a = pool[count - 1 - throw(d, count < 3 ? count : 3)], b = pool[throw(d, count)];
-    kr_value half[2];
-    switch (throw(d, 9)) {
-    case 0: return kr_add(g, a, b);
-    case 1: return kr_mul(g, a, kr_sigmoid(g, b));
-    case 2: return kr_silu(g, a);
-    case 3: return kr_rms_norm(g, a, weight(g, d, KR_SHAPE(width)), 1e-5);
-    case 4: return kr_linear(g, a, weight(g, d, KR_SHAPE(width, width)), weight(g, d, KR_SHAPE(width)));
-    case 5: return kr_linear_scan(g, kr_sigmoid(g, a), b, KR_NONE, KR_NONE, NULL);
-    case 6: return kr_causal_conv1d(g, a, weight(g, d, KR_SHAPE(width, 3)), KR_NONE, KR_NONE, KR_NONE, true, NULL);
-    case 7: return kr_tanh(g, kr_affine(g, a, 0.5, 0.1));
-    default:
-        kr_split(g, a, -1, (int64_t[]){width / 2, width - width / 2}, 2, half);
-        return kr_concat(g, (kr_value[]){kr_exp(g, kr_tanh(g, half[1])), half[0]}, 2, 2);
-    }
-}
-
-/// A language model of random nodes as text; one in three has no blocks.
-static char *random_graph(uint64_t seed) {
-    dice d = {.stream = seed};
-    const int64_t width = 5 + throw(&d, 9);
-    const int blocks = throw(&d, 3) ? 2 + throw(&d, 4) : 0, nodes = 12 + throw(&d, 20);
-    kr_graph *g;
-    kr_value pool[64];
-    int count = 0;
-    check_ok(kr_graph_new(&g), "graph");
-    const kr_value table = weight(g, &d, KR_SHAPE(VOCABULARY, width));
-    pool[count++] = kr_embedding(g, table, kr_input(g, "tokens", KR_I32, KR_SHAPE(BATCH, LENGTH)));
-    for (int k = 0; k < nodes; k++) {
-        if (blocks) kr_scope_push(g, "part.%d", k * blocks / nodes);
-        pool[count] = random_node(g, &d, pool, count, width);
-        count++;
-        if (blocks) kr_scope_pop(g);
-    }
-    const kr_value logits = kr_linear(g, pool[count - 1], table, KR_NONE);
-    const kr_value targets = kr_input(g, "targets", KR_I32, KR_SHAPE(BATCH, LENGTH));
-    kr_output(g, "loss", kr_cross_entropy(g, logits, targets, 0, NULL, NULL));
-    check_ok(kr_graph_status(g), "random graph");
+/// A random model as text.
+static char *random_text(uint64_t seed) {
+    kr_graph *g = random_model(seed);
     char *text;
     size_t bytes;
     FILE *to = open_memstream(&text, &bytes);
@@ -310,7 +262,7 @@ static char *random_graph(uint64_t seed) {
 Test(rematerialise, random_graphs_keep_their_bits) {
     int smaller = 0;
     for (uint64_t seed = 0; seed < 40; seed++) {
-        char label[32], *text = random_graph(seed);
+        char label[32], *text = random_text(seed);
         snprintf(label, sizeof label, "random graph %d", (int)seed);
         const setup s = {.label = label, .text = text, .threads = 1};
         check_all_plans(&s);
