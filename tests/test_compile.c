@@ -262,7 +262,7 @@ static kr_model_config tiny(void) {
     c.d_model = 24;
     c.n_layer = 3;
     c.vocab_size = 50;
-    c.block.d_state = 5;
+    check_ok(kr_settings_set(&c.keys, "d_state", "5"), "d_state");
     return c;
 }
 

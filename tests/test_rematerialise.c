@@ -28,9 +28,9 @@ static kr_model_config small(const char *layer) {
     m.d_model = 12;
     m.n_layer = 4;
     m.vocab_size = VOCABULARY;
-    m.block.d_state = 6;
-    m.block.headdim = 8;
-    m.block.rope_fraction = 1;
+    check_ok(kr_settings_set(&m.keys, "d_state", "6"), "d_state");
+    check_ok(kr_settings_set(&m.keys, "headdim", "8"), "headdim");
+    check_ok(kr_settings_set(&m.keys, "rope_fraction", "1"), "rope_fraction");
     snprintf(m.layer, sizeof m.layer, "%s", layer);
     return m;
 }

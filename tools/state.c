@@ -180,7 +180,8 @@ kr_status kr_state_continues(const kr_train_state *saved, const kr_train_state *
                "--resume: the checkpoint is not one of this %s (--graph fingerprint %016" PRIx64 " there, %016" PRIx64
                " now)",
                now->graph_fingerprint ? "graph" : "model", saved->graph_fingerprint, now->graph_fingerprint);
-    char *then_text = kr_model_config_json(&saved->model), *now_text = kr_model_config_json(&now->model);
+    // What was said then must hold now, by being said again or as a default
+    char *then_text = kr_model_config_json(&saved->model), *now_text = kr_model_config_json_complete(&now->model);
     json_object *a = then_text ? json_tokener_parse(then_text) : NULL,
                 *b = now_text ? json_tokener_parse(now_text) : NULL;
     char difference[256];
