@@ -36,7 +36,7 @@ static const kr_option options[] = {
      .help = "the graph after this pass of the compiler (default build: before any)"},
     {"emit", KR_OPTION_CHOICE, FIELD(emit), .choices = "text|dot|stats", .help = "what to print (default text)"},
     {"memory", KR_OPTION_SIZE, FIELD(memory), 1, 9e15, .value = "SIZE",
-     .help = "training: arenas of at most this, 2.9GB or 800MiB; values are made again in the backward part to fit"},
+     .help = "training: arenas of at most this, 2.9GB or 800MiB; values are recomputed in the backward part to fit"},
     {"memory-report", KR_OPTION_FLAG, FIELD(memory_report),
      .help = "stats: the curve of memory against estimated time, and the choice"},
     {"json", KR_OPTION_FLAG, FIELD(json), .help = "stats as one JSON object"},

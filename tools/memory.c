@@ -82,11 +82,11 @@ void kr_memory_print(const kr_memory_need *need, const kr_plan_stats *stats, FIL
 }
 
 void kr_memory_curve_print(const kr_memory_curve *c, size_t besides, FILE *to) {
-    fprintf(to, "  %12s %12s %9s   %s\n", "memory, MiB", "time, s", "more time", "made again in the backward part");
+    fprintf(to, "  %12s %12s %9s   %s\n", "memory, MiB", "time, s", "more time", "recomputed in the backward part");
     for (int k = 0; k < c->count; k++) {
         const kr_memory_point *p = &c->at[k];
         fprintf(to, "%c %12.1f %12.4f %7.1f %%   %s\n", k == c->chosen ? '*' : ' ',
-                (double)(p->bytes + besides) / 0x1p20, p->seconds, 100 * p->extra, p->again ? p->what : "nothing");
+                (double)(p->bytes + besides) / 0x1p20, p->seconds, 100 * p->extra, p->recomputed ? p->what : "nothing");
     }
     fprintf(to, "  times are estimates, for two cores at fixed rates; * is the choice\n");
 }
@@ -95,8 +95,8 @@ void kr_memory_curve_json(const kr_memory_curve *c, size_t besides, FILE *to) {
     fputc('[', to);
     for (int k = 0; k < c->count; k++) {
         const kr_memory_point *p = &c->at[k];
-        fprintf(to, "%s{\"memory\": %zu, \"seconds\": %.6g, \"extra\": %.6g, \"again\": %d, \"what\": \"%s\", "
-                "\"chosen\": %s}", k ? ", " : "", p->bytes + besides, p->seconds, p->extra, p->again, p->what,
+        fprintf(to, "%s{\"memory\": %zu, \"seconds\": %.6g, \"extra\": %.6g, \"recomputed\": %d, \"what\": \"%s\", "
+                "\"chosen\": %s}", k ? ", " : "", p->bytes + besides, p->seconds, p->extra, p->recomputed, p->what,
                 k == c->chosen ? "true" : "false");
     }
     fputc(']', to);

@@ -59,7 +59,7 @@ const kr_option kr_train_options[] = {
     {"threads", KR_OPTION_INTEGER, FIELD(threads), 0, 4096, .value = "T",
      .help = "0: as the target says; the result does not depend on it", .flags = KR_OPTION_LOCAL},
     {"memory", KR_OPTION_SIZE, FIELD(memory), 1, LIMIT, .value = "SIZE",
-     .help = "most that may be resident, 2.9GB or 800MiB: values are made again, not stored; same result, to the bit",
+     .help = "most that may be resident, 2.9GB or 800MiB: values are recomputed, not stored; same result, to the bit",
      .flags = KR_OPTION_LOCAL},
     {"stop-after", KR_OPTION_INTEGER, FIELD(stop_after), 0, LIMIT, .value = "N",
      .help = "save and leave after step N, to be resumed; the schedule still reaches to --steps",

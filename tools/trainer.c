@@ -121,9 +121,9 @@ static void describe(const kr_trainer *t, const char *config_label) {
            kr_bytes_text((double)t->memory.total, a), kr_bytes_text((double)t->memory.arenas, b),
            kr_bytes_text((double)t->stats.peak, c),
            t->stats.bound ? (double)t->stats.peak / (double)t->stats.bound : 1.0);
-    if (t->stats.again)
-        printf("         %d of %d steps are made again in the backward part: %.1f %% more time (estimated)\n",
-               t->stats.again, t->stats.steps, 100 * t->stats.extra);
+    if (t->stats.recomputed)
+        printf("         %d of %d steps are recomputed in the backward part: %.1f %% more time (estimated)\n",
+               t->stats.recomputed, t->stats.steps, 100 * t->stats.extra);
     if (kr_blas_warning()) printf("warning  %s\n", kr_blas_warning());
     const size_t available = kr_memory_available();
     if (available && t->memory.total > available + t->memory.process)

@@ -1,18 +1,17 @@
 /// Values that are cheap to compute and needed again much later, as silu(z) in the backward pass, need not be kept:
-/// where their readers are elementwise and what they come from is alive at that time anyway, those readers compute them
-/// again as part of the same tile program. The bits are the same, a buffer is not kept, and it is neither written nor
+/// where their readers are elementwise and what they come from is alive at that time anyway, those readers recompute
+/// them as part of the same tile program. The bits are the same, a buffer is not kept, and it is neither written nor
 /// read.
-#include "compiler/fuse.h"
+#include "compiler/fuse/fuse.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 enum {
     DEEPEST = 4,   ///< instructions on the way to a value that is alive
-    MOST_TIMES = 2 ///< how often a value is computed again
+    MOST_TIMES = 2 ///< how often a value is recomputed
 };
 
-/// A value computed again, for readers with no heavy step between them.
+/// A recomputed value, for readers with no heavy step between them.
 typedef struct copy {
     uint32_t of;
     int era; ///< heavy steps before its readers
@@ -21,17 +20,17 @@ typedef struct copy {
 } copy;
 
 typedef struct recompute {
-    kr_reads *r;
+    kr_fusion *r;
     copy *copies;
     int count, room;
     int *newest; ///< by value: its newest copy, or -1
 } recompute;
 
 /// An elementwise node's era: how many heavy steps run before it.
-static int era_of(const kr_reads *r, int node) { return r->heavy[node]; }
+static int era_of(const kr_fusion *r, int node) { return r->heavy[node]; }
 
 /// Does a heavy step run between the node and its reader?
-static bool far(const kr_reads *r, int node, int reader) { return kr_work_between(r->heavy, node, reader); }
+static bool far(const kr_fusion *r, int node, int reader) { return kr_work_between(r->heavy, node, reader); }
 
 static copy *find(const recompute *c, kr_value v, int era) {
     for (int k = c->newest[v.id]; k >= 0; k = c->copies[k].next)
@@ -40,26 +39,26 @@ static copy *find(const recompute *c, kr_value v, int era) {
 }
 
 /// Is v there at the place `at` without living longer for it?
-static bool alive(const kr_reads *r, kr_value v, int at) {
-    const int last = r->last[r->root[v.id]];
+static bool alive(const kr_fusion *r, kr_value v, int at) {
+    const int last = r->last[r->uses.root[v.id]];
     return last >= at || !kr_work_between(r->heavy, last, at);
 }
 
-/// Can node i be computed again at the place `at`?
+/// Can node i be recomputed at the place `at`?
 static bool can(const recompute *c, int i, int at, int depth) {
-    const kr_reads *r = c->r;
+    const kr_fusion *r = c->r;
     const kr_node *n = kr_graph_node(r->g, i);
     if (!r->fusable[i] || !(n->op->flags & KR_OP_CHEAP) || depth == DEEPEST) return false;
     for (int k = 0; k < n->inputs; k++) {
         const kr_value v = n->in[k];
-        if (v.id > r->values) return false; // n reads a copy itself, which belongs to its place
-        if (!alive(r, v, at) && !find(c, v, era_of(r, at)) && !can(c, r->index[v.id], at, depth + 1)) return false;
+        if (v.id > r->uses.values) return false; // n reads a copy itself, which belongs to its place
+        if (!alive(r, v, at) && !find(c, v, era_of(r, at)) && !can(c, r->uses.node[v.id], at, depth + 1)) return false;
     }
     return true;
 }
 
 static kr_value make(recompute *c, int i, int at) {
-    kr_reads *r = c->r;
+    kr_fusion *r = c->r;
     const kr_node *n = kr_graph_node(r->g, i);
     const int era = era_of(r, at);
     copy *known = find(c, n->out[0], era);
@@ -69,7 +68,8 @@ static kr_value make(recompute *c, int i, int at) {
         return known->value;
     }
     kr_value in[3];
-    for (int k = 0; k < n->inputs; k++) in[k] = alive(r, n->in[k], at) ? n->in[k] : make(c, r->index[n->in[k].id], at);
+    for (int k = 0; k < n->inputs; k++)
+        in[k] = alive(r, n->in[k], at) ? n->in[k] : make(c, r->uses.node[n->in[k].id], at);
     if (c->count == c->room) {
         copy *larger = realloc(c->copies, (size_t)(2 * c->room + 64) * sizeof *larger);
         if (!larger) return KR_NONE;
@@ -94,7 +94,7 @@ typedef struct readers {
 
 static bool note(void *context, int reader, bool direct) {
     readers *o = context;
-    const kr_reads *r = o->c->r;
+    const kr_fusion *r = o->c->r;
     if (!far(r, o->node, reader)) {
         o->last_near = reader > o->last_near ? reader : o->last_near;
         return true;
@@ -108,15 +108,15 @@ static bool note(void *context, int reader, bool direct) {
     return o->possible;
 }
 
-/// Node i, if it can, is computed again for all of its far readers.
+/// Node i, if it can, is recomputed for all of its far readers.
 static kr_status consider(recompute *c, int i) {
-    kr_reads *r = c->r;
+    kr_fusion *r = c->r;
     const kr_value v = kr_graph_node(r->g, i)->out[0];
     readers o = {.c = c, .node = i, .last_near = i, .possible = true};
-    kr_reads_each(r, v, note, &o);
-    if (!o.eras || !o.possible || r->last[v.id] == r->nodes) return KR_OK;
-    for (int k = r->at[v.id]; k < r->at[v.id + 1]; k++) {
-        const int reader = r->list[k];
+    kr_uses_each(&r->uses, v, note, &o);
+    if (!o.eras || !o.possible || r->last[v.id] == r->uses.nodes) return KR_OK;
+    for (int k = r->uses.at[v.id]; k < r->uses.at[v.id + 1]; k++) {
+        const int reader = r->uses.list[k];
         kr_node *n = kr_graph_node(r->g, reader);
         if (!far(r, i, reader)) continue;
         const kr_value copy = make(c, i, reader);
@@ -128,13 +128,13 @@ static kr_status consider(recompute *c, int i) {
     return KR_OK;
 }
 
-kr_status kr_fuse_recompute(kr_compilation *compilation, kr_reads *r) {
+kr_status kr_fuse_cheap(kr_compilation *compilation, kr_fusion *r) {
     (void)compilation;
-    recompute c = {.r = r, .newest = malloc((r->values + 1u) * sizeof *c.newest)};
-    KR_FAIL_IF(!c.newest, KR_NO_MEMORY, "fuse: no memory for %u values", r->values);
-    for (uint32_t v = 0; v <= r->values; v++) c.newest[v] = -1;
+    recompute c = {.r = r, .newest = malloc((r->uses.values + 1u) * sizeof *c.newest)};
+    KR_FAIL_IF(!c.newest, KR_NO_MEMORY, "fuse: no memory for %u values", r->uses.values);
+    for (uint32_t v = 0; v <= r->uses.values; v++) c.newest[v] = -1;
     kr_status status = KR_OK;
-    for (int i = 0; i < r->nodes && !status; i++)
+    for (int i = 0; i < r->uses.nodes && !status; i++)
         if (r->fusable[i]) status = consider(&c, i);
     free(c.newest);
     free(c.copies);

@@ -2,7 +2,9 @@
 /// input of the norm's gradient, and norm(a + b) a norm with a residual, whose second output is the sum. Activations:
 /// silu(product), in plans without gradients, where nobody else reads the product. The op says which input
 /// or attribute does it (kr_op.added, kr_op.adds_first, kr_op.activations), the target whether it pays (kr_impl.fuses).
-#include "compiler/fuse.h"
+#include "compiler/fuse/fuse.h"
+#include "compiler/impl.h"
+#include "compiler/strides.h"
 
 #include <string.h>
 
@@ -17,22 +19,22 @@ static bool layout_of(const kr_graph *g, kr_value v, kr_layout *out) {
     return layout_of(g, n->in[0], &from) && n->op->view(&n->attrs, &from, &shape, out);
 }
 
-static bool readable(const kr_target *target, const kr_graph *g, const kr_node *n, int at, kr_value v) {
+static bool readable(const kr_fusion *r, const kr_node *n, int at, kr_value v) {
     kr_layout l;
-    return layout_of(g, v, &l) && kr_layout_accepted(target, n, at, &l);
+    return layout_of(r->g, v, &l) && kr_layout_accepted(r->target, n, at, &l);
 }
 
 /// Would the op's rule accept `v` as its input `at`, and its kernel read it where it lies?
-static bool takes_input(const kr_target *target, const kr_graph *g, const kr_node *n, int at, kr_value v, kr_value first) {
+static bool takes_input(const kr_fusion *r, const kr_node *n, int at, kr_value v, kr_value first) {
     kr_shape in_shape[32], out_shape[16];
     kr_dtype in_dtype[32], out_dtype[16];
     if (n->inputs > 32 || n->outputs > 16) return false;
-    if (!readable(target, g, n, at, v) || (first.id && !readable(target, g, n, 0, first)))
+    if (!readable(r, n, at, v) || (first.id && !readable(r, n, 0, first)))
         return false; // a copy costs more than it saves
     for (int k = 0; k < n->inputs; k++) {
         const kr_value in = k == at ? v : k == 0 && first.id ? first : n->in[k];
-        in_shape[k] = kr_value_shape(g, in);
-        in_dtype[k] = kr_value_dtype(g, in);
+        in_shape[k] = kr_value_shape(r->g, in);
+        in_dtype[k] = kr_value_dtype(r->g, in);
     }
     return kr_op_shapes(n->op, &n->attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) == KR_OK;
 }
@@ -45,8 +47,8 @@ static kr_node *remade(kr_graph *g, const kr_node *n, const kr_node *where, cons
     return kr_value_node(g, out);
 }
 
-/// n again at the place of `where`, with input `at` given and, unless empty, another first input.
-static kr_node *again(kr_graph *g, const kr_node *n, const kr_node *where, int at, kr_value v, kr_value first) {
+/// n once more at the place of `where`, with input `at` given and, unless empty, another first input.
+static kr_node *remade_with(kr_graph *g, const kr_node *n, const kr_node *where, int at, kr_value v, kr_value first) {
     kr_value in[32];
     memcpy(in, n->in, (size_t)n->inputs * sizeof *in);
     in[at] = v;
@@ -57,7 +59,7 @@ static kr_node *again(kr_graph *g, const kr_node *n, const kr_node *where, int a
 static kr_group pair(int a, int b) { return (kr_group){.count = 2, .member = {a < b ? a : b, a < b ? b : a}}; }
 
 /// sum = in[k] + other, where in[k] is output 0 of a node that can add `other` itself and that nobody else reads.
-static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
+static bool into_producer(kr_fusion *r, kr_node *sum, int index, int k) {
     kr_graph *g = r->g;
     const kr_value other = sum->in[1 - k];
     kr_node *n = kr_value_node(g, sum->in[k]);
@@ -66,10 +68,10 @@ static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
     if (sum->in[k].id != n->out[0].id || sum->in[0].id == sum->in[1].id) return false;
     for (int j = 0; j < n->inputs; j++)
         if (n->in[j].id == other.id) return false; // its memory may be taken over while it is still read
-    const kr_group s = pair(r->index[n->out[0].id], index);
-    if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(r->target, g, n, at, other, KR_NONE))
+    const kr_group s = pair(r->uses.node[n->out[0].id], index);
+    if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(r, n, at, other, KR_NONE))
         return false;
-    const kr_node *one = again(g, n, sum, at, other, KR_NONE);
+    const kr_node *one = remade_with(g, n, sum, at, other, KR_NONE);
     if (!one) return false;
     kr_graph_replace(g, sum->out[0], one->out[0]);
     for (int j = 1; j < n->outputs; j++) kr_graph_replace(g, n->out[j], one->out[j]);
@@ -78,15 +80,15 @@ static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
 }
 
 /// n(in[0] = a + b): n adds by itself, and its output 1 is the sum.
-static bool into_reader(kr_reads *r, kr_node *n, int index) {
+static bool into_reader(kr_fusion *r, kr_node *n, int index) {
     kr_graph *g = r->g;
     const int at = n->op->adds_first - 1;
     if (at < 0 || n->in[at].id || !(kr_impl_of(r->target, n)->fuses & KR_FUSES_FIRST_ADDEND)) return false;
     kr_node *sum = kr_value_node(g, n->in[0]);
     if (sum->dead || !(sum->op->flags & KR_OP_ADDS) || sum->in[0].id == sum->in[1].id) return false;
-    const kr_group s = pair(r->index[sum->out[0].id], index);
-    if (!kr_group_may_form(r, &s) || !takes_input(r->target, g, n, at, sum->in[1], sum->in[0])) return false;
-    const kr_node *one = again(g, n, n, at, sum->in[1], sum->in[0]);
+    const kr_group s = pair(r->uses.node[sum->out[0].id], index);
+    if (!kr_group_may_form(r, &s) || !takes_input(r, n, at, sum->in[1], sum->in[0])) return false;
+    const kr_node *one = remade_with(g, n, n, at, sum->in[1], sum->in[0]);
     if (!one) return false;
     kr_graph_replace(g, sum->out[0], one->out[1]);
     for (int j = 0; j < n->outputs; j++) kr_graph_replace(g, n->out[j], one->out[j]);
@@ -95,7 +97,7 @@ static bool into_reader(kr_reads *r, kr_node *n, int index) {
 }
 
 /// act = f(in[0]), where in[0] is output 0 of a node that can apply f itself and that nobody else reads.
-static bool into_activation(kr_reads *r, kr_node *act, int index) {
+static bool into_activation(kr_fusion *r, kr_node *act, int index) {
     kr_graph *g = r->g;
     if (!(act->op->flags & KR_OP_ELEMENTWISE) || act->inputs != 1) return false;
     kr_node *n = kr_value_node(g, act->in[0]);
@@ -111,7 +113,7 @@ static bool into_activation(kr_reads *r, kr_node *act, int index) {
         in_shape[k] = kr_value_shape(g, n->in[k]);
         in_dtype[k] = kr_value_dtype(g, n->in[k]);
     }
-    const kr_group s = pair(r->index[n->out[0].id], index);
+    const kr_group s = pair(r->uses.node[n->out[0].id], index);
     if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) ||
         kr_op_shapes(n->op, &attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) != KR_OK)
         return false;
@@ -124,15 +126,16 @@ static bool into_activation(kr_reads *r, kr_node *act, int index) {
 
 /// Everything is judged by the values that were there at the start: a node that became part of another one still stands
 /// for it at its place, which is what the rule for groups asks about.
-kr_status kr_fuse_sums(kr_compilation *c, kr_reads *r) {
-    // In training what is computed again decides whether others read the product, and a compiler may round an activation
+kr_status kr_fuse_sums(kr_compilation *c, kr_fusion *r) {
+    // In training what is recomputed decides whether others read the product, and a compiler may round an activation
     // inside a product otherwise than apart: a budget of memory would then change bits.
     const bool activations = c->options->goal == KR_GOAL_FORWARD;
-    for (int i = 0; i < r->nodes; i++) {
+    for (int i = 0; i < r->uses.nodes; i++) {
         kr_node *n = kr_graph_node(r->g, i);
         if (n->dead || into_reader(r, n, i) || (activations && into_activation(r, n, i))) continue;
         if (!(n->op->flags & KR_OP_ADDS)) continue;
-        const int later = r->index[n->in[1].id] > r->index[n->in[0].id]; // the one whose partner is there already
+        // First the one whose partner is there already.
+        const int later = r->uses.node[n->in[1].id] > r->uses.node[n->in[0].id];
         if (!into_producer(r, n, i, later)) into_producer(r, n, i, 1 - later);
     }
     return KR_OK;

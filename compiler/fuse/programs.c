@@ -4,10 +4,10 @@
 /// as far as the limits of a program and the rule for groups allow; so chains, diamonds and the several uses of a saved
 /// value end up in one pass over memory. A sum over what a program computes ends it, when it is large enough to be cut
 /// into pieces for all threads.
-#include "compiler/fuse.h"
+#include "compiler/fuse/fuse.h"
+#include "compiler/strides.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 enum {
     NEIGHBOURS = 16          ///< readers of an operand that are looked at
@@ -15,25 +15,25 @@ enum {
 
 typedef struct programs {
     kr_compilation *c;
-    kr_reads *r;
+    kr_fusion *r;
     kr_group *groups; ///< by node: the program it belongs to; count 0: it belongs to another one
     int *of;          ///< by node: whose group it is in; -1: none
     int *sum;         ///< by group: the node that sums a result of it, or -1
 } programs;
 
-static bool same_shape(const kr_reads *r, int a, int b) {
+static bool same_shape(const kr_fusion *r, int a, int b) {
     const kr_shape x = kr_value_shape(r->g, kr_graph_node(r->g, a)->out[0]);
     const kr_shape y = kr_value_shape(r->g, kr_graph_node(r->g, b)->out[0]);
     return kr_shape_equal(&x, &y);
 }
 
 /// Inputs of the group, in the order of their first use; more than fit: false.
-static bool inputs_of(const kr_reads *r, const kr_group *s, kr_value *in, int *count) {
+static bool inputs_of(const kr_fusion *r, const kr_group *s, kr_value *in, int *count) {
     *count = 0;
     for (int k = 0; k < s->count; k++) {
         const kr_node *n = kr_graph_node(r->g, s->member[k]);
         for (int j = 0; j < n->inputs; j++) {
-            bool known = kr_group_has(s, r->index[n->in[j].id]);
+            bool known = kr_group_has(s, r->uses.node[n->in[j].id]);
             for (int i = 0; i < *count && !known; i++) known = in[i].id == n->in[j].id;
             if (known) continue;
             if (*count == r->target->program.inputs) return false;
@@ -43,7 +43,7 @@ static bool inputs_of(const kr_reads *r, const kr_group *s, kr_value *in, int *c
     return true;
 }
 
-static bool within_limits(const kr_reads *r, const kr_group *s) {
+static bool within_limits(const kr_fusion *r, const kr_group *s) {
     const kr_program_limits *limits = &r->target->program;
     kr_value in[KR_PROGRAM_INPUTS];
     int inputs, reals = 0, outputs = 0;
@@ -80,20 +80,29 @@ static void join(programs *p, int n, int other) {
     for (int k = 0; k < both.count; k++) p->of[both.member[k]] = to;
 }
 
+/// Where in uses.list the readers of v that come before node i end.
+static int readers_before(const kr_uses *u, kr_value v, int i) {
+    int low = u->at[v.id], high = u->at[v.id + 1];
+    while (low < high) {
+        const int middle = low + (high - low) / 2;
+        if (u->list[middle] < i) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
 static void gather(programs *p, int i) {
-    const kr_reads *r = p->r;
+    const kr_fusion *r = p->r;
     const kr_node *n = kr_graph_node(r->g, i);
     p->of[i] = i;
     p->groups[i] = (kr_group){.count = 1, .member = {i}};
-    for (int k = 0; k < n->inputs; k++) join(p, i, r->index[n->in[k].id]);
+    for (int k = 0; k < n->inputs; k++) join(p, i, r->uses.node[n->in[k].id]);
     for (int k = 0; k < n->inputs; k++) {
         const kr_value v = n->in[k];
-        if (kr_node_source(kr_value_node(r->g, (kr_value){r->root[v.id]})))
+        if (kr_node_source(kr_value_node(r->g, (kr_value){r->uses.root[v.id]})))
             continue; // parameters are small, and close to nobody
-        const int begin = r->at[v.id];
-        int end = begin;
-        while (end < r->at[v.id + 1] && r->list[end] < i) end++;
-        for (int at = end - 1; at >= begin && at >= end - NEIGHBOURS; at--) join(p, i, r->list[at]);
+        const int begin = r->uses.at[v.id], end = readers_before(&r->uses, v, i);
+        for (int at = end - 1; at >= begin && at >= end - NEIGHBOURS; at--) join(p, i, r->uses.list[at]);
     }
 }
 
@@ -140,11 +149,11 @@ static bool sum_of(const programs *p, int i, kr_value *summed, int *axis, int *a
 
 /// Lets the sum at node i end the program that computes what it sums.
 static void end_with(programs *p, int i) {
-    const kr_reads *r = p->r;
+    const kr_fusion *r = p->r;
     kr_value summed;
     int axis, axes;
     if (!sum_of(p, i, &summed, &axis, &axes)) return;
-    const int of = p->of[r->index[summed.id]];
+    const int of = p->of[r->uses.node[summed.id]];
     if (of < 0 || p->sum[of] >= 0) return;
     const kr_group own = {.count = 1, .member = {i}};
     kr_group both;
@@ -155,26 +164,26 @@ static void end_with(programs *p, int i) {
 
 // Making them -----------------------------------------------------------------------------------------------------
 
-static int register_of(const kr_reads *r, const kr_group *s, const kr_value *in, int inputs, kr_value v) {
+static int register_of(const kr_fusion *r, const kr_group *s, const kr_value *in, int inputs, kr_value v) {
     for (int i = 0; i < inputs; i++)
         if (in[i].id == v.id) return i;
     int k = 0;
-    while (s->member[k] != r->index[v.id]) k++;
+    while (s->member[k] != r->uses.node[v.id]) k++;
     return KR_PROGRAM_INPUTS + k;
 }
 
 /// Removes views from v on that only dead nodes read.
-static void drop_views(const kr_reads *r, kr_value v) {
+static void drop_views(const kr_fusion *r, kr_value v) {
     for (kr_node *n = kr_value_node(r->g, v); n->op->flags & KR_OP_VIEW; n = kr_value_node(r->g, n->in[0])) {
-        for (int k = r->at[n->out[0].id]; k < r->at[n->out[0].id + 1]; k++)
-            if (!kr_graph_node(r->g, r->list[k])->dead) return;
-        if (r->kept[n->out[0].id]) return;
+        for (int k = r->uses.at[n->out[0].id]; k < r->uses.at[n->out[0].id + 1]; k++)
+            if (!kr_graph_node(r->g, r->uses.list[k])->dead) return;
+        if (r->uses.pinned[n->out[0].id]) return;
         n->dead = true;
     }
 }
 
 static void emit(programs *p, int of) {
-    kr_reads *r = p->r;
+    kr_fusion *r = p->r;
     kr_graph *g = r->g;
     const kr_group *s = &p->groups[of];
     const int sum = p->sum[of];
@@ -211,19 +220,19 @@ static void emit(programs *p, int of) {
     if (sum >= 0) drop_views(r, kr_graph_node(g, sum)->in[0]);
 }
 
-kr_status kr_fuse_programs(kr_compilation *c, kr_reads *r) {
-    const size_t nodes = (size_t)r->nodes + 1;
+kr_status kr_fuse_programs(kr_compilation *c, kr_fusion *r) {
+    const size_t nodes = (size_t)r->uses.nodes + 1;
     programs p = {.c = c, .r = r, .groups = calloc(nodes, sizeof *p.groups), .of = malloc(nodes * sizeof *p.of),
                   .sum = malloc(nodes * sizeof *p.sum)};
     kr_status status = KR_OK;
     if (!p.groups || !p.of || !p.sum)
-        status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "fuse: no memory for %d nodes", r->nodes);
-    for (int i = 0; i < r->nodes && !status; i++) p.of[i] = p.sum[i] = -1;
-    for (int i = 0; i < r->nodes && !status; i++)
+        status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "fuse: no memory for %d nodes", r->uses.nodes);
+    for (int i = 0; i < r->uses.nodes && !status; i++) p.of[i] = p.sum[i] = -1;
+    for (int i = 0; i < r->uses.nodes && !status; i++)
         if (r->fusable[i]) gather(&p, i);
-    for (int i = 0; i < r->nodes && !status; i++)
+    for (int i = 0; i < r->uses.nodes && !status; i++)
         if (kr_graph_node(r->g, i)->op->flags & KR_OP_SUMS) end_with(&p, i);
-    for (int i = 0; i < r->nodes && !status; i++)
+    for (int i = 0; i < r->uses.nodes && !status; i++)
         if (p.groups[i].count) emit(&p, i);
     free(p.groups);
     free(p.of);

@@ -1,12 +1,12 @@
-/// The least extra time that fits into a budget of memory. What to make again is proposed by a ladder of moves
-/// (compiler/recompute.c); how much memory that takes is not estimated but planned: each plan that is tried is written
+/// The least extra time that fits into a budget of memory. What to recompute is proposed by a ladder of moves
+/// (ladder.c); how much memory that takes is not estimated but planned: each plan that is tried is written
 /// into a copy of the graph and goes through the passes that follow, up to the arenas. Along the ladder memory falls
 /// and time grows, so the cheapest plan that fits is found by trying tenths of the ladder, then bisection. Where the
 /// whole ladder is not enough, blocks are joined in groups of 2, 3, ...: less is stored between them and more is alive
 /// inside (for n blocks that cost alike, groups of about sqrt(n) need least).
 ///
-/// What is made again is made by the same nodes from the same bits, so no result changes.
-#include "compiler/recompute.h"
+/// What is recomputed is made by the same nodes from the same bits, so no result changes.
+#include "compiler/recompute/recompute.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +17,7 @@ enum { SPANS = sizeof spans / sizeof *spans };
 
 /// A plan that was tried: the first `rungs` moves, and blocks joined.
 typedef struct trial {
-    int rungs, span, joined, again;
+    int rungs, span, joined, recomputed;
     size_t bytes;
     double ns;           ///< more than without
     bool shown;          ///< part of the curve
@@ -27,22 +27,22 @@ typedef struct search {
     kr_compilation *c;
     kr_forward f;
     kr_ladder ladder;
-    kr_forgetting plan;
-    bool *again;
+    kr_drops plan;
+    bool *recomputed;
     trial seen[TRIALS];
     int count;
 } search;
 
 /// Makes the nodes of a trial the plan.
 static void spell(search *s, const trial *t) {
-    memset(s->plan.forget, 0, (size_t)s->f.nodes * sizeof *s->plan.forget);
+    memset(s->plan.drop, 0, (size_t)s->f.nodes * sizeof *s->plan.drop);
     s->plan.span = t->span;
     s->plan.joined = t->joined;
     for (int r = 0; r < t->rungs; r++)
         for (int k = 0; k < s->ladder.rungs[r].count; k++)
-            s->plan.forget[s->ladder.nodes[s->ladder.rungs[r].first + k]] = true;
+            s->plan.drop[s->ladder.nodes[s->ladder.rungs[r].first + k]] = true;
     for (int i = 0; i < s->f.nodes; i++)
-        if (s->f.segment[i] >= 0 && s->f.segment[i] < t->span * t->joined) s->plan.forget[i] = true;
+        if (s->f.segment[i] >= 0 && s->f.segment[i] < t->span * t->joined) s->plan.drop[i] = true;
 }
 
 /// What the passes that follow make of the plan.
@@ -53,16 +53,16 @@ static kr_status plan_memory(search *s, size_t *bytes) {
     KR_TRY(kr_graph_clone(c->g, &g));
     kr_compilation t = *c;
     t.g = g;
-    t.memory = NULL, t.homes = NULL, t.plan = NULL, t.stats = (kr_plan_stats){0};
+    t.memory = NULL, t.placements = NULL, t.plan = NULL, t.stats = (kr_plan_stats){0};
     t.params = malloc(room), t.grads = malloc(room);
     kr_status status = KR_OK;
     if (!t.params || !t.grads) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for a trial");
     else {
         memcpy(t.params, c->params, (size_t)c->param_count * sizeof *t.params);
         memcpy(t.grads, c->grads, (size_t)c->param_count * sizeof *t.grads);
-        status = kr_forget(&s->f, &s->plan, g);
+        status = kr_drops_apply(&s->f, &s->plan, g);
     }
-    if (!status) status = kr_passes_after_rematerialise(&t);
+    for (const kr_pass *p = c->following; p->name && !status; p++) status = p->run(&t);
     *bytes = kr_plan_stats_bytes(&t.stats);
     kr_plan_free(t.plan);
     kr_compilation_free(&t);
@@ -81,10 +81,11 @@ static kr_status try_plan(search *s, int rungs, int span, int joined, bool shown
     }
     KR_FAIL_IF(s->count == TRIALS, KR_UNSUPPORTED, "more than %d plans were tried", TRIALS);
     trial t = {.rungs = rungs, .span = span, .joined = joined, .shown = shown};
-    double stored;
+    kr_recompute_cost cost;
     spell(s, &t);
-    KR_TRY(kr_forgetting_cost(&s->f, &s->plan, s->again, &t.ns, &stored));
-    for (int i = 0; i < s->f.nodes; i++) t.again += s->again[i];
+    KR_TRY(kr_drops_cost(&s->f, &s->plan, s->recomputed, &cost));
+    t.ns = cost.ns;
+    for (int i = 0; i < s->f.nodes; i++) t.recomputed += s->recomputed[i];
     KR_TRY(plan_memory(s, &t.bytes));
     *bytes = t.bytes;
     s->seen[s->count++] = t;
@@ -157,7 +158,7 @@ static void name_nodes(const search *s, const trial *t, char *text, size_t room)
     const char *ops[32];
     int counts[32], kinds = 0;
     for (int i = 0; i < s->f.nodes; i++) {
-        if (!s->again[i]) continue;
+        if (!s->recomputed[i]) continue;
         const char *op = kr_graph_node(s->f.g, i)->op->name;
         int k = 0;
         while (k < kinds && ops[k] != op) k++;
@@ -201,10 +202,10 @@ static kr_status draw(search *s, int chosen, kr_memory_curve *curve) {
         if (chosen >= 0 && t == &s->seen[chosen]) curve->chosen = curve->count;
         kr_memory_point *p = &curve->at[curve->count++];
         *p = (kr_memory_point){.bytes = t->bytes, .seconds = (s->f.total_ns + t->ns) * 1e-9,
-                               .extra = t->ns / s->f.total_ns, .again = t->again};
-        double ns, bytes;
+                               .extra = t->ns / s->f.total_ns, .recomputed = t->recomputed};
+        kr_recompute_cost cost;
         spell(s, t);
-        KR_TRY(kr_forgetting_cost(&s->f, &s->plan, s->again, &ns, &bytes));
+        KR_TRY(kr_drops_cost(&s->f, &s->plan, s->recomputed, &cost));
         name_nodes(s, t, p->what, sizeof p->what);
     }
     return KR_OK;
@@ -218,21 +219,21 @@ static kr_status search_plan(search *s) {
     kr_graph_prune(c->g);
     KR_TRY(kr_forward_find(c, &s->f));
     KR_TRY(kr_ladder_build(&s->f, &s->ladder));
-    s->plan = (kr_forgetting){.forget = calloc((size_t)s->f.nodes + 1, sizeof *s->plan.forget), .span = 1};
-    s->again = calloc((size_t)s->f.nodes + 1, sizeof *s->again);
-    KR_FAIL_IF(!s->plan.forget || !s->again, KR_NO_MEMORY, "no memory for %d nodes", s->f.nodes);
+    s->plan = (kr_drops){.drop = calloc((size_t)s->f.nodes + 1, sizeof *s->plan.drop), .span = 1};
+    s->recomputed = calloc((size_t)s->f.nodes + 1, sizeof *s->recomputed);
+    KR_FAIL_IF(!s->plan.drop || !s->recomputed, KR_NO_MEMORY, "no memory for %d nodes", s->f.nodes);
     KR_TRY(explore(s, budget, c->options->curve != NULL));
     const int chosen = choose(s, budget, &least);
     if (c->options->curve) KR_TRY(draw(s, chosen, c->options->curve));
     KR_FAIL_IF(chosen < 0, KR_BAD_ARGUMENT, "the arenas cannot be made to fit into %zu bytes: %zu are the least found; "
                "a smaller batch or shorter rows need less", budget, least);
     const trial *t = &s->seen[chosen];
-    c->stats.again = t->again;
+    c->stats.recomputed = t->recomputed;
     c->stats.seconds = (s->f.total_ns + t->ns) * 1e-9;
     c->stats.extra = t->ns / s->f.total_ns;
-    if (!t->again) return KR_OK;
+    if (!t->recomputed) return KR_OK;
     spell(s, t);
-    return kr_forget(&s->f, &s->plan, c->g);
+    return kr_drops_apply(&s->f, &s->plan, c->g);
 }
 
 kr_status kr_pass_rematerialise(kr_compilation *c) {
@@ -241,7 +242,7 @@ kr_status kr_pass_rematerialise(kr_compilation *c) {
     const kr_status status = search_plan(&s);
     kr_forward_free(&s.f);
     kr_ladder_free(&s.ladder);
-    free(s.plan.forget);
-    free(s.again);
+    free(s.plan.drop);
+    free(s.recomputed);
     return status;
 }

@@ -1,12 +1,15 @@
 /// Gives every value a buffer: in-place results take over the buffer of an input that dies there, new values of params
 /// and carries are written straight into their storage when nobody still needs the old ones, gradients get an arena of
 /// their own, and what is left shares the activation arena by life span.
-#include "compiler/internal.h"
+#include "compiler/impl.h"
+#include "compiler/memory/memory.h"
+#include "compiler/memory/placement.h"
+#include "compiler/pass.h"
+#include "compiler/strides.h"
 
 #include <stdlib.h>
-#include <string.h>
 
-void kr_memory_free(kr_memory *m) {
+static void memory_free(kr_memory *m) {
     if (!m) return;
     free(m->buffers);
     free(m->of_value);
@@ -14,22 +17,11 @@ void kr_memory_free(kr_memory *m) {
     free(m);
 }
 
-kr_status kr_last_reads(const kr_graph *g, int *last) {
-    const uint32_t values = kr_graph_values(g);
-    for (uint32_t v = 0; v <= values; v++) last[v] = -1;
-    const int nodes = kr_graph_nodes(g);
-    for (int i = 0; i < kr_graph_outputs(g); i++) last[kr_graph_output_at(g, i)->value.id] = nodes;
-    for (int i = 0; i < kr_graph_assigns(g); i++) last[kr_graph_assign_at(g, i)->value.id] = nodes;
-    for (int i = nodes - 1; i >= 0; i--) {
-        const kr_node *n = kr_graph_node(g, i);
-        const bool view = n->op->flags & KR_OP_VIEW;
-        for (int k = 0; k < n->inputs; k++) {
-            int *of = &last[n->in[k].id];
-            const int now = view ? last[n->out[0].id] : i; // a view reads nothing itself; its readers do
-            if (n->in[k].id && now > *of) *of = now;
-        }
-    }
-    return KR_OK;
+void kr_compilation_free(kr_compilation *c) {
+    memory_free(c->memory);
+    free(c->params);
+    free(c->grads);
+    free(c->placements);
 }
 
 /// Working state of the pass.
@@ -37,8 +29,8 @@ typedef struct state {
     kr_compilation *c;
     kr_graph *g;
     uint32_t values;
-    int *last;             ///< by value
-    int *root_first, *root_last;
+    kr_uses uses;
+    int *root_first, *root_last; ///< by root of a placement: nodes between which it is alive
     uint32_t *alias;       ///< root that a root was merged into; itself at first
     kr_slot_kind *kind;    ///< by root
     uint32_t *slot_of;     ///< persistent storage: the source whose slot a root is written to; 0: none
@@ -49,15 +41,10 @@ static uint32_t find(const state *s, uint32_t root) {
     return root;
 }
 
-static size_t value_bytes(const kr_graph *g, kr_value v) {
-    const kr_shape shape = kr_value_shape(g, v);
-    return kr_tensor_bytes(kr_value_dtype(g, v), &shape);
-}
-
 static bool whole(const state *s, kr_value v) {
-    const kr_home *h = &s->c->homes[v.id];
+    const kr_placement *h = &s->c->placements[v.id];
     return h->layout.offset == 0 && kr_layout_contiguous(&h->layout) &&
-           value_bytes(s->g, v) == value_bytes(s->g, (kr_value){h->root});
+           kr_value_bytes(s->g, v) == kr_value_bytes(s->g, (kr_value){h->root});
 }
 
 static void spans_of_roots(state *s) {
@@ -69,10 +56,9 @@ static void spans_of_roots(state *s) {
     for (int i = 0; i < kr_graph_nodes(s->g); i++) {
         const kr_node *n = kr_graph_node(s->g, i);
         for (int k = 0; k < n->outputs; k++) {
-            const uint32_t v = n->out[k].id, root = s->c->homes[v].root;
+            const uint32_t v = n->out[k].id, root = s->c->placements[v].root;
             if (i < s->root_first[root]) s->root_first[root] = i;
-            const int until = s->last[v] > i ? s->last[v] : i;
-            if (until > s->root_last[root]) s->root_last[root] = until;
+            if (s->uses.last[v] > s->root_last[root]) s->root_last[root] = s->uses.last[v];
         }
     }
 }
@@ -97,16 +83,16 @@ static void kinds_of_roots(state *s) {
 static int inplace_input(const state *s, const kr_node *n, int k, int index) {
     const uint32_t *masks = kr_impl_of(s->c->options->target, n)->inplace;
     const kr_value out = n->out[k];
-    if (k >= KR_INPLACE_OUTPUTS || !masks[k] || s->c->homes[out.id].root != out.id || !whole(s, out)) return -1;
+    if (k >= KR_INPLACE_OUTPUTS || !masks[k] || s->c->placements[out.id].root != out.id || !whole(s, out)) return -1;
     for (int i = 0; i < n->inputs && i < 32; i++) {
         if (!(masks[k] >> i & 1) || !n->in[i].id) continue;
         const kr_value in = n->in[i];
-        const uint32_t root = find(s, s->c->homes[in.id].root);
-        if (!whole(s, in) || value_bytes(s->g, in) != value_bytes(s->g, out) ||
+        const uint32_t root = find(s, s->c->placements[in.id].root);
+        if (!whole(s, in) || kr_value_bytes(s->g, in) != kr_value_bytes(s->g, out) ||
             kr_value_dtype(s->g, in) != kr_value_dtype(s->g, out) || s->root_last[root] > index) continue;
         bool alone = true;
         for (int j = 0; j < n->inputs; j++)
-            if (j != i && n->in[j].id && find(s, s->c->homes[n->in[j].id].root) == root)
+            if (j != i && n->in[j].id && find(s, s->c->placements[n->in[j].id].root) == root)
                 alone &= (n->op->flags & KR_OP_ELEMENTWISE) && whole(s, n->in[j]);
         if (alone) return i;
     }
@@ -119,14 +105,13 @@ static kr_status direct_assigns(state *s, bool *all) {
     for (int i = 0; i < kr_graph_assigns(s->g); i++) {
         kr_graph_assign *a = kr_graph_assign_at(s->g, i);
         const kr_node *n = kr_value_node(s->g, a->value);
-        int index = 0;
-        while (kr_graph_node(s->g, index) != n) index++;
+        const int index = s->uses.node[a->value.id];
         const int k = kr_value_output(s->g, a->value);
         const uint32_t target = a->target.id;
-        bool direct = s->c->homes[a->value.id].root == a->value.id && s->root_last[target] <= index;
+        bool direct = s->c->placements[a->value.id].root == a->value.id && s->root_last[target] <= index;
         if (direct && s->root_last[target] == index) { // the producer itself reads the old value
             const int in = inplace_input(s, n, k, index);
-            direct = in >= 0 && s->c->homes[n->in[in].id].root == target;
+            direct = in >= 0 && s->c->placements[n->in[in].id].root == target;
         }
         if (direct) {
             s->slot_of[a->value.id] = target;
@@ -148,10 +133,10 @@ static void merge_inplace(state *s) {
         if (n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) continue;
         for (int k = 0; k < n->outputs && k < KR_INPLACE_OUTPUTS; k++) {
             const uint32_t out = n->out[k].id;
-            if (s->kind[out] != KR_SLOT_ACTIVATION || s->last[out] < 0) continue;
+            if (s->kind[out] != KR_SLOT_ACTIVATION || kr_uses_unread(&s->uses, n->out[k])) continue;
             const int in = inplace_input(s, n, k, i);
             if (in < 0) continue;
-            const uint32_t root = find(s, s->c->homes[n->in[in].id].root);
+            const uint32_t root = find(s, s->c->placements[n->in[in].id].root);
             if (s->kind[root] != KR_SLOT_ACTIVATION) continue;
             s->alias[out] = root;
             if (s->root_last[out] > s->root_last[root]) s->root_last[root] = s->root_last[out];
@@ -172,11 +157,11 @@ static kr_status number_buffers(state *s, kr_memory *m) {
         m->work[i] = -1;
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id;
-            if (s->c->homes[v].root != v || s->alias[v] != v) continue;
-            if (s->last[v] < 0 && s->root_last[v] <= i && (impl->skip_out >> k & 1)) continue; // nobody reads it
+            if (s->c->placements[v].root != v || s->alias[v] != v) continue;
+            if (kr_uses_unread(&s->uses, n->out[k]) && s->root_last[v] <= i && (impl->skip_out >> k & 1)) continue;
             m->of_value[v] = m->count;
             m->buffers[m->count++] = (kr_buffer){.kind = s->kind[v], .slot = -1,
-                                                 .bytes = kr_home_bytes(s->g, s->c->homes, v),
+                                                 .bytes = kr_placement_bytes(s->g, s->c->placements, v),
                                                  .first = s->root_first[v], .last = s->root_last[v]};
         }
         if (impl->work) {
@@ -194,50 +179,50 @@ static kr_status number_buffers(state *s, kr_memory *m) {
         }
     }
     for (uint32_t v = 1; v <= s->values; v++) // merged roots read their heir's buffer
-        if (m->of_value[v] < 0 && s->c->homes[v].root == v) m->of_value[v] = m->of_value[find(s, v)];
+        if (m->of_value[v] < 0 && s->c->placements[v].root == v) m->of_value[v] = m->of_value[find(s, v)];
     return KR_OK;
 }
 
 /// Packs all buffers of one kind into one arena.
-static kr_status place_kind(kr_memory *m, kr_slot_kind kind, size_t align, size_t *peak, size_t *bound, size_t *sum) {
-    kr_block *blocks = calloc((size_t)m->count + 1, sizeof *blocks);
+static kr_status pack_kind(kr_memory *m, kr_slot_kind kind, size_t align, size_t *peak, size_t *bound, size_t *sum) {
+    kr_arena_item *items = calloc((size_t)m->count + 1, sizeof *items);
     int *which = calloc((size_t)m->count + 1, sizeof *which);
-    KR_FAIL_IF(!blocks || !which, KR_NO_MEMORY, "memory: no memory to place buffers");
+    KR_FAIL_IF(!items || !which, KR_NO_MEMORY, "memory: no memory to pack buffers");
     size_t count = 0;
     *sum = 0;
     for (int i = 0; i < m->count; i++) {
         if (m->buffers[i].kind != kind) continue;
         which[count] = i;
         *sum += (m->buffers[i].bytes + align - 1) / align * align;
-        blocks[count++] = (kr_block){
+        items[count++] = (kr_arena_item){
             .first = m->buffers[i].first, .last = m->buffers[i].last, .size = m->buffers[i].bytes};
     }
-    const kr_status status = kr_place(blocks, count, align, peak);
-    *bound = kr_place_bound(blocks, count, align);
-    for (size_t i = 0; i < count; i++) m->buffers[which[i]].offset = blocks[i].offset;
-    free(blocks);
+    const kr_status status = kr_arena_pack(items, count, align, peak);
+    *bound = kr_arena_bound(items, count, align);
+    for (size_t i = 0; i < count; i++) m->buffers[which[i]].offset = items[i].offset;
+    free(items);
     free(which);
     return status;
 }
 
 static kr_status analyse(state *s, bool *settled) {
     kr_compilation *c = s->c;
-    free(c->homes);
-    c->homes = calloc(kr_graph_values(s->g) + 1u, sizeof *c->homes);
-    KR_FAIL_IF(!c->homes, KR_NO_MEMORY, "memory: no memory");
-    KR_TRY(kr_homes(c->options->target, s->g, c->homes));
-    s->values = c->home_count = kr_graph_values(s->g);
+    free(c->placements);
+    kr_uses_free(&s->uses);
+    KR_TRY(kr_uses_find(s->g, NULL, 0, &s->uses));
+    c->placements = calloc(s->uses.values + 1u, sizeof *c->placements);
+    KR_FAIL_IF(!c->placements, KR_NO_MEMORY, "memory: no memory");
+    KR_TRY(kr_placements_find(c->options->target, &s->uses, c->placements));
+    s->values = s->uses.values;
     const size_t n = s->values + 1u;
-    free(s->last), free(s->root_first), free(s->root_last), free(s->alias), free(s->kind), free(s->slot_of);
-    s->last = malloc(n * sizeof *s->last);
+    free(s->root_first), free(s->root_last), free(s->alias), free(s->kind), free(s->slot_of);
     s->root_first = malloc(n * sizeof *s->root_first);
     s->root_last = malloc(n * sizeof *s->root_last);
     s->alias = malloc(n * sizeof *s->alias);
     s->kind = calloc(n, sizeof *s->kind);
     s->slot_of = calloc(n, sizeof *s->slot_of);
-    KR_FAIL_IF(!s->last || !s->root_first || !s->root_last || !s->alias || !s->kind || !s->slot_of, KR_NO_MEMORY,
+    KR_FAIL_IF(!s->root_first || !s->root_last || !s->alias || !s->kind || !s->slot_of, KR_NO_MEMORY,
                "memory: no memory for %zu values", n);
-    KR_TRY(kr_last_reads(s->g, s->last));
     spans_of_roots(s);
     kinds_of_roots(s);
     return direct_assigns(s, settled);
@@ -255,7 +240,7 @@ static kr_status plan_memory(state *s) {
     const bool training = c->options->goal >= KR_GOAL_TRAIN;
     for (int i = 0; i < c->param_count && training && c->grads; i++) {
         if (!c->grads[i].id) continue;
-        const uint32_t root = find(s, c->homes[c->grads[i].id].root);
+        const uint32_t root = find(s, c->placements[c->grads[i].id].root);
         if (s->kind[root] == KR_SLOT_ACTIVATION) s->kind[root] = KR_SLOT_GRADIENT;
     }
     kr_memory *m = c->memory = calloc(1, sizeof *m);
@@ -266,15 +251,17 @@ static kr_status plan_memory(state *s) {
             m->buffers[m->of_value[v]].bytes = 0;
             m->of_value[v] = m->of_value[s->slot_of[v]];
         }
+    const size_t align = c->options->target->align;
     size_t unused;
-    KR_TRY(place_kind(m, KR_SLOT_ACTIVATION, c->options->target->align, &c->stats.peak, &c->stats.bound, &c->stats.sum));
+    KR_TRY(pack_kind(m, KR_SLOT_ACTIVATION, align, &c->stats.peak, &c->stats.bound, &c->stats.sum));
     c->stats.slot_bytes[KR_SLOT_ACTIVATION] = c->stats.peak;
-    return place_kind(m, KR_SLOT_GRADIENT, c->options->target->align, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
+    return pack_kind(m, KR_SLOT_GRADIENT, align, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
 }
 
 kr_status kr_pass_memory(kr_compilation *c) {
     state s = {.c = c, .g = c->g};
     const kr_status status = plan_memory(&s);
-    free(s.last), free(s.root_first), free(s.root_last), free(s.alias), free(s.kind), free(s.slot_of);
+    kr_uses_free(&s.uses);
+    free(s.root_first), free(s.root_last), free(s.alias), free(s.kind), free(s.slot_of);
     return status;
 }
