@@ -1,7 +1,7 @@
 /// krait bench: what its records hold, how two are compared, and the roofs that speeds are held against. No test here
 /// looks at how long anything takes.
 #include "program.h"
-#include "tools/bench.h"
+#include "tools/bench/bench.h"
 
 #include <json-c/json.h>
 #include <math.h>

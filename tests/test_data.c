@@ -1,5 +1,5 @@
 /// Text as data: which rows a step gets, what is held out, and files that cannot be used. Also sampling and metrics.
-#include "tools/train.h"
+#include "tools/train/train.h"
 
 #include <criterion/criterion.h>
 #include <json-c/json.h>

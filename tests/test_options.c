@@ -1,5 +1,5 @@
 /// Options as tables, and the words around them: every fault names what is wrong and what would be right.
-#include "tools/train.h"
+#include "tools/train/train.h"
 
 #include <criterion/criterion.h>
 #include <math.h>

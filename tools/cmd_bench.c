@@ -1,5 +1,5 @@
 // krait bench: what the machine can do, and how near the kernels come.
-#include "tools/bench.h"
+#include "tools/bench/bench.h"
 
 #include <string.h>
 

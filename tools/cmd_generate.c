@@ -2,7 +2,7 @@
 // from the same block code and share parameters and carries in one session. A long prompt is read in pieces: the
 // carries hand the state from one to the next. A graph written by hand has no decode form: it reads the last bytes that
 // fit into a row again for each byte that it writes.
-#include "tools/train.h"
+#include "tools/train/train.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 // krait golden DIR: runs every golden file of a directory and says how far each result is from the right one.
-#include "tools/golden.h"
+#include "tools/golden/golden.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,6 +1,6 @@
 // krait graph: shows a model's graph at any stage of the compiler, as text that can be read back, as Graphviz source,
 // or as the figures of its plan.
-#include "tools/train.h"
+#include "tools/train/train.h"
 
 #include <stdlib.h>
 #include <string.h>

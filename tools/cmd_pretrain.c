@@ -1,5 +1,5 @@
 // krait pretrain: settings from the defaults, then krait.yaml, then the command line.
-#include "tools/train.h"
+#include "tools/train/train.h"
 
 #include <unistd.h>
 

@@ -105,7 +105,7 @@ const char *kr_option_nearest(const kr_option *table, const char *name);
 void kr_usage_print(const kr_usage *, FILE *);
 
 // ---------------------------------------------------------------------------------------------------------------
-// Blocks of one's own (tools/block_file.c)
+// Blocks of one's own (tools/config/block_file.c)
 
 /// Opens a shared object with a block in it (models.h, KR_BLOCK_EXPORT) and makes the block known. The object stays
 /// open to the end of the process; opening it again changes nothing.
