@@ -1,6 +1,6 @@
 /// krait.yaml: what is read, and that every fault names its line and the nearest known key.
 #include "tools/config/config.h"
-#include "tools/train/train.h"
+#include "tools/config/train_options.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>

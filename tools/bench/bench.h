@@ -3,12 +3,15 @@
 #define KRAIT_TOOLS_BENCH_H
 
 #include "compiler/compiler.h"
-#include "tools/train/train.h"
+#include "models/models.h"
+#include "tools/cli/options.h"
+#include "tools/config/settings.h"
 
 struct json_object; // json-c
 
 typedef struct kr_bench_settings {
     const char *model, *config, *attributes; ///< model: the one that is measured now
+    const char *device;                      ///< null: "cpu"
     const char *sample;                      ///< of `bench op`: which of an op's samples; null: the default
     const char *compare;                     ///< JSON of an earlier run; null: none
     const char *dump; ///< of `bench model`: where to write weights, batch and loss; null: nowhere

@@ -4,6 +4,8 @@
 // beside tokens/s is how many bytes of weights go by in a second, held against the bandwidth of the level that they can
 // sit in. With a batch the same bytes serve all its rows.
 #include "tools/bench/bench.h"
+#include "tools/cli/text.h"
+#include "tools/train/memory.h"
 
 #include <json-c/json.h>
 #include <stdlib.h>

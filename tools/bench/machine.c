@@ -1,6 +1,7 @@
 // krait bench machine: the limits of this machine with one thread and with all, matrix products as OpenBLAS does them
 // here, and exponentials by our own kernel. Each figure is measured in several rounds; its limit is the best of them.
 #include "tools/bench/bench.h"
+#include "tools/cli/device.h"
 
 #include <json-c/json.h>
 #include <stdlib.h>
@@ -34,7 +35,7 @@ static double measure_exp(kr_isa isa, double seconds) {
 }
 
 /// FLOP/s of square f32 products through plan and session: the best of each round.
-static kr_status measure_products(int threads, int64_t n, double seconds, double best[ROUNDS]) {
+static kr_status measure_products(const char *device_name, int threads, int64_t n, double seconds, double best[ROUNDS]) {
     char shape[64];
     snprintf(shape, sizeof shape, "%lldx%lld", (long long)n, (long long)n);
     const kr_text_list words = {5, {"matmul", shape, shape, "_", "_"}};
@@ -47,7 +48,7 @@ static kr_status measure_products(int threads, int64_t n, double seconds, double
     int count = 0;
     kr_status status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, &plan, NULL);
     kr_graph_free(g);
-    if (!status) status = kr_device_cpu(&device);
+    if (!status) status = kr_tool_device(device_name, &device);
     if (!status) status = kr_session_open(device, threads, &session);
     if (!status) status = kr_session_add(session, plan);
     if (!status) status = kr_bench_fill("matmul", session, plan, bindings, 8, &count);
@@ -112,7 +113,7 @@ static kr_status measure(const kr_bench_settings *s, json_object *record, int th
             TELL("B/s", bandwidth[stream][level]);
         }
 #undef TELL
-    KR_TRY(measure_products(threads, PRODUCT, seconds, values));
+    KR_TRY(measure_products(s->device, threads, PRODUCT, seconds, values));
     snprintf(what, sizeof what, "products %d x %d x %d, f32", PRODUCT, PRODUCT, PRODUCT);
     tell(s, record, what, threads, "FLOP/s", values);
     for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best() && threads == 1; isa++) {

@@ -1,6 +1,11 @@
 // krait bench model: how fast a model's plan runs, and where the time goes. Speed is measured on plain runs; the table
 // comes from runs with the profiler, which puts a barrier after each step and so costs a little.
 #include "tools/bench/bench.h"
+#include "tools/cli/device.h"
+#include "tools/cli/text.h"
+#include "tools/config/config.h"
+#include "tools/config/train_options.h"
+#include "tools/train/memory.h"
 
 #include <json-c/json.h>
 #include <stdlib.h>
@@ -73,7 +78,7 @@ kr_status kr_bench_trial_open(const kr_bench_settings *s, kr_bench_trial *t) {
     KR_TRY(compile(s, t));
     kr_blas_prepare(); // or its memory would come on top of what the process is said to hold
     t->planned = kr_memory_estimate(&t->plan, 1, s->threads, 0).total;
-    KR_TRY(kr_device_cpu(&t->device));
+    KR_TRY(kr_tool_device(s->device, &t->device));
     KR_TRY(kr_session_open(t->device, s->threads, &t->session));
     KR_TRY(kr_session_add(t->session, t->plan));
     KR_TRY(kr_session_init(t->session, 0));

@@ -1,6 +1,7 @@
 // krait bench op: the kernels of one op, or of all, timed inside a plan by the executor itself, so that feeding inputs
 // and starting threads do not count.
 #include "tools/bench/bench.h"
+#include "tools/cli/device.h"
 
 #include <json-c/json.h>
 #include <stdlib.h>
@@ -126,7 +127,7 @@ static kr_status run(const kr_bench_settings *s, const kr_text_list *words, cons
     const kr_compile_options how = {.goal = gradient ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD};
     KR_TRY(kr_compile(g, &how, &t->plan, NULL));
     KR_TRY(tally(t, name, gradient, limits));
-    KR_TRY(kr_device_cpu(&t->device));
+    KR_TRY(kr_tool_device(s->device, &t->device));
     KR_TRY(kr_session_open(t->device, s->threads, &t->session));
     KR_TRY(kr_session_add(t->session, t->plan));
     KR_TRY(kr_bench_fill(name, t->session, t->plan, t->bindings, 32, &t->bindings_count));

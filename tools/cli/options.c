@@ -1,6 +1,7 @@
 // Options as tables: one row says name, type, range and help; parsing, checking and the help text all read the rows,
-// and so does krait.yaml (config.c), so that a flag and its key can never disagree.
-#include "tools/tools.h"
+// and so does krait.yaml (config/config.c), so that a flag and its key can never disagree.
+#include "tools/cli/options.h"
+#include "tools/cli/text.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -232,7 +233,6 @@ kr_status kr_options_parse(const kr_usage *usage, int argc, char **argv, void *t
     for (int k = 1; k < argc; k++) {
         const char *arg = argv[k];
         if (!strcmp(arg, "--help") || !strcmp(arg, "-h")) {
-            kr_usage_print(usage, stdout);
             *help = true;
             return KR_OK;
         }
@@ -266,7 +266,6 @@ void kr_usage_print(const kr_usage *usage, FILE *to) {
     if (usage->text) fprintf(to, "\n%s\n", usage->text);
     fprintf(to, "\n");
     for (const kr_option *o = usage->options; o->name; o++) {
-        if (o->flags & KR_OPTION_HIDDEN) continue;
         char left[128];
         const char *value = o->choices ? o->choices : o->type == KR_OPTION_FLAG ? "" : o->value ? o->value : "VALUE";
         snprintf(left, sizeof left, "--%s%s%s", o->name, *value ? " " : "", value);

@@ -1,7 +1,9 @@
 // How a long job tells where it is: a line rewritten in place on a terminal, plain lines elsewhere.
-#include "tools/train/train.h"
+#include "tools/cli/progress.h"
 
-#include <math.h>
+#include "runtime/runtime.h"
+#include "tools/cli/text.h"
+
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,11 +13,10 @@
 enum { BAR = 10 };
 
 kr_progress kr_progress_start(FILE *to, int64_t first_step, int64_t total) {
-    const double now = kr_seconds();
-    const bool color = kr_stream_color(to);
     const char *term = getenv("TERM");
-    return (kr_progress){.to = to, .live = isatty(fileno(to)) && term && *term && strcmp(term, "dumb") != 0,
-                         .color = color, .total = total, .first = first_step, .start = now, .shown = -1e9};
+    return (kr_progress){.to = to, .live = to && isatty(fileno(to)) && term && *term && strcmp(term, "dumb") != 0,
+                         .color = to && kr_stream_color(to), .total = total, .first = first_step,
+                         .start = kr_seconds(), .shown = -1e9};
 }
 
 /// Columns of the terminal; lines that wrap cannot be rewritten.
@@ -24,35 +25,36 @@ static int columns(FILE *to) {
     return ioctl(fileno(to), TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col : 80;
 }
 
-static void bar(const kr_progress *p, int64_t step, char text[BAR + 1]) {
-    const int full = p->total > 0 ? (int)(BAR * step / p->total) : BAR;
+static void bar(const kr_progress *p, int64_t done, char text[BAR + 1]) {
+    const int full = p->total > 0 ? (int)(BAR * done / p->total) : BAR;
     for (int k = 0; k < BAR; k++) text[k] = k < full ? '#' : '.';
     text[BAR] = 0;
 }
 
-static double seconds_left(const kr_progress *p, int64_t step) {
+double kr_progress_left(const kr_progress *p, int64_t step) {
     const int64_t done = step - p->first;
     return done > 0 ? (kr_seconds() - p->start) / (double)done * (double)(p->total - step) : 0;
 }
 
-void kr_progress_step(kr_progress *p, const kr_metric *m, bool logged) {
+bool kr_progress_due(kr_progress *p, bool logged) {
     const double now = kr_seconds();
-    if (!logged && (!p->live || now - p->shown < 0.1)) return;
+    if (!p->to || (!logged && (!p->live || now - p->shown < 0.1))) return false;
     p->shown = now;
-    char line[256], left[32], eval[48] = "", picture[BAR + 1];
-    kr_duration_text(seconds_left(p, m->step), left);
-    if (!isnan(m->eval_loss)) snprintf(eval, sizeof eval, " | held out %.4f", m->eval_loss);
+    return true;
+}
+
+void kr_progress_show(kr_progress *p, int64_t done, const char *text) {
+    if (!p->to) return;
     if (!p->live) {
-        fprintf(p->to, "step %lld/%lld | loss %.4f%s | lr %.2e | grad norm %.3f | %.0f tokens/s | %s left\n",
-                (long long)m->step, (long long)p->total, m->loss, eval, m->lr, m->grad_norm, m->tokens_per_second,
-                left);
+        fprintf(p->to, "%s\n", text);
         fflush(p->to);
         return;
     }
-    bar(p, m->step, picture);
-    int n = snprintf(line, sizeof line, "%s %lld/%lld  loss %.3f  lr %.1e  norm %.2f  %.0f tokens/s  %s left", picture,
-                     (long long)m->step, (long long)p->total, m->loss, m->lr, m->grad_norm, m->tokens_per_second, left);
+    char line[256], picture[BAR + 1];
+    bar(p, done, picture);
+    int n = snprintf(line, sizeof line, "%s %lld/%lld  %s", picture, (long long)done, (long long)p->total, text);
     const int width = columns(p->to) - 1;
+    if (n >= (int)sizeof line) n = sizeof line - 1;
     if (n > width) n = width;
     // "Carriage return, erase to the end of the line" is no colour, but NO_COLOR users get plain returns and blanks.
     const int bright = n < BAR ? n : BAR;
@@ -70,6 +72,7 @@ static void clear_line(kr_progress *p) {
 }
 
 void kr_progress_note(kr_progress *p, const char *format, ...) {
+    if (!p->to) return;
     clear_line(p);
     va_list args;
     va_start(args, format);
@@ -80,6 +83,7 @@ void kr_progress_note(kr_progress *p, const char *format, ...) {
 }
 
 void kr_progress_end(kr_progress *p) {
+    if (!p->to) return;
     if (p->open) fputc('\n', p->to);
     p->open = false;
     fflush(p->to);

@@ -1,5 +1,5 @@
-// Words and numbers for people: nearest names, sizes, durations, error lines.
-#include "tools/tools.h"
+// Words and numbers for people: nearest names, sizes, durations.
+#include "tools/cli/text.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -90,11 +90,4 @@ const char *kr_duration_text(double seconds, char text[32]) {
 bool kr_stream_color(FILE *stream) {
     const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
     return isatty(fileno(stream)) && !(no_color && *no_color) && term && *term && strcmp(term, "dumb") != 0;
-}
-
-int kr_tool_fail(const char *command, kr_status code) {
-    fflush(stdout);
-    fprintf(stderr, "krait %s: %s\n", command, kr_status_message());
-    if (getenv("KRAIT_TRACE")) fprintf(stderr, "    (%s, at %s)\n", kr_status_name(code), kr_status_place());
-    return code == KR_BAD_ARGUMENT ? KR_EXIT_USAGE : KR_EXIT_FAILED;
 }

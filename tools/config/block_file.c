@@ -1,6 +1,6 @@
 // Blocks of one's own: shared objects that export a kr_block_kind.
+#include "tools/config/block_file.h"
 #include "models/models.h"
-#include "tools/tools.h"
 
 #include <dlfcn.h>
 #include <string.h>

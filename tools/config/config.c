@@ -1,7 +1,9 @@
 // krait.yaml: what may stand in it, and what it means. Every section goes through an option table (options.c), so a
 // wrong key, type or range is told with its line and the nearest known key. The whole file is checked when it is read.
+#include "tools/cli/text.h"
 #include "tools/config/config.h"
-#include "tools/train/train.h"
+#include "tools/config/train_options.h"
+#include "tools/config/yaml.h"
 
 #include <errno.h>
 #include <math.h>

@@ -1,23 +1,26 @@
 // The settings of a training run, their ranges and defaults. One table serves the command line and krait.yaml.
-#include "tools/train/train.h"
+#include "compiler/compiler.h"
+#include "tools/cli/device.h"
+#include "tools/config/block_file.h"
+#include "tools/config/train_options.h"
 
-#include <math.h>
-
-#define FIELD(name) offsetof(kr_train_settings, name)
+#define FIELD(name) offsetof(kr_train_command, settings.name)
+#define COMMAND(name) offsetof(kr_train_command, name)
 #define LIMIT 9e15 // beyond which doubles no longer hold every integer
 
 const kr_option kr_train_options[] = {
-    {"model", KR_OPTION_TEXT, FIELD(model), .value = "NAME", .help = "a model of krait.yaml",
+    {"model", KR_OPTION_TEXT, COMMAND(model), .value = "NAME", .help = "a model of krait.yaml",
      .flags = KR_OPTION_COMMAND_LINE},
     {"graph", KR_OPTION_TEXT, FIELD(graph), .value = "FILE",
      .help = "a graph in text form instead of a model; it has the batch and the length in it",
      .flags = KR_OPTION_COMMAND_LINE},
-    KR_BLOCK_OPTION(FIELD(blocks)),
-    {"target", KR_OPTION_TEXT, FIELD(target), .value = "NAME", .help = "a target of krait.yaml (default local)",
+    KR_BLOCK_OPTION(COMMAND(blocks)),
+    {"target", KR_OPTION_TEXT, COMMAND(target), .value = "NAME", .help = "a target of krait.yaml (default local)",
      .flags = KR_OPTION_COMMAND_LINE},
-    {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE",
+    {"config", KR_OPTION_TEXT, COMMAND(config), .value = "FILE",
      .help = "read FILE instead of ./krait.yaml (which, when absent, is the built-in one)",
      .flags = KR_OPTION_COMMAND_LINE},
+    KR_DEVICE_OPTION(COMMAND(device)),
     {"text-file", KR_OPTION_TEXT, FIELD(text_file), .value = "FILE",
      .help = "text to learn, as bytes; also .zst; the last tenth is held out"},
     {"output-dir", KR_OPTION_TEXT, FIELD(output_dir), .value = "DIR", .help = "the run (default runs/MODEL-N)"},
@@ -76,19 +79,10 @@ const kr_option kr_train_options[] = {
 
 kr_train_settings kr_train_defaults(void) {
     return (kr_train_settings){
-        .target = "local", .steps = 500, .batch_size = 8, .seq_len = 256, .learning_rate = 3e-3,
+        .steps = 500, .batch_size = 8, .seq_len = 256, .learning_rate = 3e-3,
         .min_learning_rate = -1, .warmup = 50, .decay_steps = -1, .schedule = KR_SCHEDULE_COSINE,
         .weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .grad_clip = 1, .grad_accumulation = 1,
         .eval_every = 100, .eval_batches = 16, .save_every = 100, .keep = 2, .log_every = 10,
-    };
-}
-
-kr_schedule kr_train_schedule(const kr_train_settings *s) {
-    const int64_t tenth = s->steps / 10 > 0 ? s->steps / 10 : 1;
-    return (kr_schedule){
-        .kind = (kr_schedule_kind)s->schedule, .lr_max = s->learning_rate,
-        .lr_min = s->min_learning_rate < 0 ? s->learning_rate / 10 : s->min_learning_rate,
-        .warmup = s->warmup, .total = s->steps, .decay = s->decay_steps < 0 ? tenth : s->decay_steps,
     };
 }
 

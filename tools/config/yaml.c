@@ -1,7 +1,8 @@
 // YAML as a small tree with line numbers, built from libyaml's events. Only what a configuration needs is accepted:
 // one document of maps, lists and scalars. Anchors, aliases and tags are refused, so that the tree can never be larger
 // than the file ("billion laughs"), and every value stands where its line number says.
-#include "tools/config/config.h"
+#include "tools/config/yaml.h"
+#include "tools/cli/text.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -5,7 +5,6 @@
 
 #include "compiler/compiler.h"
 #include "models/models.h"
-#include "tools/tools.h"
 
 /// A case under way: its file, where it runs, and the worst comparison so far.
 typedef struct kr_golden {
@@ -129,5 +128,14 @@ kr_status kr_golden_language_model(kr_golden *);
 
 /// Runs the case of an open file by its metadata `op`; c->skipped says why when it cannot run here.
 kr_status kr_golden_case(kr_golden *);
+
+// Directories (tools/golden/directory.c) ------------------------------------------------------------------------
+
+typedef struct kr_golden_totals {
+    int passed, failed, skipped;
+} kr_golden_totals;
+/// Runs every *.safetensors file of a directory; a line for each goes to `to`.
+/// fails KR_IO: the directory cannot be read; KR_NO_MEMORY. A case that fails is counted.
+kr_status kr_golden_directory(const char *path, kr_device *, int threads, FILE *to, kr_golden_totals *);
 
 #endif

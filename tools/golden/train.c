@@ -1,7 +1,7 @@
 // Golden cases of training: AdamW, clipping, learning rates. The update is made by the compiler's optimiser pass: with
 // loss = sum <p, g>, g being fed, the gradient of p is g itself.
 #include "tools/golden/golden.h"
-#include "tools/train/train.h"
+#include "tools/train/schedule.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -5,7 +5,7 @@
 // A text may be documents one after another. Rows are cut from it as from any text, so they pack what happens to lie
 // there; where a document starts inside of a row the model is told to forget, and the first byte of the document is
 // nobody's target.
-#include "tools/train/train.h"
+#include "tools/train/data.h"
 
 #include <errno.h>
 #include <fcntl.h>

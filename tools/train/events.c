@@ -4,7 +4,7 @@
 //     Event   {1: double wall_time, 2: int64 step, 3: string file_version, 5: Summary}
 //     Summary {1: Value}    Value {1: string tag, 2: float simple_value}
 // which is short enough to be written by hand.
-#include "tools/train/train.h"
+#include "tools/train/events.h"
 
 #include <errno.h>
 #include <stdlib.h>

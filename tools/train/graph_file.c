@@ -1,5 +1,5 @@
 // A graph written by hand as something to train: what it must have, and its forms for training and for evaluation.
-#include "tools/train/train.h"
+#include "tools/train/graph_file.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -3,26 +3,8 @@
 #include "tools/train/trainer.h"
 
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-// A first signal asks the loop to stop after its step; the handler then steps aside, so a second one ends the process.
-static volatile sig_atomic_t asked_to_stop;
-
-static void on_signal(int number) {
-    static const char note[] = "\nfinishing this step, then saving; once more leaves at once\n";
-    asked_to_stop = number;
-    const ssize_t written = write(STDERR_FILENO, note, sizeof note - 1); // one of the few calls allowed here
-    (void)written;
-}
-
-static void watch_signals(bool on) {
-    const struct sigaction action = {.sa_handler = on ? on_signal : SIG_DFL, .sa_flags = on ? (int)SA_RESETHAND : 0};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 void kr_trainer_fill(kr_trainer *t, int64_t row) {
     const kr_train_settings *s = t->settings;
@@ -225,13 +207,15 @@ static kr_status keep_books(kr_trainer *t, kr_metric *m, bool last) {
     if (last || due(s->eval_every, m->step)) KR_TRY(evaluate(t, m, &best));
     const bool logged = leaving || due(s->log_every, m->step) || m->step == 1 || !isnan(m->eval_loss);
     if (logged) KR_TRY(kr_metrics_write(t->metrics, m));
-    kr_progress_step(&t->progress, m, logged);
+    kr_trainer_show_step(t, m, logged);
     if (leaving || best || due(s->save_every, m->step)) KR_TRY(kr_trainer_save(t, best));
     if (!isnan(m->eval_loss) && t->progress.live)
         kr_progress_note(&t->progress, "step %lld: held-out loss %.4f%s", (long long)m->step, m->eval_loss,
                          best ? ", the best so far; saved" : "");
     return KR_OK;
 }
+
+static bool wanted_to_stop(const kr_trainer *t) { return t->host->stop && t->host->stop(t->host->own); }
 
 static kr_status steps(kr_trainer *t) {
     const kr_train_settings *s = t->settings;
@@ -245,7 +229,7 @@ static kr_status steps(kr_trainer *t) {
         m.tokens_per_second = spent > 0 ? (double)(t->step_tokens - window_tokens) / spent : 0;
         if (due(s->log_every, m.step)) window_start = t->step_seconds, window_tokens = t->step_tokens;
         const bool last = m.step >= s->steps;
-        t->interrupted = !last && (asked_to_stop || (s->stop_after > 0 && m.step >= s->stop_after));
+        t->interrupted = !last && (wanted_to_stop(t) || (s->stop_after > 0 && m.step >= s->stop_after));
         KR_TRY(keep_books(t, &m, last));
     }
     if (isnan(t->eval_loss) && !t->interrupted) { // resumed at its end
@@ -256,11 +240,11 @@ static kr_status steps(kr_trainer *t) {
 }
 
 kr_status kr_trainer_loop(kr_trainer *t) {
-    asked_to_stop = 0;
-    watch_signals(true);
-    t->progress = kr_progress_start(stderr, t->state.step, t->settings->steps);
+    const kr_train_host *host = t->host;
+    if (host->steps) host->steps(host->own, true);
+    t->progress = kr_progress_start(host->progress, t->state.step, t->settings->steps);
     const kr_status status = steps(t);
     kr_progress_end(&t->progress);
-    watch_signals(false);
+    if (host->steps) host->steps(host->own, false);
     return not_finite(t, status);
 }

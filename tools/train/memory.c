@@ -1,6 +1,7 @@
 // What a run will need, before it is allocated. The rules are the session's: activation and gradient arenas are shared
 // by its plans (the largest counts), named memory exists once, inputs, outputs and constants are each plan's own.
-#include "tools/train/train.h"
+#include "tools/train/memory.h"
+#include "tools/cli/text.h"
 
 #include <string.h>
 #include <unistd.h>

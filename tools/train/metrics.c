@@ -1,7 +1,8 @@
 // metrics.jsonl: one object per logged step, and the same numbers as TensorBoard events. Lines are written whole and
 // at once; a run that is killed between two checkpoints leaves lines of steps that resuming will do again, so those
 // are dropped when a run is resumed.
-#include "tools/train/train.h"
+#include "tools/train/metrics.h"
+#include "tools/train/events.h"
 
 #include <errno.h>
 #include <json-c/json.h>

@@ -1,5 +1,9 @@
 // report.md and loss.svg: what a run was and how it went, readable without any program of ours.
-#include "tools/train/train.h"
+#include "tools/train/report.h"
+#include "tools/cli/text.h"
+#include "tools/train/metrics.h"
+#include "tools/train/run.h"
+#include "tools/train/schedule.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -4,7 +4,7 @@
 //     metrics.jsonl, events.*   report.md, loss.svg
 // The order of saving makes every instant safe: the new checkpoint is complete before a link names it, and an old one
 // is removed only when no link does.
-#include "tools/train/train.h"
+#include "tools/train/run.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -5,7 +5,7 @@
 //                 linear lr_max + (lr_min - lr_max) p, or lr_min + (lr_max - lr_min) (1 - sqrt p)
 // WSD (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) needs no T in advance: a run can be extended from
 // any checkpoint of its flat part. The fall with 1 - sqrt p is Haegele et al. 2024, arXiv:2405.18392.
-#include "tools/train/train.h"
+#include "tools/train/schedule.h"
 
 #include <math.h>
 
@@ -30,4 +30,13 @@ double kr_schedule_lr(const kr_schedule *s, int64_t step) {
     case KR_SCHEDULE_CONSTANT: break;
     }
     return s->lr_max;
+}
+
+kr_schedule kr_train_schedule(const kr_train_settings *s) {
+    const int64_t tenth = s->steps / 10 > 0 ? s->steps / 10 : 1;
+    return (kr_schedule){
+        .kind = (kr_schedule_kind)s->schedule, .lr_max = s->learning_rate,
+        .lr_min = s->min_learning_rate < 0 ? s->learning_rate / 10 : s->min_learning_rate,
+        .warmup = s->warmup, .total = s->steps, .decay = s->decay_steps < 0 ? tenth : s->decay_steps,
+    };
 }

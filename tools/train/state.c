@@ -1,6 +1,7 @@
 // state.json: where a run is, and with what it was made. The settings are written through their option table, so a
 // new flag is saved and compared without another line here.
-#include "tools/train/train.h"
+#include "tools/train/state.h"
+#include "tools/config/train_options.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>

@@ -3,6 +3,8 @@
 #include "tools/train/trainer.h"
 
 #include "runtime/cpu/bf16.h"
+#include "tools/cli/device.h"
+#include "tools/cli/text.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -87,52 +89,6 @@ static kr_status open_data(kr_trainer *t) {
     return KR_OK;
 }
 
-static void describe(const kr_trainer *t, const char *config_label) {
-    const kr_train_settings *s = t->settings;
-    const kr_model_config *m = t->model;
-    static const char *const schedules[] = {"cosine", "wsd", "constant"};
-    char a[32], b[32], c[32];
-    char layers[160];
-    if (t->graph.text)
-        printf("graph    %s: %lld parameters\n", s->graph, (long long)t->stats.param_elements);
-    else
-        printf("model    %s (%s): %s, d_model %lld, vocabulary %lld: %lld parameters\n", m->name, config_label,
-               kr_layers_text(m, layers), (long long)m->d_model, (long long)m->vocab_size,
-               (long long)t->stats.param_elements);
-    if (m->vocab_size > 256)
-        printf("         text is read as bytes: of the vocabulary only ids 0 to 255 occur\n");
-    if (t->data) {
-        printf("text     %s: %lld bytes to learn from, %lld held out", kr_data_path(t->data),
-               (long long)kr_data_train_bytes(t->data), (long long)kr_data_held_out_bytes(t->data));
-        if (s->document_separator) printf(", %lld documents", (long long)kr_data_documents(t->data));
-        printf("\n");
-    }
-    const double tokens = (double)s->batch_size * (double)s->seq_len * (double)s->grad_accumulation;
-    printf("steps    %lld of %.0f tokens (%lld x %lld", (long long)s->steps, tokens, (long long)s->batch_size,
-           (long long)s->seq_len);
-    if (s->grad_accumulation > 1) printf(", %lld micro-batches", (long long)s->grad_accumulation);
-    if (s->carry_state) printf(", which go on where the ones before ended");
-    printf("): %s tokens\n", kr_count_text(tokens * (double)s->steps, a));
-    printf("rate     %g, %lld steps of warm-up, %s", s->learning_rate, (long long)s->warmup, schedules[s->schedule]);
-    if (s->schedule != KR_SCHEDULE_CONSTANT) printf(" to %g", t->schedule.lr_min);
-    printf("; betas %g %g, decay %g, clip %g; seed %llu\n", s->beta1, s->beta2, s->weight_decay, s->grad_clip,
-           (unsigned long long)s->seed);
-    printf("machine  %s\n", t->machine);
-    printf("memory   %s expected: %s in arenas, of which %s activations (%.3f times the lower bound)\n",
-           kr_bytes_text((double)t->memory.total, a), kr_bytes_text((double)t->memory.arenas, b),
-           kr_bytes_text((double)t->stats.peak, c),
-           t->stats.bound ? (double)t->stats.peak / (double)t->stats.bound : 1.0);
-    if (t->stats.again)
-        printf("         %d of %d steps are made again in the backward part: %.1f %% more time (estimated)\n",
-               t->stats.again, t->stats.steps, 100 * t->stats.extra);
-    if (kr_blas_warning()) printf("warning  %s\n", kr_blas_warning());
-    const size_t available = kr_memory_available();
-    if (available && t->memory.total > available + t->memory.process)
-        printf("warning  only %s are available: a smaller --batch-size or --seq-len needs less\n",
-               kr_bytes_text((double)available, a));
-    fflush(stdout);
-}
-
 /// Loads what DIR/latest holds and checks that it is the same run.
 static kr_status resume(kr_trainer *t, const char *checkpoint) {
     char *text, label[KR_RUN_PATH + 16], note[512];
@@ -145,13 +101,13 @@ static kr_status resume(kr_trainer *t, const char *checkpoint) {
     const unsigned what = KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER | (t->settings->carry_state ? KR_LOAD_CARRIES : 0);
     if (!status) status = kr_checkpoint_load(checkpoint, t->session, what, NULL);
     if (status) return status;
-    if (*note) printf("note     settings changed since the checkpoint: %s\n", note);
+    if (*note) kr_trainer_say(t, "note     settings changed since the checkpoint: %s\n", note);
     t->state.step = saved.step;
     t->state.row = saved.row;
     t->state.tokens = saved.tokens;
     t->state.best_loss = saved.best_loss;
     t->state.best_step = saved.best_step;
-    printf("resumed  %s at step %lld\n", checkpoint, (long long)saved.step);
+    kr_trainer_say(t, "resumed  %s at step %lld\n", checkpoint, (long long)saved.step);
     return KR_OK;
 }
 
@@ -200,34 +156,14 @@ static void close_trainer(kr_trainer *t) {
     kr_graph_file_close(&t->graph);
 }
 
-static kr_status finish(kr_trainer *t) {
-    char a[32];
-    const double speed = t->step_seconds > 0 ? (double)t->step_tokens / t->step_seconds : 0;
-    if (t->interrupted) {
-        printf("stopped  at step %lld, saved; to go on: the same command with --resume --output-dir %s\n",
-               (long long)t->state.step, t->directory);
-        return KR_OK;
-    }
-    const kr_report report = {.directory = t->directory, .settings = t->settings, .model = t->model, .stats = &t->stats,
-                              .memory = &t->memory, .state = &t->state, .eval_loss = t->eval_loss,
-                              .seconds = t->step_seconds, .tokens_per_second = speed, .highest = kr_memory_highest(),
-                              .machine = t->machine};
-    KR_TRY(kr_report_write(&report));
-    printf("held out %.4f nats per byte (%.4f bits); best %.4f at step %lld\n", t->eval_loss, t->eval_loss / M_LN2,
-           t->state.best_loss, (long long)t->state.best_step);
-    printf("speed    %.0f tokens/s, %s in all\n", speed, kr_duration_text(kr_seconds() - t->start, a));
-    printf("run      %s (report.md, loss.svg, metrics.jsonl, best, latest)\n", t->directory);
-    return KR_OK;
-}
-
-static kr_status prepare(kr_trainer *t, const kr_target *target, const char *config_label) {
+static kr_status prepare(kr_trainer *t) {
     const kr_train_settings *s = t->settings;
     KR_TRY(kr_train_check(s));
     KR_FAIL_IF(t->model->vocab_size < 256, KR_BAD_ARGUMENT,
                "model %s has a vocabulary of %lld; text is read as bytes, which needs 256", t->model->name,
                (long long)t->model->vocab_size);
-    if (target->isa) KR_TRY(kr_isa_limit((kr_isa)(target->isa - 1)));
-    const int wanted = (int)(s->threads ? s->threads : target->threads), threads = wanted ? wanted : kr_cpu_count();
+    KR_TRY(kr_tool_device(t->host->device, &t->device));
+    const int wanted = (int)(s->threads ? s->threads : t->host->threads), threads = wanted ? wanted : kr_cpu_count();
     KR_TRY(open_data(t));
     KR_TRY(fit_plans(t, threads));
     snprintf(t->machine, sizeof t->machine, "%d thread%s, %s, OpenBLAS %s", threads, threads == 1 ? "" : "s",
@@ -237,14 +173,11 @@ static kr_status prepare(kr_trainer *t, const kr_target *target, const char *con
         const size_t used = strlen(t->machine);
         snprintf(t->machine + used, sizeof t->machine - used, ", products in bf16 (%s)", kr_bf16_path_name(path));
     }
-    describe(t, config_label);
-    if (s->dry_run || s->memory_report) kr_memory_print(&t->memory, &t->stats, stdout);
-    if (s->memory_report) kr_memory_curve_print(&t->curve, t->memory.total - kr_plan_stats_bytes(&t->stats), stdout);
+    kr_trainer_describe(t);
     if (s->dry_run) return KR_OK;
 
     char checkpoint[KR_RUN_PATH];
     KR_TRY(open_run(t, checkpoint));
-    KR_TRY(kr_device_cpu(&t->device));
     KR_TRY(open_session(t, threads));
     return s->resume ? resume(t, checkpoint) : kr_session_init(t->session, s->seed);
 }
@@ -268,31 +201,25 @@ static kr_status open_graph(kr_trainer *t, kr_train_settings *s, kr_model_config
     return KR_OK;
 }
 
-kr_status kr_train(const kr_train_settings *settings, const kr_model_config *model, const kr_target *target,
-                   const char *config_label) {
+kr_status kr_train(const kr_train_settings *settings, const kr_model_config *model, const kr_train_host *host) {
     kr_train_settings s = *settings;
     kr_model_config own = model ? *model : kr_model_defaults();
     own.carry_state = s.carry_state;
     own.reset_input = s.carry_state || s.document_separator; // streams start over somewhere
-    kr_trainer t = {
-        .settings = &s, .model = &own, .start = kr_seconds(), .eval_loss = NAN, .state = {.best_loss = NAN}};
+    kr_trainer t = {.settings = &s, .model = &own, .host = host, .start = kr_seconds(), .eval_loss = NAN,
+                    .state = {.best_loss = NAN}};
     kr_status status = s.graph ? open_graph(&t, &s, &own) : KR_OK;
     t.schedule = kr_train_schedule(&s);
     t.state.model = own;
     t.state.settings = s;
-    if (!status) status = prepare(&t, target, config_label);
+    if (!status) status = prepare(&t);
     if (!status && !s.dry_run) {
-        printf("run      %s\n", t.directory);
-        fflush(stdout);
+        kr_trainer_say(&t, "run      %s\n", t.directory);
         status = kr_metrics_open(t.directory, t.state.step, &t.metrics);
         if (!status) status = kr_trainer_loop(&t);
         if (status) kr_metrics_close(t.metrics); // the message of the failure is the one to keep
         else status = kr_metrics_close(t.metrics);
-        if (!status) status = finish(&t);
-        char a[32], b[32];
-        if (!status && s.memory_report)
-            printf("memory   %s resident at most, %s expected\n", kr_bytes_text((double)kr_memory_highest(), a),
-                   kr_bytes_text((double)t.memory.total, b));
+        if (!status) status = kr_trainer_finish(&t);
     }
     close_trainer(&t);
     return status;

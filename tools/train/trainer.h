@@ -1,13 +1,22 @@
-/// One training run in progress: what trainer.c sets up and loop.c works with.
+/// One training run in progress: what trainer.c sets up, loop.c works with and describe.c tells of.
 #ifndef KRAIT_TOOLS_TRAINER_H
 #define KRAIT_TOOLS_TRAINER_H
 
+#include "tools/cli/progress.h"
+#include "tools/train/data.h"
+#include "tools/train/graph_file.h"
+#include "tools/train/memory.h"
+#include "tools/train/metrics.h"
+#include "tools/train/run.h"
+#include "tools/train/schedule.h"
+#include "tools/train/state.h"
 #include "tools/train/train.h"
 
 enum { KR_TRAINER_PLANS = 3 };
 
 typedef struct kr_trainer {
     const kr_train_settings *settings;
+    const kr_train_host *host;
     const kr_model_config *model;    ///< reset_input and carry_state as the settings want them
     kr_graph_file graph;             ///< --graph: what is trained instead; text is null otherwise
     kr_schedule schedule;
@@ -47,6 +56,14 @@ kr_status kr_trainer_explain(kr_trainer *, const char *what, double value);
 void kr_trainer_fill(kr_trainer *, int64_t row);
 /// One micro-batch through a plan, with the rows and rate of the present step.
 kr_status kr_trainer_run(kr_trainer *, kr_plan *, float *loss, float *grad_norm, unsigned flags);
+/// A line of the report, printf's arguments.
+__attribute__((format(printf, 2, 3))) void kr_trainer_say(const kr_trainer *, const char *format, ...);
+/// What is about to be trained, and what it needs.
+void kr_trainer_describe(const kr_trainer *);
+/// The step in the progress line.
+void kr_trainer_show_step(kr_trainer *, const kr_metric *, bool logged);
+/// How the run ended; after a whole one report.md and loss.svg are written.
+kr_status kr_trainer_finish(const kr_trainer *);
 /// Saves a checkpoint of the present step, if everything in it is finite.
 kr_status kr_trainer_save(kr_trainer *, bool best);
 

@@ -1,0 +1,98 @@
+// Every golden file of a directory, one after another.
+#include "tools/golden/golden.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int by_name(const void *a, const void *b) { return strverscmp(*(char *const *)a, *(char *const *)b); }
+
+static void free_names(char **names, int count) {
+    for (int k = 0; k < count; k++) free(names[k]);
+    free(names);
+}
+
+/// Names that end in .safetensors, sorted with numbers in their order.
+static kr_status list(const char *path, char ***out, int *count) {
+    DIR *directory = opendir(path);
+    KR_FAIL_IF(!directory, KR_IO, "%s: %s", path, strerror(errno));
+    char **names = NULL;
+    int n = 0, room = 0;
+    bool enough = true;
+    for (struct dirent *e; enough && (e = readdir(directory));) {
+        static const char ending[] = ".safetensors";
+        const size_t length = strlen(e->d_name), tail = sizeof ending - 1;
+        if (length <= tail || strcmp(e->d_name + length - tail, ending)) continue;
+        if (n == room) {
+            room = room ? 2 * room : 64;
+            char **grown = realloc(names, (size_t)room * sizeof *names);
+            if (!grown) {
+                enough = false;
+                break;
+            }
+            names = grown;
+        }
+        enough = (names[n] = strdup(e->d_name)) != NULL;
+        n += enough;
+    }
+    closedir(directory);
+    if (!enough) {
+        free_names(names, n);
+        KR_FAIL(KR_NO_MEMORY, "%s: no memory for its names", path);
+    }
+    if (n) qsort(names, (size_t)n, sizeof *names, by_name);
+    *out = names;
+    *count = n;
+    return KR_OK;
+}
+
+static void report(FILE *to, const char *name, const kr_golden *c, kr_status status, kr_golden_totals *t) {
+    const bool compared = c->compared > 0;
+    if (!status && *c->skipped) {
+        t->skipped++;
+        fprintf(to, "skipped %-36s %s\n", name, c->skipped);
+    } else if (!status && compared && c->worst <= 1) {
+        t->passed++;
+        fprintf(to, "ok      %-36s %5.3f of the tolerance at %s: %.2g of %.2g\n", name, c->worst, c->worst_name, c->error,
+               c->tolerance);
+    } else {
+        t->failed++;
+        if (status) fprintf(to, "FAIL    %-36s %s\n", name, kr_status_message());
+        else if (!compared) fprintf(to, "FAIL    %-36s it has nothing to compare\n", name);
+        else
+            fprintf(to, "FAIL    %-36s %.3g times the tolerance at %s: %.2g of %.2g\n", name, c->worst, c->worst_name,
+                   c->error, c->tolerance);
+    }
+    fflush(to);
+}
+
+static void run_file(const char *directory, const char *name, kr_device *device, int threads, FILE *to,
+                     kr_golden_totals *t) {
+    char path[4096];
+    kr_golden c = {.device = device, .threads = threads, .pool = kr_pool_new()};
+    kr_tensor_file *file = NULL;
+    kr_status status = KR_OK;
+    if (!c.pool) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for a case");
+    if (!status && snprintf(path, sizeof path, "%s/%s", directory, name) >= (int)sizeof path)
+        status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "the path is longer than %zu bytes",
+                                  sizeof path - 1);
+    if (!status) status = kr_tensors_open(path, &file);
+    if (!status) {
+        c.file = file;
+        status = kr_golden_case(&c);
+    }
+    report(to, name, &c, status, t);
+    kr_tensors_close(file);
+    kr_pool_free(c.pool);
+}
+
+kr_status kr_golden_directory(const char *path, kr_device *device, int threads, FILE *to, kr_golden_totals *totals) {
+    char **names;
+    int count;
+    *totals = (kr_golden_totals){0};
+    KR_TRY(list(path, &names, &count));
+    for (int k = 0; k < count; k++) run_file(path, names[k], device, threads, to, totals);
+    free_names(names, count);
+    return KR_OK;
+}
