@@ -72,18 +72,3 @@ json_object *kr_bench_record_row(json_object *record, const char *name, const ch
     if (json_object_object_get_ex(record, "rows", &rows)) json_object_array_add(rows, row);
     return row;
 }
-
-kr_status kr_bench_record_close(const kr_bench_settings *s, json_object *record, json_object *before) {
-    kr_status status = KR_OK;
-    if (record && before) {
-        if (!s->json) printf("\ncompared with %s\n", s->compare);
-        status = kr_bench_compare(before, record, s->json, stdout);
-    }
-    if (record && s->json && !status)
-        printf("%s\n",
-               json_object_to_json_string_ext(record, JSON_C_TO_STRING_SPACED | JSON_C_TO_STRING_NOSLASHESCAPE));
-    json_object_put(before);
-    KR_FAIL_IF(!record, KR_NO_MEMORY, "no memory for the record");
-    json_object_put(record);
-    return status;
-}

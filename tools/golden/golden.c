@@ -125,37 +125,3 @@ kr_status kr_golden_compare_slot(kr_golden *c, kr_session *s, const char *slot, 
     KR_TRY(kr_session_read(s, index, got, (size_t)want.count * sizeof *got));
     return kr_golden_compare(c, tensor, got, &want, absolute, relative);
 }
-
-kr_status kr_golden_case(kr_golden *c) {
-    static const struct kind {
-        const char *op;
-        kr_status (*run)(kr_golden *);
-    } kinds[] = {
-        {"causal_conv1d", kr_golden_causal_conv1d},
-        {"selective_scan", kr_golden_selective_scan},
-        {"ssd_chunk_scan", kr_golden_ssd},
-        {"mamba3_siso_scan", kr_golden_mamba3_siso},
-        {"mamba3_mimo_scan", kr_golden_mamba3_mimo},
-        {"attention", kr_golden_attention},
-        {"rmsnorm_gated", kr_golden_rmsnorm_gated},
-        {"add_rmsnorm", kr_golden_add_rmsnorm},
-        {"add_layernorm", kr_golden_add_layernorm},
-        {"linear", kr_golden_linear},
-        {"embedding", kr_golden_embedding},
-        {"elementwise", kr_golden_elementwise},
-        {"gated_mlp", kr_golden_gated_mlp},
-        {"cross_entropy", kr_golden_cross_entropy},
-        {"adamw", kr_golden_adamw},
-        {"clip_grad_norm", kr_golden_clip_grad_norm},
-        {"lr_schedule", kr_golden_lr_schedule},
-        {"language_model", kr_golden_language_model},
-    };
-    const char *op;
-    KR_TRY(kr_golden_text(c, "op", &op));
-    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
-        if (!strcmp(op, kinds[k].op)) return kinds[k].run(c);
-    const size_t length = strlen(op);
-    if (length > 6 && !strcmp(op + length - 6, "_block")) return kr_golden_block(c);
-    snprintf(c->skipped, sizeof c->skipped, "%.100s is not there yet", op);
-    return KR_OK;
-}
