@@ -275,7 +275,7 @@ Test(config, faults_name_line_and_nearest_key) {
         {"models:\n  m: {layers: mamba1, d_model: 8, vocab_size: 9}\n",
          {"k.yaml:2:", "layers in model m", "want a list"}},
         {"models:\n  m: {layers: [mamba1, [a]], d_model: 8, vocab_size: 9}\n",
-         {"k.yaml:2:", "a list", "no plain word"}},
+         {"k.yaml:2:", "a list", "not a plain word"}},
         {"models:\n  m: {layers: [mamba1, mamab1], d_model: 8, vocab_size: 9}\n",
          {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
         {"models:\n  m: {layers: [], d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "layers in model m is empty"}},

@@ -105,7 +105,7 @@ static kr_status type_of(const char *word, char out[128]) {
     const bool edges = length && dims[0] != 'x' && dims[length - 1] != 'x' && !strstr(dims, "xx");
     KR_FAIL_IF(!edges || length > 80 || (colon && colon - word > 8) || strspn(dims, "0123456789x") != length,
                KR_BAD_ARGUMENT,
-               "'%s' is no shape: want dimensions such as 8x256x160, i32:8x256, or _ for an absent input", word);
+               "'%s' is not a shape: want dimensions such as 8x256x160, i32:8x256, or _ for an absent input", word);
     int n = sprintf(out, "%.*s[", colon ? (int)(colon - word) : 3, colon ? word : "f32");
     for (const char *c = dims; *c; c++) out[n++] = *c == 'x' ? ',' : *c;
     strcpy(out + n, "]");
@@ -185,7 +185,7 @@ kr_status kr_bench_sample(const char *name, const char *which, const kr_text_lis
     const kr_op *op = kr_op_find(gradient ? s->op : name);
     if (!op || !kr_op_find(name)) {
         const char *nearest = kr_op_nearest(name);
-        KR_FAIL(KR_BAD_ARGUMENT, "there is no op '%s'%s%s%s", name, nearest ? "; did you mean '" : "",
+        KR_FAIL(KR_BAD_ARGUMENT, "unknown op '%s'%s%s%s", name, nearest ? "; did you mean '" : "",
                 nearest ? nearest : "", nearest ? "'?" : "");
     }
     KR_FAIL_IF(op->flags & (KR_OP_SOURCE | KR_OP_VIEW), KR_BAD_ARGUMENT,

@@ -195,7 +195,7 @@ static kr_status join(const kr_yaml *list, const char *spelling, char *text, siz
     size_t n = 0;
     for (const kr_yaml *m = list->first; m; m = m->next) {
         KR_FAIL_IF(m->kind != KR_YAML_SCALAR || !*m->text || strchr(m->text, ','), KR_BAD_ARGUMENT,
-                   "%s: member %s is no plain word", spelling, m->kind == KR_YAML_SCALAR ? m->text : kind_name(m));
+                   "%s: member %s is not a plain word", spelling, m->kind == KR_YAML_SCALAR ? m->text : kind_name(m));
         n += (size_t)snprintf(text + n, room - n, "%s%s", n ? "," : "", m->text);
         KR_FAIL_IF(n >= room, KR_BAD_ARGUMENT, "%s is too long: its words have more than %zu characters", spelling,
                    room - 1);

@@ -22,7 +22,7 @@ static kr_status check_pass(const char *name) {
         if (k && strlen(all) + strlen(names[k]) + 3 < sizeof all) strcat(strcat(all, ", "), names[k]);
     }
     const char *nearest = kr_nearest(name, names, count);
-    KR_FAIL(KR_BAD_ARGUMENT, "--after is '%s', which is no pass%s%s%s (passes: %s)", name,
+    KR_FAIL(KR_BAD_ARGUMENT, "--after: unknown pass '%s'%s%s%s (passes: %s)", name,
             nearest ? "; did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "", all);
 }
 
@@ -38,7 +38,7 @@ static kr_status check(const kr_inspect_settings *s) {
                "--emit stats is about the finished plan: leave --after out");
     KR_FAIL_IF(s->memory_report && s->emit != KR_EMIT_STATS, KR_BAD_ARGUMENT, "--memory-report is for --emit stats");
     KR_FAIL_IF((s->memory || s->memory_report) && !is_training(s), KR_BAD_ARGUMENT,
-               "--memory and --memory-report are about training: only there is something to make again");
+               "--memory and --memory-report are about training: no other plan recomputes values");
     return s->after ? check_pass(s->after) : KR_OK;
 }
 

@@ -110,7 +110,7 @@ static kr_status map_file(kr_data *d) {
     struct stat info;
     if (fstat(fd, &info) || !S_ISREG(info.st_mode)) {
         close(fd);
-        KR_FAIL(KR_IO, "cannot read %s: it is no file", d->path);
+        KR_FAIL(KR_IO, "cannot read %s: it is not a file", d->path);
     }
     d->count = (size_t)info.st_size;
     if (d->count) d->mapping = mmap(NULL, d->count, PROT_READ, MAP_PRIVATE, fd, 0);
