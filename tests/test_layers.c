@@ -3,8 +3,8 @@
 ///     tools -> everything        models -> ops, runtime        compiler -> ops, runtime
 ///     ops -> runtime             runtime -> nothing            kernels -> runtime/kernel.h
 ///
-/// Within tools the rooms have an order of their own (`rooms`). And what the libraries owe to the programs that use them:
-/// they never end the process, and write to no stream that they were not given.
+/// Within tools the rooms have an order of their own (`rooms`). And what the libraries owe to the programs that use
+/// them: they never end the process, and write to no stream that they were not given.
 #include <criterion/criterion.h>
 
 #include <dirent.h>
@@ -29,7 +29,7 @@ static const bool allowed[FOLDERS][FOLDERS] = {
     /* tools    */ {true, true, true, true, true},
 };
 
-/// The rooms of tools/ from below: a room knows those of a lower rank, and itself. Files in none are commands, above all.
+/// The rooms of tools/ from below: each knows those of a lower rank, and itself. Files in none are commands, above all.
 static const struct {
     const char *folder;
     int rank;

@@ -32,7 +32,8 @@ static const kr_option options[] = {
      .help = "choose among the K likeliest; 0: all (default)"},
     {"top-p", KR_OPTION_REAL, FIELD(sampling.top_p), 1e-9, 1, .value = "P",
      .help = "choose among the likeliest that hold P of the probability (default 1: all)"},
-    {"seed", KR_OPTION_SEED, FIELD(sampling.seed), .value = "S", .help = "the same seed writes the same text (default 0)"},
+    {"seed", KR_OPTION_SEED, FIELD(sampling.seed), .value = "S",
+     .help = "the same seed writes the same text (default 0)"},
     {"threads", KR_OPTION_INTEGER, FIELD(threads), 0, 4096, .value = "T", .help = "0: all (default 1, small models "
      "gain nothing from more)"},
     KR_DEVICE_OPTION(FIELD(device)),
@@ -105,8 +106,9 @@ static kr_status generate(const settings *s) {
         if (!prompt || !*prompt) prompt = "\n"; // the model needs something to start from
         bytes = strlen(prompt);
     }
-    const kr_status status = bytes ? run(s, prompt, bytes)
-                                   : kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "%s is empty", s->prompt_file);
+    const kr_status status =
+        bytes ? run(s, prompt, bytes)
+              : kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "%s is empty", s->prompt_file);
     free(file);
     return status;
 }

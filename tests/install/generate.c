@@ -1,5 +1,5 @@
-/// A program outside of Krait that trains a small language model, opens what was saved and lets it write, with nothing but
-/// what `meson install` installs: libkrait_lm.
+/// A program outside of Krait that trains a small language model, opens what was saved and lets it write, with nothing
+/// but what `meson install` installs: libkrait_lm.
 ///     generate TEXT DIRECTORY
 #include <krait/krait_lm.h>
 

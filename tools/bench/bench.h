@@ -65,8 +65,8 @@ typedef struct kr_bench_work {
     double lane_ops;      ///< least number of f32 vector instructions times their lanes, where known; otherwise 0
     double read, written; ///< bytes of traffic
     double set;           ///< bytes of different memory that are touched: decides the level that it can sit in
-    double tile_products; ///< products in bf16 tiles that one product of it takes: 6 in f32 (ops/cpu/tile_split.h), 1 where
-                          ///< operands are rounded; 0: not a matrix product
+    double tile_products; ///< products in bf16 tiles that one product of it takes: 6 in f32 (ops/cpu/tile_split.h), 1
+                          ///< where operands are rounded; 0: not a matrix product
 } kr_bench_work;
 /// Of one step of a plan.
 kr_bench_work kr_bench_step_work(const kr_step *);

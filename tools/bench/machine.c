@@ -35,7 +35,8 @@ static double measure_exp(kr_isa isa, double seconds) {
 }
 
 /// FLOP/s of square f32 products through plan and session: the best of each round.
-static kr_status measure_products(const char *device_name, int threads, int64_t n, double seconds, double best[ROUNDS]) {
+static kr_status measure_products(const char *device_name, int threads, int64_t n, double seconds,
+                                  double best[ROUNDS]) {
     char shape[64];
     snprintf(shape, sizeof shape, "%lldx%lld", (long long)n, (long long)n);
     const kr_text_list words = {5, {"matmul", shape, shape, "_", "_"}};

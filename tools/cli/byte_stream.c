@@ -1,4 +1,4 @@
-// Bytes of a text as they come, written for people: a terminal gets whole characters only, and none that could steer it.
+// Bytes of a text as they come, written for people: a terminal gets whole characters only, none that could steer it.
 #include "tools/cli/byte_stream.h"
 
 static void put_unknown(kr_byte_stream *s) {

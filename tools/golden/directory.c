@@ -88,15 +88,15 @@ static void report(FILE *to, const char *name, const kr_golden *c, kr_status sta
         fprintf(to, "skipped %-36s %s\n", name, c->skipped);
     } else if (!status && compared && c->worst <= 1) {
         t->passed++;
-        fprintf(to, "ok      %-36s %5.3f of the tolerance at %s: %.2g of %.2g\n", name, c->worst, c->worst_name, c->error,
-               c->tolerance);
+        fprintf(to, "ok      %-36s %5.3f of the tolerance at %s: %.2g of %.2g\n", name, c->worst, c->worst_name,
+                c->error, c->tolerance);
     } else {
         t->failed++;
         if (status) fprintf(to, "FAIL    %-36s %s\n", name, kr_status_message());
         else if (!compared) fprintf(to, "FAIL    %-36s it has nothing to compare\n", name);
         else
             fprintf(to, "FAIL    %-36s %.3g times the tolerance at %s: %.2g of %.2g\n", name, c->worst, c->worst_name,
-                   c->error, c->tolerance);
+                    c->error, c->tolerance);
     }
     fflush(to);
 }

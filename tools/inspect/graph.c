@@ -1,4 +1,4 @@
-// A graph at any stage of the compiler, as text that can be read back, as Graphviz source, or as the figures of its plan.
+// A graph at any stage of the compiler: as text that can be read back, as Graphviz source, or as figures of its plan.
 #include "tools/inspect/graph.h"
 
 #include "compiler/compiler.h"

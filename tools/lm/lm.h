@@ -28,8 +28,8 @@ typedef struct kr_lm_options {
 } kr_lm_options;
 
 /// Opens a checkpoint, or a run (its best, else its latest checkpoint). Null options: all zero.
-/// fails KR_BAD_ARGUMENT: no checkpoint, a graph that is missing, not wanted or another; KR_UNSUPPORTED: a graph without
-/// logits; KR_BAD_FILE, KR_IO, KR_NO_MEMORY
+/// fails KR_BAD_ARGUMENT: no checkpoint, a graph that is missing, not wanted or another; KR_UNSUPPORTED: a graph
+/// without logits; KR_BAD_FILE, KR_IO, KR_NO_MEMORY
 kr_status kr_lm_open(const char *path, const kr_lm_options *options, kr_lm **out);
 /// To be called after its sequences are freed.
 void kr_lm_close(kr_lm *);
@@ -43,7 +43,7 @@ void kr_lm_sequence_free(kr_lm_sequence *);
 /// Tokens that it was fed so far.
 int64_t kr_lm_position(const kr_lm_sequence *);
 /// The sequence goes on with these tokens. Many at once are quicker than one after another: they go in pieces of up to
-/// 256, and each length of a piece is compiled when it first comes. How a text is cut changes no more than the last bits.
+/// 256, and each length of a piece is compiled when it first comes. How a text is cut changes the last bits at most.
 /// fails KR_BAD_ARGUMENT: an id outside of the vocabulary
 kr_status kr_lm_feed(kr_lm_sequence *, const int32_t *tokens, int64_t count);
 /// Logits [kr_lm_vocabulary] of the token that comes next; null before anything was fed. Valid until the next call that

@@ -85,8 +85,10 @@ static kr_status feed_row(kr_lm_sequence *s, const int32_t *tokens, int64_t coun
         s->row[s->held++] = tokens[k];
     }
     int32_t *targets = s->row + rows, *reset = targets + rows;
-    const kr_binding bindings[] = {
-        {"tokens", s->row, bytes}, {"targets", targets, bytes}, {"logits", logits, rows * wide}, {"reset", reset, bytes}};
+    const kr_binding bindings[] = {{"tokens", s->row, bytes},
+                                   {"targets", targets, bytes},
+                                   {"logits", logits, rows * wide},
+                                   {"reset", reset, bytes}};
     KR_TRY(kr_plan_run(s->lm->session, s->lm->plan[0], bindings, f->reset ? 4 : 3, 0));
     memcpy(s->logits, logits + (s->held - 1) * f->vocabulary, wide);
     s->position += count;

@@ -27,26 +27,27 @@ void kr_trainer_describe(const kr_trainer *t) {
         fprintf(out, "graph    %s: %lld parameters\n", s->graph, (long long)t->stats.param_elements);
     else
         fprintf(out, "model    %s%s%s%s: %s, d_model %lld, vocabulary %lld: %lld parameters\n", m->name,
-                source ? " (" : "", source ? source : "", source ? ")" : "", kr_layers_text(m, layers), (long long)m->d_model, (long long)m->vocab_size,
-               (long long)t->stats.param_elements);
+                 source ? " (" : "", source ? source : "", source ? ")" : "", kr_layers_text(m, layers),
+                (long long)m->d_model, (long long)m->vocab_size, (long long)t->stats.param_elements);
     if (m->vocab_size > 256)
         fprintf(out, "         text is read as bytes: of the vocabulary only ids 0 to 255 occur\n");
     if (t->data) {
         fprintf(out, "text     %s: %lld bytes to learn from, %lld held out", kr_data_path(t->data),
-               (long long)kr_data_train_bytes(t->data), (long long)kr_data_held_out_bytes(t->data));
+                (long long)kr_data_train_bytes(t->data), (long long)kr_data_held_out_bytes(t->data));
         if (s->document_separator) fprintf(out, ", %lld documents", (long long)kr_data_documents(t->data));
         fprintf(out, "\n");
     }
     const double tokens = (double)s->batch_size * (double)s->seq_len * (double)s->grad_accumulation;
     fprintf(out, "steps    %lld of %.0f tokens (%lld x %lld", (long long)s->steps, tokens, (long long)s->batch_size,
-           (long long)s->seq_len);
+            (long long)s->seq_len);
     if (s->grad_accumulation > 1) fprintf(out, ", %lld micro-batches", (long long)s->grad_accumulation);
     if (s->carry_state) fprintf(out, ", which go on where the ones before ended");
     fprintf(out, "): %s tokens\n", kr_count_text(tokens * (double)s->steps, a));
-    fprintf(out, "rate     %g, %lld steps of warm-up, %s", s->learning_rate, (long long)s->warmup, schedules[s->schedule]);
+    fprintf(out, "rate     %g, %lld steps of warm-up, %s", s->learning_rate, (long long)s->warmup,
+            schedules[s->schedule]);
     if (s->schedule != KR_SCHEDULE_CONSTANT) fprintf(out, " to %g", t->schedule.lr_min);
     fprintf(out, "; betas %g %g, decay %g, clip %g; seed %llu\n", s->beta1, s->beta2, s->weight_decay, s->grad_clip,
-           (unsigned long long)s->seed);
+            (unsigned long long)s->seed);
     fprintf(out, "machine  %s\n", t->machine);
     fprintf(out, "memory   %s expected: %s in arenas, of which %s activations (%.3f times the lower bound)\n",
            kr_bytes_text((double)t->memory.total, a), kr_bytes_text((double)t->memory.arenas, b),
@@ -54,12 +55,12 @@ void kr_trainer_describe(const kr_trainer *t) {
            t->stats.bound ? (double)t->stats.peak / (double)t->stats.bound : 1.0);
     if (t->stats.again)
         fprintf(out, "         %d of %d steps are made again in the backward part: %.1f %% more time (estimated)\n",
-               t->stats.again, t->stats.steps, 100 * t->stats.extra);
+                t->stats.again, t->stats.steps, 100 * t->stats.extra);
     if (kr_blas_warning()) fprintf(out, "warning  %s\n", kr_blas_warning());
     const size_t available = kr_memory_available();
     if (available && t->memory.total > available + t->memory.process)
         fprintf(out, "warning  only %s are available: a smaller --batch-size or --seq-len needs less\n",
-               kr_bytes_text((double)available, a));
+                kr_bytes_text((double)available, a));
     if (s->dry_run || s->memory_report) kr_memory_print(&t->memory, &t->stats, out);
     if (s->memory_report)
         kr_memory_curve_print(&t->curve, t->memory.total - kr_plan_stats_bytes(&t->stats), out);

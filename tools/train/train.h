@@ -28,8 +28,8 @@ typedef struct kr_train_host {
 /// Trains the model, or settings->graph (then model is null), as the settings say; writes checkpoints (best, latest),
 /// metrics.jsonl, TensorBoard events, report.md and loss.svg into the run's directory. The library never ends the
 /// process, changes no signal handlers, and writes to no stream but the host's.
-/// fails KR_BAD_ARGUMENT: settings that cannot be; KR_NOT_FINITE: the loss or a gradient is not finite (the message says
-/// from where, and what was saved); KR_IO, KR_BAD_FILE, KR_NO_MEMORY
+/// fails KR_BAD_ARGUMENT: settings that cannot be; KR_NOT_FINITE: the loss or a gradient is not finite (the message
+/// says from where, and what was saved); KR_IO, KR_BAD_FILE, KR_NO_MEMORY
 kr_status kr_train(const kr_train_settings *, const kr_model_config *, const kr_train_host *);
 
 #ifdef __cplusplus
