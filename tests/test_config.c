@@ -30,7 +30,7 @@ static kr_status parse(const char *text, kr_config **out) {
 Test(config, reads_everything) {
     kr_config *c;
     kr_model_config m;
-    kr_target t;
+    kr_machine t;
     kr_train_settings s = kr_train_defaults();
     cr_assert_eq(parse(good, &c), KR_OK, "%s", kr_status_message());
     cr_assert_str_eq(kr_config_model_name(c, 0), "mine");
@@ -345,7 +345,7 @@ Test(config, nothing_grows_by_expansion) {
 Test(config, unknown_names_list_the_known_ones) {
     kr_config *c;
     kr_model_config m;
-    kr_target t;
+    kr_machine t;
     cr_assert_eq(parse(good, &c), KR_OK);
     cr_assert_eq(kr_config_model(c, "mien", &m), KR_BAD_ARGUMENT);
     cr_assert(strstr(kr_status_message(), "'mien'") && strstr(kr_status_message(), "did you mean 'mine'"), "%s",

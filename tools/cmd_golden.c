@@ -36,11 +36,13 @@ int kr_cmd_golden(int argc, char **argv) {
     bool help = false;
     kr_status status = kr_command_options(&usage, argc, argv, &s, &words, &help);
     if (help) return KR_EXIT_OK;
+    const kr_target *target = NULL;
     kr_device *device = NULL;
     kr_golden_totals totals;
     if (!status && s.isa) status = kr_isa_limit((kr_isa)(s.isa - 1));
+    if (!status) status = kr_tool_target(s.device, &target);
     if (!status) status = kr_tool_device(s.device, &device);
-    if (!status) status = kr_golden_directory(words.at[0], device, s.threads, stdout, &totals);
+    if (!status) status = kr_golden_directory(words.at[0], target, device, s.threads, stdout, &totals);
     kr_device_close(device);
     if (status) return kr_command_end("golden", status);
     printf("%d passed, %d failed, %d skipped\n", totals.passed, totals.failed, totals.skipped);

@@ -70,7 +70,7 @@ static kr_status run(int argc, char **argv, kr_config **config) {
     KR_TRY(check_text(&c.settings, usual_text, *config));
 
     kr_model_config model;
-    kr_target target;
+    kr_machine target;
     if (c.model) KR_TRY(kr_config_model(*config, c.model, &model));
     KR_TRY(kr_config_target(*config, c.target, &target));
     if (target.isa) KR_TRY(kr_isa_limit((kr_isa)(target.isa - 1)));

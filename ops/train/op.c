@@ -37,15 +37,12 @@ static size_t sq_norm_work(const kr_attrs *attrs, const kr_shape *in, const kr_s
 }
 
 static const kr_stage sq_norm_stages[] = {KR_STAGE(sq_norm), KR_STAGE(sq_norm_combine)};
-const kr_op kr_op_sq_norm = {.name = "sq_norm",
-                             .inputs = 1,
-                             .outputs = 1,
-                             .flags = KR_OP_VARIADIC | KR_OP_NO_GRADIENT,
-                             .shape = sq_norm_shape,
-                             .cost = sq_norm_cost,
-                             .work = sq_norm_work,
-                             .stages = sq_norm_stages,
-                             .stage_count = 2};
+const kr_op kr_op_sq_norm = {
+    .name = "sq_norm", .inputs = 1, .outputs = 1, .flags = KR_OP_VARIADIC | KR_OP_NO_GRADIENT, .shape = sq_norm_shape,
+    .cost = sq_norm_cost,
+};
+KR_CPU(sq_norm,
+    .work = sq_norm_work, KR_STAGES(sq_norm_stages))
 
 kr_value(kr_sq_norm)(kr_graph *g, const kr_value *values, int count) {
     return kr_append(g, &kr_op_sq_norm, &(kr_attrs){0}, values, count);
@@ -79,19 +76,12 @@ static void adamw_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape
 }
 
 static const kr_stage adamw_stages[] = {KR_STAGE(adamw)};
-const kr_op kr_op_adamw = {.name = "adamw",
-                           .inputs = 6,
-                           .outputs = 3,
-                           .flags = KR_OP_NO_GRADIENT,
-                           .optional = 1u << 5,
-                           .inplace = 1u << 0,
-                           .inplace1 = 1u << 2,
-                           .inplace2 = 1u << 3,
-                           .attr = {.r = {"beta1", "beta2", "eps", "weight_decay", "max_norm"}},
-                           .shape = adamw_shape,
-                           .cost = adamw_cost,
-                           .stages = adamw_stages,
-                           .stage_count = 1};
+const kr_op kr_op_adamw = {
+    .name = "adamw", .inputs = 6, .outputs = 3, .flags = KR_OP_NO_GRADIENT, .optional = 1u << 5,
+    .attr = {.r = {"beta1", "beta2", "eps", "weight_decay", "max_norm"}}, .shape = adamw_shape, .cost = adamw_cost,
+};
+KR_CPU(adamw,
+    .inplace = {1u << 0, 1u << 2, 1u << 3}, KR_STAGES(adamw_stages))
 
 kr_value(kr_adamw)(kr_graph *g, const kr_adamw_args *a) {
     const kr_value in[] = {a->p, a->g, a->m, a->v, a->hyper, a->sq_norm};

@@ -15,8 +15,9 @@ enum {
 /// Exponentials per second of one thread, by the elementwise kernel, over values that stay in L1.
 static double measure_exp(kr_isa isa, double seconds) {
     const kr_op *op = kr_op_find("exp");
-    if (!op || op->stage_count != 1) return 0;
-    kr_kernel *kernel = kr_stage_kernel(op->stages, isa);
+    const kr_impl *impl = op ? kr_op_impl(op, &kr_target_cpu) : NULL;
+    if (!impl || impl->stages != 1) return 0;
+    kr_kernel *kernel = kr_stage_kernel(impl->kernels, isa);
     static float x[2048], y[2048];
     for (int k = 0; k < 2048; k++) x[k] = (float)k / 1024 - 1;
     const kr_arg in = {x, KR_F32, KR_SHAPE(2048), {1}}, out = {y, KR_F32, KR_SHAPE(2048), {1}};
@@ -47,7 +48,9 @@ static kr_status measure_products(const char *device_name, int threads, int64_t 
     kr_session *session = NULL;
     kr_binding bindings[8] = {{0}};
     int count = 0;
-    kr_status status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, &plan, NULL);
+    const kr_target *target = NULL;
+    kr_status status = kr_tool_target(device_name, &target);
+    if (!status) status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD, .target = target}, &plan, NULL);
     kr_graph_free(g);
     if (!status) status = kr_tool_device(device_name, &device);
     if (!status) status = kr_session_open(device, threads, &session);

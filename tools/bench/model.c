@@ -35,10 +35,12 @@ static kr_status configure(const kr_bench_settings *s, kr_bench_trial *t) {
 
 static kr_status compile(const kr_bench_settings *s, kr_bench_trial *t) {
     kr_graph *g;
+    const kr_target *target;
     const kr_train_settings *d = &t->train;
+    KR_TRY(kr_tool_target(s->device, &target));
     const kr_compile_options how = {
         .goal = s->mode == KR_MODE_TRAIN ? KR_GOAL_TRAIN : KR_GOAL_FORWARD, .memory = (size_t)s->memory,
-        .precision = (kr_precision)s->precision,
+        .target = target, .precision = (kr_precision)s->precision,
         .optimizer = {d->beta1, d->beta2, d->epsilon, d->weight_decay, d->grad_clip},
     };
     KR_TRY(kr_model_build(&t->model, (kr_mode)s->mode, t->batch, t->length, &g));

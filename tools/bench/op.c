@@ -124,7 +124,9 @@ static kr_status run(const kr_bench_settings *s, const kr_text_list *words, cons
                      json_object *record, kr_graph *g, trial *t) {
     const char *name = words->at[0];
     const bool gradient = kr_graph_output_find(g, "loss").id != 0;
-    const kr_compile_options how = {.goal = gradient ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD};
+    const kr_target *target;
+    KR_TRY(kr_tool_target(s->device, &target));
+    const kr_compile_options how = {.goal = gradient ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD, .target = target};
     KR_TRY(kr_compile(g, &how, &t->plan, NULL));
     KR_TRY(tally(t, name, gradient, limits));
     KR_TRY(kr_tool_device(s->device, &t->device));
@@ -163,7 +165,7 @@ static kr_status all(const kr_bench_settings *s, const kr_bench_limits *limits, 
                "ns/state", "of roof", "roof");
     for (int k = 0; k < kr_op_count; k++) {
         const kr_op *op = kr_ops[k];
-        if (op->flags & (KR_OP_SOURCE | KR_OP_VIEW) || !op->stage_count) continue;
+        if (op->flags & (KR_OP_SOURCE | KR_OP_VIEW)) continue;
         const kr_text_list words = {1, {op->name}};
         const kr_status status = one(s, &words, limits, true, record);
         if (status) return kr_status_prefix(status, "%s", op->name);

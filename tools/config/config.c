@@ -101,9 +101,9 @@ static const kr_option model_options[] = {
 _Static_assert(BLOCK(dt_limit_max) == BLOCK(dt_limit_min) + sizeof(double), "dt_limit is a pair");
 
 static const kr_option target_options[] = {
-    {"device", KR_OPTION_CHOICE, offsetof(kr_target, device), .choices = "cpu", .help = "what runs the plans"},
-    {"threads", KR_OPTION_INTEGER, offsetof(kr_target, threads), 0, 4096, .help = "0: all that the process may use"},
-    {"isa", KR_OPTION_CHOICE, offsetof(kr_target, isa), .choices = "auto|base|avx2|avx512",
+    {"device", KR_OPTION_CHOICE, offsetof(kr_machine, device), .choices = "cpu", .help = "what runs the plans"},
+    {"threads", KR_OPTION_INTEGER, offsetof(kr_machine, threads), 0, 4096, .help = "0: all that the process may use"},
+    {"isa", KR_OPTION_CHOICE, offsetof(kr_machine, isa), .choices = "auto|base|avx2|avx512",
      .help = "highest instruction set level"},
     {0},
 };
@@ -190,9 +190,9 @@ static kr_status read_model(const kr_config *c, const kr_yaml *node, kr_model_co
     return KR_OK;
 }
 
-static kr_status read_target(const kr_config *c, const kr_yaml *node, kr_target *out) {
+static kr_status read_target(const kr_config *c, const kr_yaml *node, kr_machine *out) {
     char what[128];
-    *out = (kr_target){0};
+    *out = (kr_machine){0};
     snprintf(what, sizeof what, "target %.100s", node->key);
     return kr_yaml_apply(node, c->label, what, target_options, out);
 }
@@ -216,7 +216,7 @@ static kr_status check(kr_config *c) {
         } else if (!strcmp(m->key, "targets")) {
             KR_TRY(want_map(c, m, "targets"));
             c->targets = m;
-            kr_target target;
+            kr_machine target;
             for (const kr_yaml *n = m->first; n; n = n->next) KR_TRY(read_target(c, n, &target));
         } else if (!strcmp(m->key, "pretrain")) {
             kr_train_settings settings = kr_train_defaults();
@@ -313,10 +313,10 @@ kr_status kr_config_model(const kr_config *c, const char *name, kr_model_config 
     return no_such(c, "model", c->models, name);
 }
 
-kr_status kr_config_target(const kr_config *c, const char *name, kr_target *out) {
+kr_status kr_config_target(const kr_config *c, const char *name, kr_machine *out) {
     const kr_yaml *node = find_exact(c->targets, name);
     if (node) return read_target(c, node, out);
-    if (!c->targets && !strcmp(name, "local")) return *out = (kr_target){0}, KR_OK;
+    if (!c->targets && !strcmp(name, "local")) return *out = (kr_machine){0}, KR_OK;
     return no_such(c, "target", c->targets, name);
 }
 

@@ -9,11 +9,11 @@
 extern const char kr_builtin_yaml[];
 
 /// Where a job runs.
-typedef struct kr_target {
+typedef struct kr_machine {
     int device;        ///< index into "cpu"
     int64_t threads;   ///< 0: as many as the process may use
     int isa;           ///< index into "auto|base|avx2|avx512"
-} kr_target;
+} kr_machine;
 
 typedef struct kr_config kr_config;
 /// Reads `path`; null: ./krait.yaml when it exists, else the file that was built into the program. Everything in it is
@@ -27,7 +27,7 @@ const char *kr_config_label(const kr_config *);
 /// The model of that name. Names that the file does not have are looked up in the built-in file too.
 /// fails KR_BAD_ARGUMENT: unknown name (the message lists the known ones and the nearest).
 kr_status kr_config_model(const kr_config *, const char *name, kr_model_config *out);
-kr_status kr_config_target(const kr_config *, const char *name, kr_target *out);
+kr_status kr_config_target(const kr_config *, const char *name, kr_machine *out);
 /// Applies a top-level section ("pretrain") through a table; a section that is not there changes nothing. Texts point
 /// into the configuration.
 kr_status kr_config_section(const kr_config *, const char *section, const kr_option *table, void *to);

@@ -52,14 +52,15 @@ typedef struct recurrent {
     float *y;
 } recurrent;
 
-static kr_status compile(const kr_block_kind *kind, const kr_block_config *config, int64_t batch, int64_t length,
-                         kr_session *session, kr_plan **plan) {
+static kr_status compile(const kr_golden *c, const kr_block_kind *kind, const kr_block_config *config, int64_t batch,
+                         int64_t length, kr_session *session, kr_plan **plan) {
     kr_graph *g;
     KR_TRY(kr_graph_new(&g));
     kr_graph_carries(g, true);
     kr_output(g, "y", kind->build(g, config, kr_input(g, "u", KR_F32, KR_SHAPE(batch, length, config->d_model))));
     kr_status status = kr_graph_status(g);
-    if (!status) status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, plan, NULL);
+    const kr_compile_options forward = {.goal = KR_GOAL_FORWARD, .target = c->target};
+    if (!status) status = kr_compile(g, &forward, plan, NULL);
     kr_graph_free(g);
     return status ? status : kr_session_add(session, *plan);
 }
@@ -175,8 +176,8 @@ static kr_status run_recurrent(kr_golden *c, const kr_block_kind *kind, const kr
     r->y = kr_pool_take(c->pool, (size_t)(y.count + 1) * sizeof *r->y);
     KR_FAIL_IF(!r->u || !r->y, KR_NO_MEMORY, "no memory for the sequence");
     KR_TRY(kr_session_open(c->device, c->threads, &r->session));
-    if (r->first) KR_TRY(compile(kind, config, r->batch, r->first, r->session, &r->prefill));
-    KR_TRY(compile(kind, config, r->batch, 1, r->session, &r->step));
+    if (r->first) KR_TRY(compile(c, kind, config, r->batch, r->first, r->session, &r->prefill));
+    KR_TRY(compile(c, kind, config, r->batch, 1, r->session, &r->step));
     KR_TRY(kr_session_init(r->session, 0));
     KR_TRY(kr_golden_write_params(c, r->session, "in.param."));
     if (r->first) {

@@ -101,10 +101,10 @@ static void report(FILE *to, const char *name, const kr_golden *c, kr_status sta
     fflush(to);
 }
 
-static void run_file(const char *directory, const char *name, kr_device *device, int threads, FILE *to,
-                     kr_golden_totals *t) {
+/// `c` says where to run.
+static void run_file(const char *directory, const char *name, kr_golden c, FILE *to, kr_golden_totals *t) {
     char path[4096];
-    kr_golden c = {.device = device, .threads = threads, .pool = kr_pool_new()};
+    c.pool = kr_pool_new();
     kr_tensor_file *file = NULL;
     kr_status status = KR_OK;
     if (!c.pool) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for a case");
@@ -121,12 +121,14 @@ static void run_file(const char *directory, const char *name, kr_device *device,
     kr_pool_free(c.pool);
 }
 
-kr_status kr_golden_directory(const char *path, kr_device *device, int threads, FILE *to, kr_golden_totals *totals) {
+kr_status kr_golden_directory(const char *path, const kr_target *target, kr_device *device, int threads, FILE *to,
+                              kr_golden_totals *totals) {
+    const kr_golden where = {.target = target, .device = device, .threads = threads};
     char **names;
     int count;
     *totals = (kr_golden_totals){0};
     KR_TRY(list(path, &names, &count));
-    for (int k = 0; k < count; k++) run_file(path, names[k], device, threads, to, totals);
+    for (int k = 0; k < count; k++) run_file(path, names[k], where, to, totals);
     free_names(names, count);
     return KR_OK;
 }

@@ -9,6 +9,7 @@
 /// A case under way: its file, where it runs, and the worst comparison so far.
 typedef struct kr_golden {
     const kr_tensor_file *file;
+    const kr_target *target; ///< that plans are compiled for
     kr_device *device;
     int threads;
     kr_pool *pool; ///< dies with the case
@@ -136,6 +137,7 @@ typedef struct kr_golden_totals {
 } kr_golden_totals;
 /// Runs every *.safetensors file of a directory; a line for each goes to `to`.
 /// fails KR_IO: the directory cannot be read; KR_NO_MEMORY. A case that fails is counted.
-kr_status kr_golden_directory(const char *path, kr_device *, int threads, FILE *to, kr_golden_totals *);
+kr_status kr_golden_directory(const char *path, const kr_target *, kr_device *, int threads, FILE *to,
+                              kr_golden_totals *);
 
 #endif

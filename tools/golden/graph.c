@@ -127,7 +127,7 @@ kr_status kr_golden_run(kr_golden_graph *b, const char *params) {
     kr_session *s = NULL;
     if (b->loss.id) kr_output(b->g, "loss of the case", b->loss);
     const kr_compile_options options = {.goal = b->loss.id ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD,
-                                        .loss = "loss of the case"};
+                                        .target = b->c->target, .loss = "loss of the case"};
     kr_status status = b->status;
     if (!status) status = kr_graph_status(b->g);
     if (!status) status = kr_compile(b->g, &options, &plan, NULL);

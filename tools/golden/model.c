@@ -44,7 +44,9 @@ static kr_status read_case(subject *m, const char *json) {
 static kr_status compile(subject *m, kr_mode mode, int64_t length, const kr_compile_options *options, kr_plan **plan) {
     kr_graph *g;
     KR_TRY(kr_model_build(&m->config, mode, m->batch, length, &g));
-    kr_status status = kr_compile(g, options, plan, NULL);
+    kr_compile_options how = *options;
+    how.target = m->c->target;
+    kr_status status = kr_compile(g, &how, plan, NULL);
     kr_graph_free(g);
     return status ? status : kr_session_add(m->session, *plan);
 }

@@ -37,7 +37,8 @@ static kr_status compile(kr_golden *c, trial *t, kr_graph *g, const char *prefix
     KR_FAIL_IF(!t->params, KR_BAD_FILE, "it has no tensor \"in.%s0\"", prefix);
     kr_output(g, "loss", loss);
     KR_TRY(kr_graph_status(g));
-    return kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_TRAIN, .optimizer = *optimizer}, &t->plan, NULL);
+    const kr_compile_options how = {.goal = KR_GOAL_TRAIN, .target = c->target, .optimizer = *optimizer};
+    return kr_compile(g, &how, &t->plan, NULL);
 }
 
 static kr_status trial_start(kr_golden *c, trial *t, const char *prefix, const kr_optimizer *optimizer) {

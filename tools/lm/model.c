@@ -17,7 +17,8 @@ kr_status kr_lm_plan(kr_lm *lm, int64_t length, kr_plan **out) {
     kr_graph *g;
     kr_plan_stats stats;
     KR_TRY(kr_model_build(&lm->model, length == 1 ? KR_MODE_DECODE : KR_MODE_PREFILL, 1, length, &g));
-    kr_status status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, plan, &stats);
+    const kr_compile_options forward = {.goal = KR_GOAL_FORWARD, .target = lm->target};
+    kr_status status = kr_compile(g, &forward, plan, &stats);
     kr_graph_free(g);
     KR_TRY(status);
     status = kr_session_add(lm->session, *plan);
@@ -43,7 +44,8 @@ static kr_status open_graph(kr_lm *lm, const char *path) {
     KR_FAIL_IF(!lm->graph.vocabulary, KR_UNSUPPORTED, "%s has no output \"logits\" f32 [B, L, V], so it cannot write",
                path);
     KR_TRY(kr_graph_file_build(&lm->graph, false, false, &g));
-    const kr_status status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, &lm->plan[0], NULL);
+    const kr_compile_options forward = {.goal = KR_GOAL_FORWARD, .target = lm->target};
+    const kr_status status = kr_compile(g, &forward, &lm->plan[0], NULL);
     kr_graph_free(g);
     KR_TRY(status);
     lm->row_logits = calloc((size_t)(lm->graph.batch * lm->graph.length * lm->graph.vocabulary), sizeof(float));
@@ -75,6 +77,7 @@ static kr_status load(kr_lm *lm, const char *path, const kr_lm_options *options)
     if (graph) KR_TRY(kr_graph_file_open(graph, &lm->graph));
     KR_FAIL_IF(graph && lm->graph.fingerprint != state.graph_fingerprint, KR_BAD_ARGUMENT,
                "--graph: %s is not the graph that %s was trained from", graph, checkpoint);
+    KR_TRY(kr_tool_target(options->device, &lm->target));
     KR_TRY(kr_tool_device(options->device, &lm->device));
     KR_TRY(kr_session_open(lm->device, options->threads, &lm->session));
     KR_TRY(graph ? open_graph(lm, graph) : open_model(lm));

@@ -12,6 +12,7 @@ enum { KR_LM_PIECE = 256 }; ///< tokens of a prompt that are read at once
 struct kr_lm {
     kr_model_config model;
     kr_graph_file graph;              ///< a graph written by hand instead of the model; text is null otherwise
+    const kr_target *target;
     kr_device *device;
     kr_session *session;
     kr_plan *plan[KR_LM_PIECE + 1];   ///< by length, made when it first comes; of a graph the only one is the first

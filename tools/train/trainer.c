@@ -19,7 +19,7 @@ static kr_status compile(kr_trainer *t, kr_goal goal, size_t budget, kr_plan **p
     if (t->graph.text) KR_TRY(kr_graph_file_build(&t->graph, training, s->carry_state, &g));
     else KR_TRY(kr_model_build(t->model, training ? KR_MODE_TRAIN : KR_MODE_EVAL, s->batch_size, s->seq_len, &g));
     const kr_compile_options options = {
-        .goal = goal, .accumulation = (int)s->grad_accumulation, .memory = budget,
+        .goal = goal, .target = t->target, .accumulation = (int)s->grad_accumulation, .memory = budget,
         .curve = plan == &t->update && (budget || (s->memory_report && !s->memory)) ? &t->curve : NULL,
         // What is held out is measured as krait generate will run it.
         .precision = training ? (kr_precision)s->precision : KR_PRECISION_F32,
@@ -162,7 +162,7 @@ static kr_status prepare(kr_trainer *t) {
     KR_FAIL_IF(t->model->vocab_size < 256, KR_BAD_ARGUMENT,
                "model %s has a vocabulary of %lld; text is read as bytes, which needs 256", t->model->name,
                (long long)t->model->vocab_size);
-    KR_TRY(kr_tool_device(t->host->device, &t->device));
+    KR_TRY(kr_tool_target(t->host->device, &t->target));
     const int wanted = (int)(s->threads ? s->threads : t->host->threads), threads = wanted ? wanted : kr_cpu_count();
     KR_TRY(open_data(t));
     KR_TRY(fit_plans(t, threads));
@@ -178,6 +178,7 @@ static kr_status prepare(kr_trainer *t) {
 
     char checkpoint[KR_RUN_PATH];
     KR_TRY(open_run(t, checkpoint));
+    KR_TRY(kr_tool_device(t->host->device, &t->device));
     KR_TRY(open_session(t, threads));
     return s->resume ? resume(t, checkpoint) : kr_session_init(t->session, s->seed);
 }

@@ -20,6 +20,7 @@ typedef struct kr_trainer {
     const kr_model_config *model;    ///< reset_input and carry_state as the settings want them
     kr_graph_file graph;             ///< --graph: what is trained instead; text is null otherwise
     kr_schedule schedule;
+    const kr_target *target;         ///< that plans are compiled for
     kr_device *device;
     kr_session *session;
     kr_plan *plan[KR_TRAINER_PLANS]; ///< for use by position: see the three below
