@@ -10,10 +10,13 @@ extern "C" {
 #endif
 
 /// AdamW with decay groups, as part of the graph (MATH 13). Weight decay applies to params flagged KR_PARAM_DECAY.
+/// The moments of a param are carries "exp_avg.<param>" and "exp_avg_sq.<param>" of kind KR_CARRY_OPTIMIZER, and so is
+/// the number of updates, from which the bias corrections follow.
 typedef struct kr_optimizer {
     double beta1, beta2, eps, weight_decay;
     double max_norm;   ///< global-norm clipping; 0: none
 } kr_optimizer;
+#define KR_OPTIMIZER_STEP "optimizer.step" ///< the carry, i64 [1], that holds the number of updates so far
 
 /// One plan on the curve of memory against time.
 typedef struct kr_memory_point {
@@ -34,8 +37,8 @@ typedef struct kr_memory_curve {
 typedef enum kr_goal {
     KR_GOAL_FORWARD = 0, ///< just the graph's outputs and assigns
     KR_GOAL_GRADIENTS, ///< and d loss / d param as outputs "grad.<param>", and d loss / d input of f32 inputs "grad.<input>"
-    KR_GOAL_TRAIN,      ///< forward, backward, clipping and update in one plan; adds input "optimizer" f32 [3]
-                        ///< (learning rate, 1 - beta1^t, 1 - beta2^t) and output "grad_norm" f32 [1]
+    KR_GOAL_TRAIN,      ///< forward, backward, clipping and update in one plan; adds input "learning_rate" f32 [1]
+                        ///< and output "grad_norm" f32 [1]; if that is not finite, params and optimiser state stay
     KR_GOAL_ACCUMULATE, ///< forward, backward, and gradients added into carries "gradient.<param>"
     KR_GOAL_TRAIN_LAST, ///< as TRAIN, after adding the carried gradients, which become zero again
 } kr_goal;

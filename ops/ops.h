@@ -468,13 +468,17 @@ kr_value kr_cache_write(kr_graph *, kr_value cache, kr_value x, kr_value positio
 kr_value kr_sq_norm(kr_graph *, const kr_value *, int count);
 typedef struct kr_adamw_args {
     kr_value p, g, m, v;      ///< all the same shape
-    kr_value hyper;           ///< f32 [3]: learning rate, 1 - beta1^t, 1 - beta2^t
+    kr_value learning_rate;   ///< f32 [1]
+    kr_value step;            ///< i64 [1]: number of this update, from 1; the bias corrections are 1 - beta^step
     kr_value sq_norm;         ///< f32 [1]?: global squared gradient norm; not finite: nothing is updated
     double beta1, beta2, eps, weight_decay;
     double max_norm;          ///< clip to this global norm; 0: do not clip
 } kr_adamw_args;
 /// Decoupled AdamW, MATH 13.1 and 13.3. Gives the new p; m and v are outputs 1 and 2 (kr_sibling).
 kr_value kr_adamw(kr_graph *, const kr_adamw_args *);
+/// The number of this update from that of the one before, i64 [1]: step + 1, or step where sq_norm (f32 [1]?) is not
+/// finite and kr_adamw updates nothing.
+kr_value kr_count_step(kr_graph *, kr_value step, kr_value sq_norm);
 
 #include "ops/here.h"
 

@@ -83,6 +83,7 @@
     X(selective_scan_grad) \
     X(sq_norm) \
     X(adamw) \
+    X(count_step) \
     X(linear_scan) \
     X(linear_scan_grad) \
     X(matmul) \

@@ -294,7 +294,9 @@ kr_status kr_directory_make(const char *path);
 /// `state` is the text of state.json. Carries are included when there are any and `carries`. A path where something
 /// else than a checkpoint stands is refused. After a failure the checkpoint before is still there.
 kr_status kr_checkpoint_save(const char *path, kr_session *, const char *state, bool carries);
-enum { KR_LOAD_PARAMS = 1, KR_LOAD_OPTIMIZER = 2, KR_LOAD_CARRIES = 4, KR_LOAD_STATE = 8 };
+enum { KR_LOAD_PARAMS = 1, KR_LOAD_OPTIMIZER = 2, KR_LOAD_CARRIES = 4, KR_LOAD_STATE = 8,
+       KR_LOAD_FEWER = 16 ///< optimiser state that the file lacks keeps its values: an older version did not save it
+};
 /// Checks MANIFEST, then loads. Every persistent slot of a kind that is asked for must be in the file with the same
 /// shape, and the other way round; messages name file and tensor, and nothing was changed then. *state (may be null) is
 /// from malloc, null unless KR_LOAD_STATE; session may be null when nothing else is asked for.

@@ -20,11 +20,10 @@ circles() {
 }
 
 # One node, not a circle: the families of ops and their table, since a gradient rule is written in the other families'
-# words. compiler/ and models/ are one node each so far.
+# words. compiler/ is one node so far.
 set -- "$build"/libkrait.*.p/*.o "$build"/libkrait_lm.*.p/*.o "$build"/librooms.a.p/*.o "$build"/krait.p/*.o
 nm -gA "$@" | sed -e 's|^.*\.p/\([^:]*\)\.c\.o: *|\1 |' -e 's/^ops_[^ ]*_op /ops_families /' \
-  -e 's/^ops_graph_table /ops_families /' -e 's/^compiler_[^ ]* /compiler /' -e 's/^models_[^ ]* /models /' \
-  >"$work/symbols"
+  -e 's/^ops_graph_table /ops_families /' -e 's/^compiler_[^ ]* /compiler /' >"$work/symbols"
 awk 'BEGIN { n = 0 } $2 == "U" { symbol[n] = $3; user[n++] = $1 } NF == 4 && $3 ~ /[TDRB]/ { home[$4] = $1 }
   END { for (i = 0; i < n; i++) if (symbol[i] in home && home[symbol[i]] != user[i]) print user[i], home[symbol[i]] }' \
   "$work/symbols" | sort -u >"$work/calls"

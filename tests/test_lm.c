@@ -24,8 +24,8 @@ static kr_status train(const kr_train_host *host, int64_t steps, const char *dir
     m.d_model = 32;
     m.n_layer = 2;
     m.vocab_size = VOCABULARY;
-    m.block.headdim = 16;
-    m.block.d_state = 16;
+    KR_TRY(kr_settings_set(&m.keys, "headdim", "16"));
+    KR_TRY(kr_settings_set(&m.keys, "d_state", "16"));
     return kr_train(&s, &m, host);
 }
 

@@ -16,7 +16,7 @@ static const kr_usage usage = {
     .command = "new-block",
     .synopsis = "NAME [--out DIR]",
     .text =
-        "Writes a block that works: a gated memory, linear in its state, in some 30 lines to be changed. With --out\n"
+        "Writes a block that works: a gated memory, linear in its state, in some 40 lines to be changed. With --out\n"
         "it is a shared object of your own: `make` builds it, `make test` trains it for a moment and checks that\n"
         "steps equal the whole sequence, and --block FILE.so lets pretrain, generate and graph know it. Without\n"
         "--out it goes into models/blocks of the current directory, the sources of Krait, whose tests then check\n"

@@ -22,8 +22,8 @@ static kr_status train(const char *text, const char *directory) {
     model.d_model = 32;
     model.n_layer = 2;
     model.vocab_size = 256;
-    model.block.headdim = 16;
-    model.block.d_state = 16;
+    KR_TRY(kr_settings_set(&model.keys, "headdim", "16"));
+    KR_TRY(kr_settings_set(&model.keys, "d_state", "16"));
     return kr_train(&settings, &model, &host);
 }
 

@@ -19,6 +19,8 @@ static bool same_name(const char *a, const char *b, size_t length) {
     return b[length] == 0;
 }
 
+bool kr_same_name(const char *a, const char *b) { return same_name(a, b, strlen(a)); }
+
 static const kr_option *find(const kr_option *table, const char *name, size_t length) {
     for (const kr_option *o = table; o->name; o++)
         if (same_name(name, o->name, length)) return o;
@@ -27,7 +29,8 @@ static const kr_option *find(const kr_option *table, const char *name, size_t le
 
 const kr_option *kr_option_find(const kr_option *table, const char *name) { return find(table, name, strlen(name)); }
 
-const char *kr_option_nearest(const kr_option *table, const char *name) {
+/// In its spelling with dashes; null when nothing is near.
+static const char *nearest_option(const kr_option *table, const char *name) {
     const char *names[128];
     int count = 0;
     for (const kr_option *o = table; o->name && count < 128; o++) names[count++] = o->name;
@@ -35,9 +38,10 @@ const char *kr_option_nearest(const kr_option *table, const char *name) {
 }
 
 static kr_status out_of_range(const kr_option *o, const char *spelling, const char *text) {
+    const char *or_auto = o->flags & KR_OPTION_AUTO ? ", or auto" : "";
     if (o->hi >= 9e15 || (o->hi >= INT32_MAX && o->type == KR_OPTION_INT))
-        KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want at least %.15g", spelling, text, o->lo);
-    KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want %.15g to %.15g", spelling, text, o->lo, o->hi);
+        KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want at least %.15g%s", spelling, text, o->lo, or_auto);
+    KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want %.15g to %.15g%s", spelling, text, o->lo, o->hi, or_auto);
 }
 
 static kr_status set_integer(const kr_option *o, const char *spelling, const char *text, int64_t *to) {
@@ -142,6 +146,7 @@ static kr_status set_range(const kr_option *o, const char *spelling, const char 
 
 kr_status kr_option_set(const kr_option *o, const char *spelling, const char *text, void *to) {
     void *field = (char *)to + o->offset;
+    if (o->flags & KR_OPTION_AUTO && !strcmp(text, "auto")) return KR_OK;
     switch (o->type) {
     case KR_OPTION_FLAG: return set_flag(spelling, text, field);
     case KR_OPTION_INTEGER: return set_integer(o, spelling, text, field);
@@ -159,7 +164,6 @@ kr_status kr_option_set(const kr_option *o, const char *spelling, const char *te
     }
     case KR_OPTION_TEXT: *(const char **)field = text; return KR_OK;
     case KR_OPTION_RANGE: return set_range(o, spelling, text, field);
-    case KR_OPTION_SECTION: break;
     case KR_OPTION_NAME:
     case KR_OPTION_WORDS: {
         const size_t length = strlen(text);
@@ -183,7 +187,7 @@ static kr_status unknown(const kr_usage *usage, const char *arg, size_t length) 
     snprintf(name, sizeof name, "%.*s", (int)length, arg);
     const char *bare = name;
     while (*bare == '-') bare++;
-    const char *nearest = kr_option_nearest(usage->options, strncmp(bare, "no-", 3) ? bare : bare + 3);
+    const char *nearest = nearest_option(usage->options, strncmp(bare, "no-", 3) ? bare : bare + 3);
     if (nearest)
         KR_FAIL(KR_BAD_ARGUMENT, "unknown option %s; did you mean --%s%s? (krait help %s lists them)", name,
                 strncmp(bare, "no-", 3) ? "" : "no-", nearest, usage->command);

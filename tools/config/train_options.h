@@ -2,6 +2,7 @@
 #ifndef KRAIT_TOOLS_CONFIG_TRAIN_OPTIONS_H
 #define KRAIT_TOOLS_CONFIG_TRAIN_OPTIONS_H
 
+#include "compiler/compiler.h"
 #include "tools/cli/options.h"
 #include "tools/config/settings.h"
 
@@ -14,5 +15,7 @@ typedef struct kr_train_command {
 } kr_train_command;
 /// From flags a kr_train_command is filled, from `pretrain:` in krait.yaml and from state.json its settings.
 extern const kr_option kr_train_options[];
+/// What of the settings is compiled into the update.
+kr_optimizer kr_train_optimizer(const kr_train_settings *);
 
 #endif

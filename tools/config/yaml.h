@@ -24,6 +24,10 @@ typedef struct kr_yaml {
 kr_status kr_yaml_parse(const char *text, size_t bytes, const char *label, kr_pool *pool, kr_yaml **out);
 /// Member of a map by key ('-' and '_' are the same), or null.
 const kr_yaml *kr_yaml_find(const kr_yaml *map, const char *key);
+/// fails KR_BAD_ARGUMENT when `node`, which messages call `what`, is no map.
+kr_status kr_yaml_want_map(const kr_yaml *node, const char *label, const char *what);
+/// Sets the field of `to` that the row says from one member of a map.
+kr_status kr_yaml_set(const kr_yaml *member, const char *label, const char *what, const kr_option *row, void *to);
 /// Sets the fields of `to` from a map through an option table.
 /// fails KR_BAD_ARGUMENT "label:line: ...": unknown key (names the nearest), wrong type, out of range.
 kr_status kr_yaml_apply(const kr_yaml *map, const char *label, const char *what, const kr_option *table, void *to);

@@ -2,17 +2,31 @@
 #include "tools/new_block/new_block.h"
 
 const char kr_template_block[] =
+    "/// Its hyper-parameters. Each has a row that says its default, its least and largest value and what it is. With\n"
+    "/// one row more, krait.yaml can set one more, and checkpoints remember it.\n"
+    "typedef struct @_config {\n"
+    "    int64_t expand;\n"
+    "    bool bias;\n"
+    "} @_config;\n"
+    "\n"
+    "static const kr_key keys[] = {\n"
+    "    KR_KEY_INT(@_config, expand, 2, 1, 64, \"inner width over d_model\"),\n"
+    "    KR_KEY_BOOL(@_config, bias, false, \"of in_proj and out_proj\"),\n"
+    "    {0},\n"
+    "};\n"
+    "\n"
     "/// A memory that keeps what its gate lets it keep; change it into what you have in mind.\n"
     "///   f_t = sigmoid(W_f x_t)                        how much is kept\n"
     "///   h_t = f_t h_{t-1} + (1 - f_t) (W_x x_t)\n"
     "///   y_t = W_o (h_t silu(W_g x_t))\n"
     "/// x [B, L, d_model] to [B, L, d_model]. State: h [B, expand * d_model].\n"
     "static kr_value @(kr_graph *g, const kr_block_config *c, kr_value x) {\n"
-    "    const int64_t B = kr_value_shape(g, x).dim[0], E = c->expand * c->d_model;\n"
+    "    const @_config *own = c->keys;\n"
+    "    const int64_t B = kr_value_shape(g, x).dim[0], E = own->expand * c->d_model;\n"
     "    kr_value part[3], last;\n"
     "\n"
     "    // One product for W_f, W_x and W_g\n"
-    "    kr_split(g, kr_block_linear(g, c, \"in_proj\", x, 3 * E, 1), -1, (int64_t[]){E, E, E}, 3, part);\n"
+    "    kr_split(g, kr_block_linear(g, c, \"in_proj\", x, 3 * E, own->bias, 1), -1, (int64_t[]){E, E, E}, 3, part);\n"
     "    const kr_value keep = kr_sigmoid(g, part[0]), add = kr_mul(g, kr_affine(g, keep, -1, 1), part[1]);\n"
     "\n"
     "    // The state that the call before left, and the one for the next call: that is all that decoding needs\n"
@@ -21,13 +35,17 @@ const char kr_template_block[] =
     "    kr_carry_set(g, h0, last);\n"
     "\n"
     "    const kr_value y = kr_mul(g, h, kr_silu(g, part[2]));\n"
-    "    return kr_block_linear(g, c, \"out_proj\", y, c->d_model, kr_block_output_scale(c));\n"
+    "    return kr_block_linear(g, c, \"out_proj\", y, c->d_model, own->bias, kr_block_output_scale(c));\n"
     "}\n"
     "\n";
 const char kr_template_tree_head[] = "#include \"models/internal.h\"\n\n";
-const char kr_template_tree_foot[] = "const kr_block_kind kr_block_@ = {.name = \"@\", .build = @};\n";
+const char kr_template_tree_foot[] = "const kr_block_kind kr_block_@ = {\n"
+                                "    .name = \"@\", .keys = keys, .config_bytes = sizeof(@_config), .build = @,\n"
+                                "};\n";
 const char kr_template_own_head[] = "#include <krait/krait.h>\n\n";
-const char kr_template_own_foot[] = "static const kr_block_kind kind = {.name = \"@\", .build = @};\n"
+const char kr_template_own_foot[] = "static const kr_block_kind kind = {\n"
+                               "    .name = \"@\", .keys = keys, .config_bytes = sizeof(@_config), .build = @,\n"
+                               "};\n"
                                "KR_BLOCK_EXPORT(kind);\n";
 
 const char kr_template_make[] =
@@ -58,6 +76,7 @@ const char kr_template_config[] =
     "    layers: [@, gated_mlp, @, gated_mlp, @, gated_mlp]\n"
     "    d_model: 128\n"
     "    vocab_size: 256\n"
+    "    expand: 2 # a key of the block's own\n"
     "targets:\n"
     "  local: {device: cpu, threads: 0}\n";
 
@@ -86,14 +105,15 @@ const char kr_template_test[] =
     "    int32_t tokens[BATCH][LENGTH], targets[BATCH][LENGTH];\n"
     "    KR_TRY(kr_session_init(s, 1));\n"
     "    for (int step = 1; step <= STEPS; step++) {\n"
-    "        float hyper[3] = {0.01f, 1 - powf(0.9f, (float)step), 1 - powf(0.95f, (float)step)}, loss;\n"
+    "        float learning_rate = 0.01f, loss;\n"
     "        for (int k = 0; k < BATCH * LENGTH; k++) { // 0 1 2 .. 7 0 1 .., from another place in each row\n"
     "            const int at = k / LENGTH * 5 + k % LENGTH + step;\n"
     "            tokens[k / LENGTH][k % LENGTH] = at % VOCABULARY;\n"
     "            targets[k / LENGTH][k % LENGTH] = (at + 1) % VOCABULARY;\n"
     "        }\n"
     "        kr_binding run[] = {{\"tokens\", tokens, sizeof tokens}, {\"targets\", targets, sizeof targets},\n"
-    "                            {\"optimizer\", hyper, sizeof hyper}, {\"loss\", &loss, sizeof loss}};\n"
+    "                            {\"learning_rate\", &learning_rate, sizeof learning_rate},\n"
+    "                            {\"loss\", &loss, sizeof loss}};\n"
     "        KR_TRY(kr_plan_run(s, plan, run, 4, 0));\n"
     "        if (step == 1) *first = loss;\n"
     "        *last = loss;\n"

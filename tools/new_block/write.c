@@ -18,9 +18,9 @@ static kr_status check_name(const char *name) {
     KR_FAIL_IF(kr_block_find(name), KR_BAD_ARGUMENT, "there is a block %s already; choose another name", name);
     static const char *const words[] = {
         "auto",    "break",    "case",     "char",   "const",    "continue", "default", "do",     "double", "else",
-        "enum",    "extern",   "float",    "for",    "goto",     "if",       "inline",  "int",    "kind",   "long",
-        "main",    "register", "restrict", "return", "short",    "signed",   "sizeof",  "static", "struct", "switch",
-        "typedef", "union",    "unsigned", "void",   "volatile", "while",    "asm",     "typeof"};
+        "enum",    "extern",   "float",    "for",    "goto",     "if",       "inline",  "int",    "keys",   "kind",
+        "long",    "main",     "register", "restrict", "return", "short",   "signed",  "sizeof", "static", "struct",
+        "switch",  "typedef", "union",    "unsigned", "void",   "volatile", "while",    "asm",     "typeof"};
     for (size_t k = 0; k < sizeof words / sizeof *words; k++)
         KR_FAIL_IF(!strcmp(words[k], name), KR_BAD_ARGUMENT, "'%s' is a word of C; choose another name", name);
     return KR_OK;

@@ -12,11 +12,12 @@ typedef struct kr_schedule {
     int64_t decay;    ///< WSD: steps of the final fall
     bool square_root; ///< WSD: fall with 1 - sqrt(p) instead of linearly
 } kr_schedule;
-/// Learning rate of step 0, 1, ... Pure; steps past `total` keep the last value.
+/// Learning rate of the update that follows `step` finished ones: 0, 1, ... Pure; steps past `total` keep the last
+/// value.
 double kr_schedule_lr(const kr_schedule *, int64_t step);
 
 
-/// The schedule that the settings ask for.
+/// The schedule that the settings ask for: what the learning rate of each step follows from.
 kr_schedule kr_train_schedule(const kr_train_settings *);
 
 #endif

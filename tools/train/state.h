@@ -13,6 +13,7 @@ typedef struct kr_train_state {
     double best_loss;    ///< NaN: never evaluated
     int64_t best_step;
     uint64_t data_fingerprint;
+    bool uncounted;      ///< read from an older version's state.json: optimiser state has no KR_OPTIMIZER_STEP there
     uint64_t graph_fingerprint; ///< of a graph written by hand, of which `model` has the name alone; 0: none
     kr_model_config model;
     kr_train_settings settings; ///< texts of a parsed state are null
