@@ -51,7 +51,8 @@ Test(lm, sequences_that_take_turns_are_as_alone) {
     kr_lm *lm = open_trained();
     cr_expect_eq(kr_lm_vocabulary(lm), VOCABULARY);
     int32_t ids[SEQUENCES][PIECES][LENGTH];
-    for (int k = 0; k < SEQUENCES * PIECES * LENGTH; k++) ids[0][0][k] = (k * k + k / LENGTH) % VOCABULARY;
+    for (int k = 0; k < SEQUENCES * PIECES * LENGTH; k++)
+        ids[k / LENGTH / PIECES][k / LENGTH % PIECES][k % LENGTH] = (k * k + k / LENGTH) % VOCABULARY;
     static float alone[SEQUENCES][PIECES][VOCABULARY];
     for (int s = 0; s < SEQUENCES; s++) {
         kr_lm_sequence *one = new_sequence(lm);

@@ -124,8 +124,8 @@ static void run_file(const char *directory, const char *name, kr_golden c, FILE 
 kr_status kr_golden_directory(const char *path, const kr_target *target, kr_device *device, int threads, FILE *to,
                               kr_golden_totals *totals) {
     const kr_golden where = {.target = target, .device = device, .threads = threads};
-    char **names;
-    int count;
+    char **names = NULL;
+    int count = 0;
     *totals = (kr_golden_totals){0};
     KR_TRY(list(path, &names, &count));
     for (int k = 0; k < count; k++) run_file(path, names[k], where, to, totals);
