@@ -15,16 +15,8 @@
 /// and gradient: Dao et al. 2022, arXiv:2205.14135; grouped queries: Ainslie et al. 2023, arXiv:2305.13245
 #include "ops/attention/args.h"
 #include "ops/attention/size.h"
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
-
-KR_KERNEL_DECLARE(attention)
-KR_KERNEL_DECLARE(attention_merge)
-KR_KERNEL_DECLARE(attention_grad_rows)
-KR_KERNEL_DECLARE(attention_grad)
-KR_KERNEL_DECLARE(attention_grad_sum)
-KR_KERNEL_DECLARE(cache_write)
 
 #define BIT(k) (1u << (k))
 #define FORWARD_INPUTS(from)                                                                           \
@@ -95,21 +87,6 @@ static void attention_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_
              8 * (double)kr_shape_count(&in[ATTENTION_GRAD_LSE]);
 }
 
-static size_t attention_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    const kr_attention_size s = kr_attention_measure(&in[ATTENTION_Q], &in[ATTENTION_K], t->i[ATTENTION_HEADS],
-                                                     t->i[ATTENTION_KV_HEADS]);
-    return (size_t)kr_attention_bytes(&s);
-}
-
-static size_t attention_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    const kr_attention_size s = kr_attention_measure(&in[ATTENTION_GRAD_FORWARD + ATTENTION_Q],
-                                                     &in[ATTENTION_GRAD_FORWARD + ATTENTION_K], t->i[ATTENTION_HEADS],
-                                                     t->i[ATTENTION_KV_HEADS]);
-    return (size_t)kr_attention_grad_bytes(&s) + 64; // never 0, so that kernels always have a base to count from
-}
-
 extern const kr_op kr_op_attention_grad;
 
 static void attention_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -122,10 +99,6 @@ static void attention_derivative(kr_graph *g, const kr_node *n, const kr_value *
     const kr_value first = kr_append(g, &kr_op_attention_grad, &n->attrs, in, ATTENTION_GRAD_INPUTS);
     for (int k = ATTENTION_Q; k <= ATTENTION_V && first.id; k++) din[k] = kr_sibling(g, first, k);
 }
-
-static const kr_stage forward_stages[] = {KR_STAGE(attention), KR_STAGE(attention_merge)};
-static const kr_stage backward_stages[] = {KR_STAGE(attention_grad_rows), KR_STAGE(attention_grad),
-                                           KR_STAGE(attention_grad_sum)};
 
 /// lse [B, H, Lq] is the second output.
 const kr_op kr_op_attention = {
@@ -141,8 +114,6 @@ const kr_op kr_op_attention = {
     .grad = attention_derivative,
     .cost = attention_cost,
 };
-KR_CPU(attention, .rows_in = BIT(ATTENTION_Q) | BIT(ATTENTION_K) | BIT(ATTENTION_V), .rows_out = BIT(ATTENTION_O),
-       .skip_out = BIT(ATTENTION_LSE), .work = attention_work, KR_STAGES(forward_stages))
 
 /// Reads do [B, Lq, H*Dh], dlse [B, H, Lq]?, the forward inputs, o and lse; gives dq, dk and dv.
 const kr_op kr_op_attention_grad = {
@@ -156,12 +127,6 @@ const kr_op kr_op_attention_grad = {
     .check = check_heads,
     .cost = attention_grad_cost,
 };
-KR_CPU(attention_grad,
-       .rows_in = BIT(ATTENTION_GRAD_DO) | BIT(ATTENTION_GRAD_FORWARD + ATTENTION_Q) |
-                  BIT(ATTENTION_GRAD_FORWARD + ATTENTION_K) | BIT(ATTENTION_GRAD_FORWARD + ATTENTION_V) |
-                  BIT(ATTENTION_GRAD_O),
-       .rows_out = BIT(ATTENTION_GRAD_OUTPUTS) - 1, .skip_out = BIT(ATTENTION_GRAD_OUTPUTS) - 1,
-       .work = attention_grad_work, KR_STAGES(backward_stages))
 
 kr_value (kr_attention)(kr_graph *g, const kr_attention_args *a) {
     const kr_attrs t = {.i = {[ATTENTION_HEADS] = a->heads,
@@ -194,7 +159,6 @@ static void cache_write_cost(const kr_attrs *t, const kr_shape *in, const kr_sha
     *bytes = 8 * (double)kr_shape_count(&in[CACHE_WRITE_X]);
 }
 
-static const kr_stage cache_write_stages[] = {KR_STAGE(cache_write)};
 const kr_op kr_op_cache_write = {
     .name = "cache_write",
     .inputs = CACHE_WRITE_INPUTS,
@@ -203,7 +167,6 @@ const kr_op kr_op_cache_write = {
     .signature = &cache_write_signature,
     .cost = cache_write_cost,
 };
-KR_CPU(cache_write, .rows_in = BIT(CACHE_WRITE_X), .inplace = {BIT(CACHE_WRITE_CACHE)}, KR_STAGES(cache_write_stages))
 
 kr_value (kr_cache_write)(kr_graph *g, kr_value cache, kr_value x, kr_value position) {
     return kr_append(g, &kr_op_cache_write, &(kr_attrs){0}, (kr_value[]){cache, x, position}, CACHE_WRITE_INPUTS);

@@ -8,16 +8,8 @@
 /// Backward: dp = dy silu'(p) with p computed again; dxx_{t+j} += weight_j dp_t; dweight_j = sum_t dp_t xx_{t+j};
 /// the gradient of the next state is added to the last rows of dxx, as far as it was not zeroed.
 #include "ops/conv/args.h"
-#include "ops/conv/work.h"
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
-
-KR_KERNEL_DECLARE(causal_conv1d_weights)
-KR_KERNEL_DECLARE(causal_conv1d)
-KR_KERNEL_DECLARE(causal_conv1d_grad_weights)
-KR_KERNEL_DECLARE(causal_conv1d_grad)
-KR_KERNEL_DECLARE(causal_conv1d_grad_sum)
 
 #define FORWARD_INPUTS(from)                                                        \
     [(from) + CONV_X] = {"x", "B L C"}, [(from) + CONV_WEIGHT] = {"weight", "C W"}, \
@@ -63,20 +55,6 @@ static void causal_conv1d_grad_cost(const kr_attrs *t, const kr_shape *in, const
     *bytes = 4 * (3 * elements + 2 * (double)kr_shape_count(&in[CONV_GRAD_FORWARD + CONV_WEIGHT]));
 }
 
-/// Never 0, so that kernels always have a base to count from.
-static size_t floats(int64_t n) { return (size_t)(n + KR_CONV_LANES) * sizeof(float); }
-
-static size_t causal_conv1d_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)t, (void)out, (void)inputs;
-    return floats(kr_conv_forward_floats(in[CONV_X].dim[2], in[CONV_WEIGHT].dim[1]));
-}
-
-static size_t causal_conv1d_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)t, (void)out, (void)inputs;
-    const kr_shape *x = in + CONV_GRAD_FORWARD;
-    return floats(kr_conv_backward_floats(x[CONV_X].dim[0], x[CONV_X].dim[2], x[CONV_WEIGHT].dim[1]));
-}
-
 extern const kr_op kr_op_causal_conv1d_grad;
 
 static void causal_conv1d_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -90,9 +68,6 @@ static void causal_conv1d_derivative(kr_graph *g, const kr_node *n, const kr_val
 }
 
 #define BIT(k) (1u << (k))
-static const kr_stage forward_stages[] = {KR_STAGE(causal_conv1d_weights), KR_STAGE(causal_conv1d)};
-static const kr_stage backward_stages[] = {KR_STAGE(causal_conv1d_grad_weights), KR_STAGE(causal_conv1d_grad),
-                                           KR_STAGE(causal_conv1d_grad_sum)};
 
 const kr_op kr_op_causal_conv1d = {
     .name = "causal_conv1d",
@@ -106,8 +81,6 @@ const kr_op kr_op_causal_conv1d = {
     .grad = causal_conv1d_derivative,
     .cost = causal_conv1d_cost,
 };
-KR_CPU(causal_conv1d, .rows_in = BIT(CONV_X), .rows_out = BIT(CONV_Y), .skip_out = BIT(CONV_NEXT),
-       .work = causal_conv1d_work, KR_STAGES(forward_stages))
 
 /// Reads dy [B, L, C]? and dnext [B, W-1, C]?, then the forward inputs; gives dx, dweight, dbias and dstate (empty
 /// where the input is absent).
@@ -122,9 +95,6 @@ const kr_op kr_op_causal_conv1d_grad = {
     .check = check_taps,
     .cost = causal_conv1d_grad_cost,
 };
-KR_CPU(causal_conv1d_grad, .rows_in = BIT(CONV_GRAD_DY) | BIT(CONV_GRAD_FORWARD + CONV_X),
-       .rows_out = BIT(CONV_GRAD_DX), .skip_out = BIT(CONV_GRAD_OUTPUTS) - 1, .work = causal_conv1d_grad_work,
-       .inplace = {BIT(CONV_GRAD_DY)}, KR_STAGES(backward_stages))
 
 kr_value (kr_causal_conv1d)(kr_graph *g, kr_value x, kr_value weight, kr_value bias, kr_value state, kr_value reset,
                             bool silu, kr_value *next) {

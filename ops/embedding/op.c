@@ -1,11 +1,7 @@
 /// Rows of a table by index, and the gradient that adds them back.
-#include "ops/cpu/kernels.h"
 #include "ops/embedding/args.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
-
-KR_KERNEL_DECLARE(embedding)
-KR_KERNEL_DECLARE(embedding_grad)
 
 extern const kr_op kr_op_embedding_grad;
 
@@ -34,7 +30,6 @@ static void embedding_cost(const kr_attrs *attrs, const kr_shape *in, const kr_s
     *bytes = 8.0 * (double)kr_shape_count(&out[0]);
 }
 
-static const kr_stage embedding_stages[] = {KR_STAGE(embedding)};
 const kr_op kr_op_embedding = {
     .name = "embedding",
     .inputs = 2,
@@ -44,7 +39,6 @@ const kr_op kr_op_embedding = {
     .grad = embedding_derivative,
     .cost = embedding_cost,
 };
-KR_CPU(embedding, .rows_in = 1u << 0, .rows_out = 1, KR_STAGES(embedding_stages))
 
 kr_value(kr_embedding)(kr_graph *g, kr_value weight, kr_value ids) {
     return kr_append(g, &kr_op_embedding, &(kr_attrs){0}, (kr_value[]){weight, ids}, EMBEDDING_INPUTS);
@@ -67,7 +61,6 @@ static void embedding_grad_cost(const kr_attrs *attrs, const kr_shape *in, const
     *bytes = 12.0 * (double)kr_shape_count(&in[EMBEDDING_GRAD_DY]) + 4.0 * (double)kr_shape_count(&out[0]);
 }
 
-static const kr_stage embedding_grad_stages[] = {KR_STAGE(embedding_grad)};
 const kr_op kr_op_embedding_grad = {
     .name = "embedding_grad",
     .inputs = 3,
@@ -80,5 +73,3 @@ const kr_op kr_op_embedding_grad = {
     .check = check_table,
     .cost = embedding_grad_cost,
 };
-KR_CPU(embedding_grad, .rows_in = 1u << 1, .inplace = {1u << 2}, .fuses = KR_FUSES_ADDEND,
-       KR_STAGES(embedding_grad_stages))

@@ -4,13 +4,8 @@
 ///   g_t = dh_t + a_{t+1} g_{t+1};   db_t = g_t;   da_t = g_t h_{t-1};   dh0 = a_1 g_1
 ///
 /// source Martin & Cundy 2018, arXiv:1709.04057 (backward pass, section 2.3)
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
-#include "ops/graph/signature.h"
 #include "ops/linear_scan/args.h"
-
-KR_KERNEL_DECLARE(linear_scan)
-KR_KERNEL_DECLARE(linear_scan_grad)
 
 static const kr_signature linear_scan_signature = {
     .in = {[LINEAR_SCAN_A] = {"a", "B L C"},
@@ -47,8 +42,6 @@ static void linear_scan_derivative(kr_graph *g, const kr_node *n, const kr_value
 }
 
 #define BIT(k) (1u << (k))
-static const kr_stage forward_stages[] = {KR_STAGE(linear_scan)};
-static const kr_stage backward_stages[] = {KR_STAGE(linear_scan_grad)};
 
 const kr_op kr_op_linear_scan = {
     .name = "linear_scan",
@@ -60,9 +53,6 @@ const kr_op kr_op_linear_scan = {
     .signature = &linear_scan_signature,
     .grad = linear_scan_derivative,
 };
-KR_CPU(linear_scan, .rows_in = BIT(LINEAR_SCAN_A) | BIT(LINEAR_SCAN_B), .rows_out = BIT(LINEAR_SCAN_H),
-       .skip_out = BIT(LINEAR_SCAN_LAST), .inplace = {BIT(LINEAR_SCAN_A) | BIT(LINEAR_SCAN_B)},
-       KR_STAGES(forward_stages))
 
 /// Reads dh [B, L, C]? and dlast [B, C]?, a, h, h0? and reset?; gives da, db and dh0.
 const kr_op kr_op_linear_scan_grad = {
@@ -74,12 +64,6 @@ const kr_op kr_op_linear_scan_grad = {
                    BIT(LINEAR_SCAN_GRAD_RESET),
     .signature = &linear_scan_grad_signature,
 };
-KR_CPU(linear_scan_grad, .rows_in = BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A) | BIT(LINEAR_SCAN_GRAD_H),
-       .rows_out = BIT(LINEAR_SCAN_GRAD_DA) | BIT(LINEAR_SCAN_GRAD_DB),
-       .skip_out = BIT(LINEAR_SCAN_GRAD_DA) | BIT(LINEAR_SCAN_GRAD_DB) | BIT(LINEAR_SCAN_GRAD_DH0),
-       .inplace = {BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A) | BIT(LINEAR_SCAN_GRAD_H),
-                   BIT(LINEAR_SCAN_GRAD_DH) | BIT(LINEAR_SCAN_GRAD_A)},
-       KR_STAGES(backward_stages))
 
 kr_value (kr_linear_scan)(kr_graph *g, kr_value a, kr_value b, kr_value h0, kr_value reset, kr_value *last) {
     const kr_attrs t = {0};

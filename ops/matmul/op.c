@@ -11,14 +11,11 @@
 ///
 /// Gradients are products again, of the same precision: da = dy op(b)^T, db = op(a)^T dy. When b has no leading axes (a
 /// weight), the leading axes of a are rows, and db is one product with K = all rows.
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
 #include "ops/matmul/args.h"
 
 #include <limits.h>
-
-KR_KERNEL_DECLARE(matmul)
 
 extern const kr_op kr_op_matmul;
 
@@ -112,8 +109,6 @@ static void matmul_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *o
     *bytes = 4 * elements;
 }
 
-static const kr_stage matmul_stages[] = {KR_STAGE(matmul)};
-
 const kr_op kr_op_matmul = {
     .name = "matmul",
     .inputs = MATMUL_INPUTS,
@@ -130,8 +125,6 @@ const kr_op kr_op_matmul = {
     .grad = matmul_grad,
     .cost = matmul_cost,
 };
-KR_CPU(matmul, .rows_in = 1 << MATMUL_A | 1 << MATMUL_B | 1 << MATMUL_RESIDUAL, .rows_out = 1,
-       .inplace = {1 << MATMUL_RESIDUAL}, .fuses = KR_FUSES_ADDEND | KR_FUSES_ACTIVATION, KR_STAGES(matmul_stages))
 
 kr_value(kr_matmul)(kr_graph *g, kr_value a, kr_value b, bool transpose_a, bool transpose_b, kr_value bias,
                     kr_value residual, int activation) {

@@ -13,18 +13,11 @@
 /// Gradients that arrive at rho or m themselves are honoured; nothing in the library sends any.
 ///   source Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450;
 ///          the gate: Dao & Gu 2024, arXiv:2405.21060
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
 #include "ops/norm/args.h"
 
 extern const kr_op kr_op_rms_norm_grad, kr_op_layer_norm_grad;
-
-KR_KERNEL_DECLARE(rms_norm)
-KR_KERNEL_DECLARE(rms_norm_grad)
-KR_KERNEL_DECLARE(layer_norm)
-KR_KERNEL_DECLARE(layer_norm_grad)
-KR_KERNEL_DECLARE(norm_grad_sum)
 
 // Signatures ------------------------------------------------------------------------------------------------------
 // D: what is normalised; G: its groups, each of which has a rho.
@@ -179,18 +172,7 @@ static void layer_norm_grad_cost(const kr_attrs *t, const kr_shape *in, const kr
     cost_of(13, in, out, inputs, LAYER_GRAD_OUTPUTS, flops, bytes);
 }
 
-static size_t norm_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)t, (void)out, (void)inputs;
-    const int64_t d = in[0].dim[in[0].rank - 1], rows = d ? kr_shape_count(&in[0]) / d : 0;
-    return (size_t)(norm_partials(rows) * 2 * d) * sizeof(float);
-}
-
 // Descriptors -----------------------------------------------------------------------------------------------------
-
-static const kr_stage rms_norm_stages[] = {KR_STAGE(rms_norm)};
-static const kr_stage layer_norm_stages[] = {KR_STAGE(layer_norm)};
-static const kr_stage rms_norm_grad_stages[] = {KR_STAGE(rms_norm_grad), KR_STAGE(norm_grad_sum)};
-static const kr_stage layer_norm_grad_stages[] = {KR_STAGE(layer_norm_grad), KR_STAGE(norm_grad_sum)};
 
 const kr_op kr_op_rms_norm = {
     .name = "rms_norm",
@@ -206,8 +188,6 @@ const kr_op kr_op_rms_norm = {
     .grad = rms_norm_backward,
     .cost = rms_norm_cost,
 };
-KR_CPU(rms_norm, .rows_in = 7, .rows_out = 3, .skip_out = 6, .inplace = {7, 3}, .fuses = KR_FUSES_FIRST_ADDEND,
-       KR_STAGES(rms_norm_stages))
 
 const kr_op kr_op_rms_norm_grad = {
     .name = "rms_norm_grad",
@@ -221,8 +201,6 @@ const kr_op kr_op_rms_norm_grad = {
     .check = some_groups,
     .cost = rms_norm_grad_cost,
 };
-KR_CPU(rms_norm_grad, .rows_in = 15, .rows_out = 3, .skip_out = 15, .work = norm_grad_work, .inplace = {15, 15},
-       .fuses = KR_FUSES_ADDEND, KR_STAGES(rms_norm_grad_stages))
 
 const kr_op kr_op_layer_norm = {
     .name = "layer_norm",
@@ -238,8 +216,6 @@ const kr_op kr_op_layer_norm = {
     .grad = layer_norm_backward,
     .cost = layer_norm_cost,
 };
-KR_CPU(layer_norm, .rows_in = 3, .rows_out = 3, .skip_out = 14, .inplace = {3, 3}, .fuses = KR_FUSES_FIRST_ADDEND,
-       KR_STAGES(layer_norm_stages))
 
 const kr_op kr_op_layer_norm_grad = {
     .name = "layer_norm_grad",
@@ -253,8 +229,6 @@ const kr_op kr_op_layer_norm_grad = {
     .check = one_group,
     .cost = layer_norm_grad_cost,
 };
-KR_CPU(layer_norm_grad, .rows_in = 7, .rows_out = 1, .skip_out = 7, .work = norm_grad_work, .inplace = {7},
-       .fuses = KR_FUSES_ADDEND, KR_STAGES(layer_norm_grad_stages))
 
 // Builders --------------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,8 @@
 /// Reductions over one axis: sum, mean, max; running sums; and the sum that undoes a broadcast. Their rules are code: a
 /// signature cannot say that an attribute names the axis that goes.
 #include "ops/reduce/args.h"
-#include "ops/reduce/cut.h"
 
 #include "ops/graph/internal.h"
-#include "ops/cpu/kernels.h"
 #include "ops/view/view.h"
 
 extern const kr_op kr_op_sum, kr_op_mean, kr_op_max, kr_op_max_grad, kr_op_cumsum;
@@ -31,11 +29,6 @@ static kr_status max_shape(const kr_attrs *attrs, const kr_shape *in_shape, cons
     KR_TRY(reduce_shape(attrs, in_shape, in_dtype, inputs, out_shape, out_dtype));
     KR_FAIL_IF(!in_shape->dim[attrs->i[REDUCE_AXIS]], KR_BAD_SHAPE, "max: the axis has no elements, want at least 1");
     return KR_OK;
-}
-
-static size_t reduce_work(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    return kr_reduce_work(in, (int)attrs->i[REDUCE_AXIS]);
 }
 
 static void reduce_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
@@ -73,17 +66,13 @@ static kr_value simplify_reduction(kr_graph *g, const kr_node *n) {
 }
 
 #define REDUCTION(op_name, ...)                                                                 \
-    KR_KERNEL_DECLARE(op_name)                                                                  \
-    KR_KERNEL_DECLARE(op_name##_second)                                                         \
-    static const kr_stage stages_##op_name[] = {KR_STAGE(op_name), KR_STAGE(op_name##_second)}; \
     const kr_op kr_op_##op_name = {.name = #op_name,                                            \
                                    .inputs = 1,                                                 \
                                    .outputs = 1,                                                \
                                    .attr.i = {"axis", "keep"},                                  \
                                    .simplify = simplify_reduction,                              \
                                    .cost = reduce_cost,                                         \
-                                   __VA_ARGS__};                                                \
-    KR_CPU(op_name, .rows_in = 1, .strided_in = 1, .work = reduce_work, KR_STAGES(stages_##op_name))
+                                   __VA_ARGS__};
 REDUCTION(sum, .flags = KR_OP_SUMS, .shape = reduce_shape, .grad = grad_sum)
 REDUCTION(mean, .shape = reduce_shape, .grad = grad_mean)
 REDUCTION(max, .shape = max_shape, .grad = grad_max, .keeps_in = 1, .keeps_out = 1)
@@ -100,8 +89,6 @@ static kr_status max_grad_shape(const kr_attrs *attrs, const kr_shape *in_shape,
     return KR_OK;
 }
 
-KR_KERNEL_DECLARE(max_grad)
-static const kr_stage stages_max_grad[] = {KR_STAGE(max_grad)};
 const kr_op kr_op_max_grad = {
     .name = "max_grad",
     .inputs = MAX_GRAD_INPUTS,
@@ -110,7 +97,6 @@ const kr_op kr_op_max_grad = {
     .attr.i = {"axis", "keep"},
     .shape = max_grad_shape,
 };
-KR_CPU(max_grad, .inplace = {1 << MAX_GRAD_X}, KR_STAGES(stages_max_grad))
 
 static kr_status cumsum_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                               kr_shape *out_shape, kr_dtype *out_dtype) {
@@ -126,8 +112,6 @@ static void grad_cumsum(kr_graph *g, const kr_node *n, const kr_value *dout, kr_
     din[0] = kr_cumsum(g, dout[0], (int)n->attrs.i[CUMSUM_AXIS], !n->attrs.i[CUMSUM_REVERSE]);
 }
 
-KR_KERNEL_DECLARE(cumsum)
-static const kr_stage stages_cumsum[] = {KR_STAGE(cumsum)};
 const kr_op kr_op_cumsum = {
     .name = "cumsum",
     .inputs = 1,
@@ -136,7 +120,6 @@ const kr_op kr_op_cumsum = {
     .shape = cumsum_shape,
     .grad = grad_cumsum,
 };
-KR_CPU(cumsum, .rows_in = 1, .strided_in = 1, .inplace = {1}, KR_STAGES(stages_cumsum))
 
 // Builders --------------------------------------------------------------------------------------------------------
 

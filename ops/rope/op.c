@@ -2,12 +2,9 @@
 /// query and a key depends on how far apart they are (docs/book/5-hybrids-and-memory.md). The gradient rotates back by the same angles.
 ///
 /// source Su et al. 2021, arXiv:2104.09864
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
 #include "ops/rope/args.h"
-
-KR_KERNEL_DECLARE(rope)
 
 #define BIT(k) (1u << (k))
 
@@ -42,7 +39,6 @@ static void rope_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out
     *bytes = 8 * (double)kr_shape_count(&in[ROPE_X]);
 }
 
-static const kr_stage rope_stages[] = {KR_STAGE(rope)};
 /// x, position?; `back` rotates by the negative angles: the gradient.
 const kr_op kr_op_rope = {
     .name = "rope",
@@ -56,7 +52,6 @@ const kr_op kr_op_rope = {
     .grad = rope_derivative,
     .cost = rope_cost,
 };
-KR_CPU(rope, .rows_in = BIT(0), .rows_out = BIT(0), .inplace = {BIT(0)}, KR_STAGES(rope_stages))
 
 kr_value(kr_rope)(kr_graph *g, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base,
                   bool interleaved) {

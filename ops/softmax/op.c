@@ -1,15 +1,7 @@
 /// Softmax, and the mean token loss over logits.
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
 #include "ops/softmax/args.h"
-#include "ops/softmax/softmax.h"
-
-KR_KERNEL_DECLARE(softmax)
-KR_KERNEL_DECLARE(softmax_grad)
-KR_KERNEL_DECLARE(cross_entropy)
-KR_KERNEL_DECLARE(cross_entropy_combine)
-KR_KERNEL_DECLARE(cross_entropy_grad)
 
 extern const kr_op kr_op_softmax_grad, kr_op_cross_entropy_grad;
 
@@ -33,7 +25,6 @@ static void softmax_cost(const kr_attrs *attrs, const kr_shape *in, const kr_sha
     *bytes = 4.0 * (inputs + 1) * (double)kr_shape_count(&out[0]);
 }
 
-static const kr_stage softmax_stages[] = {KR_STAGE(softmax)};
 const kr_op kr_op_softmax = {
     .name = "softmax",
     .inputs = 1,
@@ -43,8 +34,6 @@ const kr_op kr_op_softmax = {
     .grad = softmax_derivative,
     .cost = softmax_cost,
 };
-KR_CPU(softmax, .rows_in = 1, .rows_out = 1, .inplace = {1}, KR_STAGES(softmax_stages))
-static const kr_stage softmax_grad_stages[] = {KR_STAGE(softmax_grad)};
 const kr_op kr_op_softmax_grad = {
     .name = "softmax_grad",
     .inputs = 2,
@@ -53,7 +42,6 @@ const kr_op kr_op_softmax_grad = {
     .signature = &softmax_grad_signature,
     .cost = softmax_cost,
 };
-KR_CPU(softmax_grad, .rows_in = 3, .rows_out = 1, .inplace = {3}, KR_STAGES(softmax_grad_stages))
 
 kr_value(kr_softmax)(kr_graph *g, kr_value x) { return kr_append(g, &kr_op_softmax, &(kr_attrs){0}, &x, 1); }
 
@@ -102,12 +90,6 @@ static void cross_entropy_cost(const kr_attrs *attrs, const kr_shape *in, const 
     *bytes = 4.0 * (double)kr_shape_count(&in[CROSS_ENTROPY_LOGITS]);
 }
 
-static size_t cross_entropy_work(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)attrs, (void)out, (void)inputs;
-    return (size_t)kr_loss_blocks(kr_shape_count(&in[CROSS_ENTROPY_TARGETS])) * sizeof(kr_loss_partial);
-}
-
-static const kr_stage cross_entropy_stages[] = {KR_STAGE(cross_entropy), KR_STAGE(cross_entropy_combine)};
 const kr_op kr_op_cross_entropy = {
     .name = "cross_entropy",
     .inputs = 2,
@@ -120,7 +102,6 @@ const kr_op kr_op_cross_entropy = {
     .grad = cross_entropy_derivative,
     .cost = cross_entropy_cost,
 };
-KR_CPU(cross_entropy, .rows_in = 1, .skip_out = 6, .work = cross_entropy_work, KR_STAGES(cross_entropy_stages))
 
 kr_value(kr_cross_entropy)(kr_graph *g, kr_value logits, kr_value targets, int64_t valid_vocab, kr_value *per_token,
                            kr_value *lse) {
@@ -139,7 +120,6 @@ static void cross_entropy_grad_cost(const kr_attrs *attrs, const kr_shape *in, c
     *bytes = 8.0 * (double)kr_shape_count(&out[0]);
 }
 
-static const kr_stage cross_entropy_grad_stages[] = {KR_STAGE(cross_entropy_grad)};
 const kr_op kr_op_cross_entropy_grad = {
     .name = "cross_entropy_grad",
     .inputs = 6,
@@ -150,4 +130,3 @@ const kr_op kr_op_cross_entropy_grad = {
     .check = check_vocabulary,
     .cost = cross_entropy_grad_cost,
 };
-KR_CPU(cross_entropy_grad, .rows_in = 1, .rows_out = 1, .inplace = {1}, KR_STAGES(cross_entropy_grad_stages))

@@ -7,24 +7,11 @@
 /// saves the state at the start of every chunk, and nothing else; the gradient op computes the rest again.
 ///
 /// source Dao & Gu 2024, arXiv:2405.21060, sections 6 and 7
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
-#include "ops/ssd/args.h"
 #include "ops/ssd/work.h"
 
 #include <math.h>
-
-KR_KERNEL_DECLARE(ssd_scan)
-KR_KERNEL_DECLARE(ssd_scan_grad_carry)
-KR_KERNEL_DECLARE(ssd_scan_grad)
-KR_KERNEL_DECLARE(ssd_scan_grad_sum)
-
-static kr_chunk_size measure(const kr_attrs *t, const kr_shape *in) {
-    const int64_t heads = in[SSD_A].dim[0], groups = t->i[SSD_GROUPS];
-    return kr_chunk_measure(in[SSD_X].dim[0], in[SSD_X].dim[1], heads, groups, 1, heads ? in[SSD_X].dim[2] / heads : 0,
-                            in[SSD_B].dim[2] / groups, t->i[SSD_CHUNK]);
-}
 
 #define FORWARD_INPUTS(from)                                                                                      \
     [(from) + SSD_X] = {"x", "B L H*P"}, [(from) + SSD_DT] = {"dt", "B L H"}, [(from) + SSD_A] = {"A", "H"},      \
@@ -71,7 +58,7 @@ static kr_status check_groups(const kr_op *op, const kr_attrs *t, const kr_shape
 static void ssd_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                           double *bytes) {
     (void)inputs;
-    const kr_chunk_size s = measure(t, in);
+    const kr_chunk_size s = kr_ssd_measure(t, in);
     const double tokens = (double)(s.batch * s.length), channels = (double)(s.heads * s.width), n = (double)s.states;
     const double shared = (double)s.groups * n;
     *flops = tokens * ((double)s.chunk * (shared + channels) + 4 * channels * n + 30 * (double)s.heads);
@@ -82,7 +69,7 @@ static void ssd_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape 
 static void ssd_scan_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                                double *bytes) {
     (void)inputs, (void)out;
-    const kr_chunk_size s = measure(t, in + SSD_GRAD_FORWARD);
+    const kr_chunk_size s = kr_ssd_measure(t, in + SSD_GRAD_FORWARD);
     const double tokens = (double)(s.batch * s.length), channels = (double)(s.heads * s.width), n = (double)s.states;
     const double shared = (double)s.groups * n,
                  again = in[SSD_GRAD_FORWARD + SSD_Z].rank >= 0 ? 1 : 0; // y for the gate
@@ -94,35 +81,6 @@ static void ssd_scan_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_s
     *bytes = 4 * (tokens * (channels * (3 + 2 * (in[SSD_GRAD_FORWARD + SSD_Z].rank >= 0)) + 4 * shared +
                             2 * (double)s.heads) +
                   (double)kr_shape_count(&in[SSD_GRAD_SAVED]));
-}
-
-static size_t bytes_of(int64_t floats) { return (size_t)(floats + KR_CHUNK_LANES) * sizeof(float); }
-
-static size_t ssd_scan_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    const kr_chunk_size s = measure(t, in);
-    return bytes_of(kr_ssd_floats(&s, false));
-}
-
-static size_t ssd_scan_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    const kr_chunk_size s = measure(t, in + SSD_GRAD_FORWARD);
-    return bytes_of(kr_ssd_floats(&s, true));
-}
-
-/// The best chunk for the shapes; the states before each are saved: [B, chunks, H, N, P].
-static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
-    const kr_chunk_size s = measure(t, in);
-    if (!t->i[SSD_CHUNK]) t->i[SSD_CHUNK] = s.chunk;
-    return kr_settle_saved(op, target, &t->i[SSD_SAVED_SIZE], KR_SHAPE(s.batch, s.chunks, s.heads, s.states, s.width));
-}
-static kr_status ssd_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
-    (void)inputs;
-    return settle("ssd_scan", target, t, in);
-}
-static kr_status ssd_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
-    (void)inputs;
-    return settle("ssd_scan_grad", target, t, in + SSD_GRAD_FORWARD);
 }
 
 extern const kr_op kr_op_ssd_scan_grad;
@@ -144,9 +102,6 @@ static void ssd_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *d
 }
 
 #define BIT(k) (1u << (k))
-static const kr_stage forward_stages[] = {KR_STAGE(ssd_scan)};
-static const kr_stage backward_stages[] = {KR_STAGE(ssd_scan_grad_carry), KR_STAGE(ssd_scan_grad),
-                                           KR_STAGE(ssd_scan_grad_sum)};
 
 const kr_op kr_op_ssd_scan = {
     .name = "ssd_scan",
@@ -162,9 +117,6 @@ const kr_op kr_op_ssd_scan = {
     .grad = ssd_scan_derivative,
     .cost = ssd_scan_cost,
 };
-KR_CPU(ssd_scan, .rows_in = BIT(SSD_X) | BIT(SSD_DT) | BIT(SSD_B) | BIT(SSD_C) | BIT(SSD_Z), .rows_out = BIT(SSD_Y),
-       .skip_out = BIT(SSD_LAST) | BIT(SSD_SAVED), .work = ssd_scan_work,
-       .inplace = {BIT(SSD_X) | BIT(SSD_Z), BIT(SSD_H0)}, .specialise = ssd_scan_specialise, KR_STAGES(forward_stages))
 
 /// Reads dout [B, L, H*P]? and dlast [B, H, P, N]?, the forward inputs x to dt_bias, reset? and the saved states; gives
 /// the gradients of x, dt, A, B, C, D, z, dt_bias (empty where the input is absent) and h0. zero_start: the scan had no
@@ -180,13 +132,6 @@ const kr_op kr_op_ssd_scan_grad = {
     .check = check_groups,
     .cost = ssd_scan_grad_cost,
 };
-KR_CPU(ssd_scan_grad,
-       .rows_in = BIT(SSD_GRAD_DY) | BIT(SSD_GRAD_FORWARD + SSD_X) | BIT(SSD_GRAD_FORWARD + SSD_DT) |
-                  BIT(SSD_GRAD_FORWARD + SSD_B) | BIT(SSD_GRAD_FORWARD + SSD_C) | BIT(SSD_GRAD_FORWARD + SSD_Z),
-       .rows_out = BIT(SSD_GRAD_DX) | BIT(SSD_GRAD_DDT) | BIT(SSD_GRAD_DB) | BIT(SSD_GRAD_DC) | BIT(SSD_GRAD_DZ),
-       .skip_out = BIT(SSD_GRAD_OUTPUTS) - 1, .work = ssd_scan_grad_work,
-       .inplace = {BIT(SSD_GRAD_DY) | BIT(SSD_GRAD_FORWARD + SSD_X), BIT(SSD_GRAD_FORWARD + SSD_DT)},
-       .specialise = ssd_scan_grad_specialise, KR_STAGES(backward_stages))
 
 kr_value (kr_ssd_scan)(kr_graph *g, const kr_ssd_scan_args *a, kr_value *last) {
     // attributes are finite, so that they print: 0 stands for no limit

@@ -17,30 +17,9 @@
 /// dtheta_t = sum_{t' >= t} e_t', which a reset cuts as it cuts theta. A gate z is applied to o.
 ///
 /// source Lahoti et al. 2026, arXiv:2603.15569
-#include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
-#include "ops/trapezoid/args.h"
 #include "ops/trapezoid/work.h"
-
-KR_KERNEL_DECLARE(trapezoid_scan)
-KR_KERNEL_DECLARE(trapezoid_scan_grad)
-KR_KERNEL_DECLARE(trapezoid_scan_grad_sum)
-
-/// Both sizes, from the shapes of K to ANG.
-typedef struct sizes {
-    kr_chunk_size scan;
-    kr_turn_size turn;
-} sizes;
-
-static sizes measure(const kr_attrs *t, const kr_shape *in) {
-    const int64_t heads = in[TRAPEZOID_ADT].dim[2], rank = t->i[TRAPEZOID_RANK], groups = t->i[TRAPEZOID_GROUPS];
-    const int64_t states = groups > 0 ? in[TRAPEZOID_K_BIAS].dim[2] : heads ? in[TRAPEZOID_K].dim[2] / heads / rank : 0;
-    sizes s = {.scan = kr_chunk_measure(in[TRAPEZOID_K].dim[0], in[TRAPEZOID_K].dim[1], heads, groups, rank,
-                                        heads ? in[TRAPEZOID_X].dim[2] / heads : 0, states, t->i[TRAPEZOID_CHUNK])};
-    s.turn = kr_turn_measure(&s.scan, groups > 0, groups > 0 ? in[TRAPEZOID_ANG].dim[in[TRAPEZOID_ANG].rank - 1] : 0);
-    return s;
-}
 
 #define FORWARD_INPUTS(from)                                                                            \
     [(from) + TRAPEZOID_K] = {"k", "groups ? B L rank*groups*N : B L H*rank*N"},                        \
@@ -130,7 +109,7 @@ static kr_status check_scan_back(const kr_op *op, const kr_attrs *t, const kr_sh
 static void trapezoid_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                                 double *bytes) {
     (void)inputs;
-    const sizes all = measure(t, in);
+    const kr_trapezoid_size all = kr_trapezoid_measure(t, in);
     const kr_chunk_size *s = &all.scan;
     const double heads = (double)(s->batch * s->length * s->heads), r = (double)s->rank, p = (double)s->width;
     const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.turn.pairs;
@@ -143,7 +122,7 @@ static void trapezoid_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_
 static void trapezoid_scan_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs,
                                      double *flops, double *bytes) {
     (void)inputs, (void)out;
-    const sizes all = measure(t, in + TRAPEZOID_GRAD_FORWARD);
+    const kr_trapezoid_size all = kr_trapezoid_measure(t, in + TRAPEZOID_GRAD_FORWARD);
     const kr_chunk_size *s = &all.scan;
     const double heads = (double)(s->batch * s->length * s->heads), r = (double)s->rank, p = (double)s->width;
     const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.turn.pairs;
@@ -153,38 +132,6 @@ static void trapezoid_scan_grad_cost(const kr_attrs *t, const kr_shape *in, cons
     *bytes = 4 * (heads * ((2 + r + 3 * (in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z].rank >= 0)) * p + 6) +
                   4 * (double)kr_shape_count(&in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_K]) +
                   (double)kr_shape_count(&in[TRAPEZOID_GRAD_SAVED]));
-}
-
-static size_t bytes_of(int64_t floats) { return (size_t)(floats + KR_CHUNK_LANES) * sizeof(float); }
-
-static size_t trapezoid_scan_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    const sizes s = measure(t, in);
-    return bytes_of(kr_turn_floats(&s.scan, &s.turn, false));
-}
-
-static size_t trapezoid_scan_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    const sizes s = measure(t, in + TRAPEZOID_GRAD_FORWARD);
-    return bytes_of(kr_turn_floats(&s.scan, &s.turn, true));
-}
-
-/// As ssd_scan: [B, chunks, H, N, P]; and the angles before each chunk, [B, chunks, H, S].
-static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
-    const sizes s = measure(t, in);
-    if (!t->i[TRAPEZOID_CHUNK]) t->i[TRAPEZOID_CHUNK] = s.scan.chunk;
-    KR_TRY(kr_settle_saved(op, target, &t->i[TRAPEZOID_SAVED_SIZE],
-                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.scan.states, s.scan.width)));
-    return kr_settle_saved(op, target, &t->i[TRAPEZOID_ANGLES_SIZE],
-                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.turn.pairs));
-}
-static kr_status trapezoid_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
-    (void)inputs;
-    return settle("trapezoid_scan", target, t, in);
-}
-static kr_status trapezoid_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
-    (void)inputs;
-    return settle("trapezoid_scan_grad", target, t, in + TRAPEZOID_GRAD_FORWARD);
 }
 
 extern const kr_op kr_op_trapezoid_scan_grad;
@@ -210,15 +157,6 @@ static void trapezoid_scan_derivative(kr_graph *g, const kr_node *n, const kr_va
 }
 
 #define BIT(k) (1u << (k))
-static const kr_stage forward_stages[] = {KR_STAGE(trapezoid_scan)};
-static const kr_stage backward_stages[] = {KR_STAGE(trapezoid_scan_grad), KR_STAGE(trapezoid_scan_grad_sum)};
-
-enum {
-    STEPS = BIT(TRAPEZOID_K) | BIT(TRAPEZOID_Q) | BIT(TRAPEZOID_X) | BIT(TRAPEZOID_ADT) | BIT(TRAPEZOID_DT) |
-            BIT(TRAPEZOID_TRAP) | BIT(TRAPEZOID_Z) | BIT(TRAPEZOID_ANG),
-    EXTRAS = BIT(TRAPEZOID_MIMO_X) | BIT(TRAPEZOID_D) | BIT(TRAPEZOID_Z) | BIT(TRAPEZOID_K_BIAS) |
-             BIT(TRAPEZOID_Q_BIAS) | BIT(TRAPEZOID_ANG),
-};
 
 const kr_op kr_op_trapezoid_scan = {
     .name = "trapezoid_scan",
@@ -226,7 +164,7 @@ const kr_op kr_op_trapezoid_scan = {
     .outputs = TRAPEZOID_OUTPUTS,
     .zero_absent = BIT(TRAPEZOID_D) | BIT(TRAPEZOID_H0) | BIT(TRAPEZOID_K0) | BIT(TRAPEZOID_V0) |
                    BIT(TRAPEZOID_THETA0) | BIT(TRAPEZOID_RESET),
-    .keeps_in = STEPS | EXTRAS | BIT(TRAPEZOID_K0) | BIT(TRAPEZOID_V0) | BIT(TRAPEZOID_RESET),
+    .keeps_in = TRAPEZOID_STEPS | TRAPEZOID_EXTRAS | BIT(TRAPEZOID_K0) | BIT(TRAPEZOID_V0) | BIT(TRAPEZOID_RESET),
     .keeps_out = BIT(TRAPEZOID_O) | BIT(TRAPEZOID_SAVED) | BIT(TRAPEZOID_ANGLES),
     .attr = {.i = {"rank", "chunk", "groups", "half", "saved", "angles"}},
     .signature = &trapezoid_scan_signature,
@@ -234,10 +172,6 @@ const kr_op kr_op_trapezoid_scan = {
     .grad = trapezoid_scan_derivative,
     .cost = trapezoid_scan_cost,
 };
-KR_CPU(trapezoid_scan, .rows_in = STEPS, .rows_out = BIT(TRAPEZOID_O),
-       .skip_out = BIT(TRAPEZOID_OUTPUTS) - 1 - BIT(TRAPEZOID_O), .work = trapezoid_scan_work,
-       .inplace = {BIT(TRAPEZOID_X) | BIT(TRAPEZOID_Z), BIT(TRAPEZOID_H0), BIT(TRAPEZOID_K0)},
-       .specialise = trapezoid_scan_specialise, KR_STAGES(forward_stages))
 
 /// Reads the gradients of o [B, L, R*H*P]?, of the last state, key, x and angles (all optional), the forward inputs k
 /// to ang, k0?, v0?, reset?, the saved states and angles, and with a gate the output; gives the gradients of k to ang
@@ -254,13 +188,6 @@ const kr_op kr_op_trapezoid_scan_grad = {
     .check = check_scan_back,
     .cost = trapezoid_scan_grad_cost,
 };
-KR_CPU(trapezoid_scan_grad, .rows_in = BIT(TRAPEZOID_GRAD_DO) | STEPS << TRAPEZOID_GRAD_FORWARD | BIT(TRAPEZOID_GRAD_O),
-       .rows_out = BIT(TRAPEZOID_GRAD_DK) | BIT(TRAPEZOID_GRAD_DQ) | BIT(TRAPEZOID_GRAD_DX) | BIT(TRAPEZOID_GRAD_DADT) |
-                   BIT(TRAPEZOID_GRAD_DDT) | BIT(TRAPEZOID_GRAD_DTRAP) | BIT(TRAPEZOID_GRAD_DZ) |
-                   BIT(TRAPEZOID_GRAD_DANG),
-       .skip_out = BIT(TRAPEZOID_GRAD_OUTPUTS) - 1, .work = trapezoid_scan_grad_work,
-       .inplace = {BIT(TRAPEZOID_GRAD_FORWARD + TRAPEZOID_K), BIT(TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Q)},
-       .specialise = trapezoid_scan_grad_specialise, KR_STAGES(backward_stages))
 
 kr_value(kr_trapezoid_scan)(kr_graph *g, const kr_trapezoid_scan_args *a, kr_trapezoid_scan_state *last) {
     const kr_attrs t = {.i = {[TRAPEZOID_RANK] = a->rank ? a->rank : 1,
