@@ -178,15 +178,15 @@ typedef struct kr_operand_rule {
 } kr_operand_rule;
 enum { KR_OPTIONAL = 1 }; ///< the input may be absent
 /// Values that an attribute may have.
-typedef struct kr_range {
+typedef struct kr_attr_range {
     bool given;
     double least, most;
-} kr_range;
+} kr_attr_range;
 /// What an op takes and gives. Lists of operands end at the first without a name; of variadic ops the last input stands
 /// for all that follow.
 typedef struct kr_signature {
     kr_operand_rule in[KR_MAX_INPUTS + 1], out[KR_MAX_OUTPUTS + 1];
-    kr_range i[KR_ATTR_INTEGERS], r[KR_ATTR_REALS];
+    kr_attr_range i[KR_ATTR_INTEGERS], r[KR_ATTR_REALS];
 } kr_signature;
 /// The lengths that letters stand for, for `check` (ops/graph/signature.h).
 typedef struct kr_letters kr_letters;
