@@ -251,7 +251,8 @@ enum {
 
 typedef struct kr_session kr_session;
 /// threads 0: kr_cpu_count(). The device must outlive the session. One thread at a time may use a session.
-/// fails KR_BAD_ARGUMENT, KR_UNSUPPORTED when KRAIT_ISA names a level that does not exist or that cannot be had
+/// fails KR_BAD_ARGUMENT, KR_UNSUPPORTED when KRAIT_ISA names a level that does not exist or that cannot be had, or
+/// KRAIT_WITHOUT an extension that is not known
 kr_status kr_session_open(kr_device *, int threads, kr_session **out);
 void kr_session_close(kr_session *);
 int kr_session_threads(const kr_session *);

@@ -45,6 +45,7 @@ kr_status kr_session_open(kr_device *device, int threads, kr_session **out) {
     KR_FAIL_IF(threads < 0 || threads > MOST_THREADS, KR_BAD_ARGUMENT,
                "session: %d threads, want 1 to %d, or 0 for all processors", threads, MOST_THREADS);
     KR_TRY(kr_isa_environment());
+    KR_TRY(kr_bf16_environment());
     kr_blas_prepare();
     kr_session *s = calloc(1, sizeof *s);
     KR_FAIL_IF(!s, KR_NO_MEMORY, "no memory for a session");
