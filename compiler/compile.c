@@ -8,7 +8,7 @@ static const struct pass {
     const char *name;
     kr_status (*run)(kr_compilation *);
 } passes[] = {
-    {"autodiff", kr_pass_autodiff}, {"optimizer", kr_pass_optimizer}, {"simplify", kr_pass_simplify},
+    {"specialise", kr_pass_specialise}, {"autodiff", kr_pass_autodiff}, {"optimizer", kr_pass_optimizer}, {"simplify", kr_pass_simplify},
     {"rematerialise", kr_pass_rematerialise}, {"fuse", kr_pass_fuse},
     {"layout", kr_pass_layout},     {"schedule", kr_pass_schedule},   {"memory", kr_pass_memory},
     {"lower", kr_pass_lower},
@@ -21,10 +21,10 @@ static kr_status run_passes(kr_compilation *c) {
     const char *stop = c->options->stop_after;
     bool known = !stop;
     for (int i = 0; i < PASSES && !known; i++) known = !strcmp(stop, passes[i].name);
-    KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "compile: there is no pass \"%s\"; passes are autodiff, optimizer, simplify, "
+    KR_FAIL_IF(!known, KR_BAD_ARGUMENT, "compile: there is no pass \"%s\"; passes are specialise, autodiff, optimizer, simplify, "
                "rematerialise, fuse, layout, schedule, memory, lower", stop);
     KR_TRY(kr_graph_verify(c->g));
-    KR_TRY(kr_precision_set(c->g, c->options->precision));
+    KR_TRY(kr_precision_set(c->options->target, c->g, c->options->precision));
     for (int i = 0; i < PASSES; i++) {
         kr_status status = passes[i].run(c);
         if (!status) status = kr_graph_verify(c->g);
@@ -50,7 +50,9 @@ void kr_compilation_free(kr_compilation *c) {
 
 kr_status kr_compile(kr_graph *g, const kr_compile_options *options, kr_plan **plan, kr_plan_stats *stats) {
     if (plan) *plan = NULL;
-    kr_compilation c = {.g = g, .options = options};
+    kr_compile_options settled = *options;
+    if (!settled.target) settled.target = &kr_target_cpu;
+    kr_compilation c = {.g = g, .options = &settled};
     kr_status status = run_passes(&c);
     if (stats) *stats = c.stats;
     kr_compilation_free(&c);

@@ -10,15 +10,18 @@ extern "C" {
 #endif
 
 /// AdamW with decay groups, as part of the graph (MATH 13). Weight decay applies to params flagged KR_PARAM_DECAY.
+/// The moments of a param are carries "exp_avg.<param>" and "exp_avg_sq.<param>" of kind KR_CARRY_OPTIMIZER, and so is
+/// the number of updates, from which the bias corrections follow.
 typedef struct kr_optimizer {
     double beta1, beta2, eps, weight_decay;
     double max_norm;   ///< global-norm clipping; 0: none
 } kr_optimizer;
+#define KR_OPTIMIZER_STEP "optimizer.step" ///< the carry, i64 [1], that holds the number of updates so far
 
 /// One plan on the curve of memory against time.
 typedef struct kr_memory_point {
     size_t bytes;        ///< all arenas: kr_plan_stats_bytes of it
-    double seconds;      ///< of one run, estimated from the ops' costs at fixed rates (compiler/cost.c)
+    double seconds;      ///< of one run, estimated from the ops' costs at the target's rates (compiler/cost.c)
     double extra;        ///< share of the time without recomputation that is added: 0.05 is 5 %
     int again;           ///< nodes that run a second time
     char what[192];      ///< which: "24 causal_conv1d, 24 matmul"
@@ -34,8 +37,8 @@ typedef struct kr_memory_curve {
 typedef enum kr_goal {
     KR_GOAL_FORWARD = 0, ///< just the graph's outputs and assigns
     KR_GOAL_GRADIENTS, ///< and d loss / d param as outputs "grad.<param>", and d loss / d input of f32 inputs "grad.<input>"
-    KR_GOAL_TRAIN,      ///< forward, backward, clipping and update in one plan; adds input "optimizer" f32 [3]
-                        ///< (learning rate, 1 - beta1^t, 1 - beta2^t) and output "grad_norm" f32 [1]
+    KR_GOAL_TRAIN,      ///< forward, backward, clipping and update in one plan; adds input "learning_rate" f32 [1]
+                        ///< and output "grad_norm" f32 [1]; if that is not finite, params and optimiser state stay
     KR_GOAL_ACCUMULATE, ///< forward, backward, and gradients added into carries "gradient.<param>"
     KR_GOAL_TRAIN_LAST, ///< as TRAIN, after adding the carried gradients, which become zero again
 } kr_goal;
@@ -62,6 +65,7 @@ typedef struct kr_compile_options {
     bool no_fuse;             ///< leave every op a node of its own
     const char *stop_after;   ///< leave the graph as it is after this pass and make no plan; null: all
     kr_precision precision;   ///< of all matrix products, those of gradients too
+    const kr_target *target;  ///< what the plan is for; null: the CPU
 } kr_compile_options;
 
 /// What the planner found, in bytes; also FLOPs and traffic of one run.
@@ -83,6 +87,10 @@ size_t kr_plan_stats_bytes(const kr_plan_stats *);
 /// Runs the passes over `g` (which changes) and lowers it. `plan` may be null when options->stop_after is set.
 /// fails KR_UNSUPPORTED: bf16 on a machine without instructions for it, or an op on the way to the loss has no gradient
 kr_status kr_compile(kr_graph *g, const kr_compile_options *, kr_plan **plan, kr_plan_stats *stats);
+
+/// What ops leave open (an attribute of 0: chunk, sizes of saved states) becomes what the target makes of it: the first
+/// pass of kr_compile; alone for those who run a graph without compiling it.
+kr_status kr_specialise(kr_graph *, const kr_target *);
 
 /// Names of the passes in order; null after the last.
 const char *kr_pass_name(int index);

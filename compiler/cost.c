@@ -1,10 +1,7 @@
-/// What a node costs, from its op's own figures, and what that is in time. The rates are fixed, so that plans do not
-/// depend on the mood of the machine: about what two cores with AVX-512 sustain over a training step.
+/// What a node costs, from its op's own figures, and what that is in time at the target's rates.
 #include "compiler/internal.h"
 
 #include <stdlib.h>
-
-static const double flops_per_ns = 200, bytes_per_ns = 25, ns_per_step = 2000; ///< the last: waking threads, a barrier
 
 static double value_bytes(const kr_graph *g, kr_value v) {
     const kr_shape shape = kr_value_shape(g, v);
@@ -23,15 +20,15 @@ void kr_node_cost(const kr_graph *g, const kr_node *n, const kr_shape *in, const
     *flops = n->outputs ? (double)kr_value_count(g, n->out[0]) : 0;
 }
 
-double kr_node_ns(const kr_graph *g, const kr_node *n) {
+double kr_node_ns(const kr_target *t, const kr_graph *g, const kr_node *n) {
     double flops, bytes;
     if (n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) return 0;
     kr_shape *shapes = malloc((size_t)(n->inputs + n->outputs + 1) * sizeof *shapes);
-    if (!shapes) return ns_per_step; // an estimate is only information
+    if (!shapes) return t->ns_per_step; // an estimate is only information
     for (int i = 0; i < n->inputs + n->outputs; i++)
         shapes[i] = kr_value_shape(g, i < n->inputs ? n->in[i] : n->out[i - n->inputs]);
     kr_node_cost(g, n, shapes, shapes + n->inputs, &flops, &bytes);
     free(shapes);
-    const double arithmetic = flops / flops_per_ns, traffic = bytes / bytes_per_ns;
-    return ns_per_step + (arithmetic > traffic ? arithmetic : traffic);
+    const double arithmetic = flops / t->flops_per_ns, traffic = bytes / t->bytes_per_ns;
+    return t->ns_per_step + (arithmetic > traffic ? arithmetic : traffic);
 }

@@ -72,7 +72,7 @@ static void look(const kr_compilation *c, kr_reads *r) {
 }
 
 kr_status kr_reads_make(const kr_compilation *c, kr_reads *r) {
-    *r = (kr_reads){.g = c->g, .nodes = kr_graph_nodes(c->g), .values = kr_graph_values(c->g)};
+    *r = (kr_reads){.g = c->g, .target = c->options->target, .nodes = kr_graph_nodes(c->g), .values = kr_graph_values(c->g)};
     const size_t values = r->values + 4u, nodes = (size_t)r->nodes + 1;
     size_t reads = 0;
     for (int i = 0; i < r->nodes; i++) reads += (size_t)kr_graph_node(r->g, i)->inputs;

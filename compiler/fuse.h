@@ -7,6 +7,7 @@
 /// One look at a sorted graph. Nodes are known by their index in it.
 typedef struct kr_reads {
     kr_graph *g;
+    const kr_target *target;
     int nodes;
     uint32_t values;
     int *index;       ///< by value: the node that makes it

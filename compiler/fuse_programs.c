@@ -10,9 +10,7 @@
 #include <string.h>
 
 enum {
-    NEIGHBOURS = 16,         ///< readers of an operand that are looked at
-    LARGE = 1 << 18,         ///< elements from which a sum over all rows has enough pieces
-    MANY = 64                ///< or results of a sum
+    NEIGHBOURS = 16          ///< readers of an operand that are looked at
 };
 
 typedef struct programs {
@@ -38,7 +36,7 @@ static bool inputs_of(const kr_reads *r, const kr_group *s, kr_value *in, int *c
             bool known = kr_group_has(s, r->index[n->in[j].id]);
             for (int i = 0; i < *count && !known; i++) known = in[i].id == n->in[j].id;
             if (known) continue;
-            if (*count == KR_PROGRAM_INPUTS) return false;
+            if (*count == r->target->program.inputs) return false;
             in[(*count)++] = n->in[j];
         }
     }
@@ -46,9 +44,10 @@ static bool inputs_of(const kr_reads *r, const kr_group *s, kr_value *in, int *c
 }
 
 static bool within_limits(const kr_reads *r, const kr_group *s) {
+    const kr_program_limits *limits = &r->target->program;
     kr_value in[KR_PROGRAM_INPUTS];
     int inputs, reals = 0, outputs = 0;
-    if (s->count > KR_PROGRAM_LENGTH || !inputs_of(r, s, in, &inputs)) return false;
+    if (s->count > limits->length || !inputs_of(r, s, in, &inputs)) return false;
     for (int k = 0; k < s->count; k++) {
         const kr_node *n = kr_graph_node(r->g, s->member[k]);
         int has = 0;
@@ -56,7 +55,7 @@ static bool within_limits(const kr_reads *r, const kr_group *s) {
         reals += has;
         outputs += kr_group_puts_out(r, s, n->out[0]);
     }
-    return reals <= KR_PROGRAM_REALS && outputs <= KR_PROGRAM_OUTPUTS;
+    return reals <= limits->reals && outputs <= limits->outputs;
 }
 
 /// The members of both, ascending; false when there are too many.
@@ -136,7 +135,7 @@ static bool sum_of(const programs *p, int i, kr_value *summed, int *axis, int *a
     if (!kr_shape_count(&whole) || !find_axes(&whole, &s, k, axis, axes)) return false;
     int64_t outer = 1;
     for (int j = 0; j < k; j++) outer *= s.dim[j];
-    return outer >= MANY || kr_shape_count(&whole) >= LARGE;
+    return outer >= p->r->target->program.many || kr_shape_count(&whole) >= p->r->target->program.large;
 }
 
 /// Lets the sum at node i end the program that computes what it sums.

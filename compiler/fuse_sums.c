@@ -1,7 +1,7 @@
 /// What another node can do on its way. Additions: y = product + x becomes a product with a residual, dx + dstream an
 /// input of the norm's gradient, and norm(a + b) a norm with a residual, whose second output is the sum. Activations:
-/// silu(product), in plans without gradients, where nobody else reads the product. The descriptor says which input
-/// or attribute does it (kr_op.added, kr_op.adds_first, kr_op.activations).
+/// silu(product), in plans without gradients, where nobody else reads the product. The op says which input
+/// or attribute does it (kr_op.added, kr_op.adds_first, kr_op.activations), the target whether it pays (kr_impl.fuses).
 #include "compiler/fuse.h"
 
 #include <string.h>
@@ -17,17 +17,17 @@ static bool layout_of(const kr_graph *g, kr_value v, kr_layout *out) {
     return layout_of(g, n->in[0], &from) && n->op->view(&n->attrs, &from, &shape, out);
 }
 
-static bool readable(const kr_graph *g, const kr_node *n, int at, kr_value v) {
+static bool readable(const kr_target *target, const kr_graph *g, const kr_node *n, int at, kr_value v) {
     kr_layout l;
-    return layout_of(g, v, &l) && kr_layout_accepted(n->op, at, &l);
+    return layout_of(g, v, &l) && kr_layout_accepted(target, n, at, &l);
 }
 
 /// Would the op's rule accept `v` as its input `at`, and its kernel read it where it lies?
-static bool takes_input(const kr_graph *g, const kr_node *n, int at, kr_value v, kr_value first) {
+static bool takes_input(const kr_target *target, const kr_graph *g, const kr_node *n, int at, kr_value v, kr_value first) {
     kr_shape in_shape[32], out_shape[16];
     kr_dtype in_dtype[32], out_dtype[16];
     if (n->inputs > 32 || n->outputs > 16) return false;
-    if (!readable(g, n, at, v) || (first.id && !readable(g, n, 0, first)))
+    if (!readable(target, g, n, at, v) || (first.id && !readable(target, g, n, 0, first)))
         return false; // a copy costs more than it saves
     for (int k = 0; k < n->inputs; k++) {
         const kr_value in = k == at ? v : k == 0 && first.id ? first : n->in[k];
@@ -62,12 +62,12 @@ static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
     const kr_value other = sum->in[1 - k];
     kr_node *n = kr_value_node(g, sum->in[k]);
     const int at = n->op->added - 1;
-    if (at < 0 || n->dead || n->in[at].id || sum->in[k].id != n->out[0].id || sum->in[0].id == sum->in[1].id)
-        return false;
+    if (at < 0 || n->dead || n->in[at].id || !(kr_impl_of(r->target, n)->fuses & KR_FUSES_ADDEND)) return false;
+    if (sum->in[k].id != n->out[0].id || sum->in[0].id == sum->in[1].id) return false;
     for (int j = 0; j < n->inputs; j++)
         if (n->in[j].id == other.id) return false; // its memory may be taken over while it is still read
     const kr_group s = pair(r->index[n->out[0].id], index);
-    if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(g, n, at, other, KR_NONE))
+    if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) || !takes_input(r->target, g, n, at, other, KR_NONE))
         return false;
     const kr_node *one = again(g, n, sum, at, other, KR_NONE);
     if (!one) return false;
@@ -81,11 +81,11 @@ static bool into_producer(kr_reads *r, kr_node *sum, int index, int k) {
 static bool into_reader(kr_reads *r, kr_node *n, int index) {
     kr_graph *g = r->g;
     const int at = n->op->adds_first - 1;
-    if (at < 0 || n->in[at].id) return false;
+    if (at < 0 || n->in[at].id || !(kr_impl_of(r->target, n)->fuses & KR_FUSES_FIRST_ADDEND)) return false;
     kr_node *sum = kr_value_node(g, n->in[0]);
     if (sum->dead || !(sum->op->flags & KR_OP_ADDS) || sum->in[0].id == sum->in[1].id) return false;
     const kr_group s = pair(r->index[sum->out[0].id], index);
-    if (!kr_group_may_form(r, &s) || !takes_input(g, n, at, sum->in[1], sum->in[0])) return false;
+    if (!kr_group_may_form(r, &s) || !takes_input(r->target, g, n, at, sum->in[1], sum->in[0])) return false;
     const kr_node *one = again(g, n, n, at, sum->in[1], sum->in[0]);
     if (!one) return false;
     kr_graph_replace(g, sum->out[0], one->out[1]);
@@ -100,6 +100,7 @@ static bool into_activation(kr_reads *r, kr_node *act, int index) {
     if (!(act->op->flags & KR_OP_ELEMENTWISE) || act->inputs != 1) return false;
     kr_node *n = kr_value_node(g, act->in[0]);
     if (!n->op->activations || n->dead || act->in[0].id != n->out[0].id || n->attrs.i[n->op->activation]) return false;
+    if (!(kr_impl_of(r->target, n)->fuses & KR_FUSES_ACTIVATION)) return false;
     kr_attrs attrs = n->attrs;
     for (int k = 0; n->op->activations[k]; k++)
         if (!strcmp(act->op->name, n->op->activations[k])) attrs.i[n->op->activation] = k + 1;

@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LINE = 64, WIDE = 4 * LINE }; ///< bytes; padding rows shorter than WIDE would grow them by more than a quarter
-
 int *kr_root_uses(const kr_graph *g) {
     int *uses = calloc(kr_graph_values(g) + 1u, sizeof *uses);
     if (!uses) return NULL;
@@ -27,7 +25,7 @@ static bool part_of(const kr_graph *g, const kr_node *view) {
 
 /// Marks, by value id, what should have rows of whole lines: joined from pieces or read in parts, with wide rows that
 /// are no whole lines by themselves, from an op that can write rows; no output or assigned value.
-static void want_lines(const kr_graph *g, const int *uses, bool *lines) {
+static void want_lines(const kr_target *t, const kr_graph *g, const int *uses, bool *lines) {
     for (int i = 0; i < kr_graph_nodes(g); i++) {
         const kr_node *n = kr_graph_node(g, i);
         if ((n->op->flags & KR_OP_VIEW) && part_of(g, n)) lines[n->in[0].id] = true;
@@ -41,13 +39,13 @@ static void want_lines(const kr_graph *g, const int *uses, bool *lines) {
         const kr_shape shape = kr_value_shape(g, value);
         const int64_t columns = shape.rank > 1 ? shape.dim[shape.rank - 1] : 0;
         const size_t row = (size_t)columns * kr_dtype_size(kr_value_dtype(g, value));
-        lines[v] = row >= WIDE && row % LINE && !uses[v] && !(n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) &&
-                   kr_mask_has(n->op->rows_out, kr_value_output(g, value));
+        lines[v] = row >= t->wide && row % t->line && !uses[v] && !(n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) &&
+                   kr_mask_has(kr_impl_of(t, n)->rows_out, kr_value_output(g, value));
     }
 }
 
 /// Takes the mark off values with a reader that cannot read them with such rows. Whether there was one.
-static bool unmark_unreadable(const kr_graph *g, const kr_home *homes, bool *lines) {
+static bool unmark_unreadable(const kr_target *t, const kr_graph *g, const kr_home *homes, bool *lines) {
     bool any = false;
     for (int i = 0; i < kr_graph_nodes(g); i++) {
         const kr_node *n = kr_graph_node(g, i);
@@ -55,7 +53,7 @@ static bool unmark_unreadable(const kr_graph *g, const kr_home *homes, bool *lin
             const uint32_t v = n->in[k].id, root = v ? homes[v].root : 0;
             if (!root || !lines[root]) continue;
             const bool fine = n->op->flags & KR_OP_VIEW ? homes[n->out[0].id].root != 0
-                                                        : kr_layout_accepted(n->op, k, &homes[v].layout);
+                                                        : kr_layout_accepted(t, n, k, &homes[v].layout);
             if (fine) continue;
             lines[root] = false;
             any = true;
@@ -64,11 +62,11 @@ static bool unmark_unreadable(const kr_graph *g, const kr_home *homes, bool *lin
     return any;
 }
 
-static kr_home own_home(const kr_graph *g, kr_value v, const bool *lines) {
+static kr_home own_home(const kr_target *t, const kr_graph *g, kr_value v, const bool *lines) {
     const kr_shape shape = kr_value_shape(g, v);
     kr_home home = {.root = v.id, .layout = kr_layout_packed(&shape)};
     if (!lines[v.id]) return home;
-    const int64_t line = LINE / (int64_t)kr_dtype_size(kr_value_dtype(g, v));
+    const int64_t line = (int64_t)t->line / (int64_t)kr_dtype_size(kr_value_dtype(g, v));
     int64_t step = (shape.dim[shape.rank - 1] + line - 1) / line * line;
     for (int k = shape.rank - 2; k >= 0; k--) {
         home.layout.stride[k] = step;
@@ -79,7 +77,7 @@ static kr_home own_home(const kr_graph *g, kr_value v, const bool *lines) {
 
 /// Gives the inputs of join node j their places inside its output, where their producers can write there. A piece that
 /// is another's value reshaped gives that value the place.
-static void place_pieces(const kr_graph *g, const kr_node *j, const int *uses, kr_home *homes) {
+static void place_pieces(const kr_target *t, const kr_graph *g, const kr_node *j, const int *uses, kr_home *homes) {
     const kr_home whole = homes[j->out[0].id];
     const int axis = (int)j->attrs.i[0];
     int64_t at = 0;
@@ -101,19 +99,19 @@ static void place_pieces(const kr_graph *g, const kr_node *j, const int *uses, k
         }
         if (!placeable || homes[v.id].root || kr_node_source(producer) || (producer->op->flags & KR_OP_VIEW)) continue;
         const bool packed = kr_layout_contiguous(&home.layout), rows = kr_layout_rows(&home.layout);
-        if (packed || (rows && kr_mask_has(producer->op->rows_out, kr_value_output(g, v)))) homes[v.id] = home;
+        if (packed || (rows && kr_mask_has(kr_impl_of(t, producer)->rows_out, kr_value_output(g, v)))) homes[v.id] = home;
     }
 }
 
-static void place_all(const kr_graph *g, const int *uses, const bool *lines, kr_home *homes) {
+static void place_all(const kr_target *t, const kr_graph *g, const int *uses, const bool *lines, kr_home *homes) {
     memset(homes, 0, (kr_graph_values(g) + 1u) * sizeof *homes);
     // Joins from last to first, so that a join inside a join finds its own place before its pieces look for theirs.
     for (int i = kr_graph_nodes(g) - 1; i >= 0; i--) {
         const kr_node *n = kr_graph_node(g, i);
         if (!(n->op->flags & KR_OP_JOIN)) continue;
         kr_home *home = &homes[n->out[0].id];
-        if (!home->root) *home = own_home(g, n->out[0], lines);
-        place_pieces(g, n, uses, homes);
+        if (!home->root) *home = own_home(t, g, n->out[0], lines);
+        place_pieces(t, g, n, uses, homes);
     }
     for (int i = 0; i < kr_graph_nodes(g); i++) {
         const kr_node *n = kr_graph_node(g, i);
@@ -127,20 +125,20 @@ static void place_all(const kr_graph *g, const int *uses, const bool *lines, kr_
                 if (!n->op->view(&n->attrs, &from.layout, &shape, &seen)) continue; // no home: the layout pass copies
                 *home = (kr_home){.root = from.root, .layout = seen};
             } else if (!home->root) {
-                *home = own_home(g, v, lines);
+                *home = own_home(t, g, v, lines);
                 if (kr_node_source(n) == KR_SOURCE_CONST) memset(home->layout.stride, 0, sizeof home->layout.stride);
             }
         }
     }
 }
 
-kr_status kr_homes(const kr_graph *g, kr_home *homes) {
+kr_status kr_homes(const kr_target *t, const kr_graph *g, kr_home *homes) {
     int *uses = kr_root_uses(g);
     bool *lines = calloc(kr_graph_values(g) + 1u, sizeof *lines);
     if (uses && lines) {
-        want_lines(g, uses, lines);
-        do place_all(g, uses, lines, homes);
-        while (unmark_unreadable(g, homes, lines));
+        want_lines(t, g, uses, lines);
+        do place_all(t, g, uses, lines, homes);
+        while (unmark_unreadable(t, g, homes, lines));
     }
     const bool done = uses && lines;
     free(uses);

@@ -25,7 +25,8 @@ typedef struct kr_compilation {
 } kr_compilation;
 
 /// Gives every op that has an attribute "precision" this one (compiler/precision.c).
-kr_status kr_precision_set(kr_graph *, kr_precision);
+kr_status kr_precision_set(const kr_target *, kr_graph *, kr_precision);
+kr_status kr_pass_specialise(kr_compilation *);
 kr_status kr_pass_autodiff(kr_compilation *);
 kr_status kr_pass_optimizer(kr_compilation *);
 kr_status kr_pass_simplify(kr_compilation *);
@@ -44,11 +45,11 @@ void kr_compilation_free(kr_compilation *); ///< all but the plan and the graph
 /// -1: an output that nobody reads); else every element once (compiler/cost.c).
 void kr_node_cost(const kr_graph *, const kr_node *, const kr_shape *in, const kr_shape *out, double *flops,
                   double *bytes);
-/// Estimated time of a node at fixed rates (compiler/cost.c).
-double kr_node_ns(const kr_graph *, const kr_node *);
+/// Estimated time of a node at the target's rates (compiler/cost.c).
+double kr_node_ns(const kr_target *, const kr_graph *, const kr_node *);
 
 /// Homes of all values of the graph as it stands, without changing it. Also used by the schedule and memory passes.
-kr_status kr_homes(const kr_graph *, kr_home *homes);
+kr_status kr_homes(const kr_target *, const kr_graph *, kr_home *homes);
 /// Bytes from the first to the last element of the value that owns a buffer: more than its elements where rows are
 /// padded.
 size_t kr_home_bytes(const kr_graph *, const kr_home *homes, uint32_t root);
@@ -62,7 +63,10 @@ bool kr_layout_rows(const kr_layout *);
 /// The packed layout of a shape.
 kr_layout kr_layout_packed(const kr_shape *);
 /// May input i of op be read in this layout?
-bool kr_layout_accepted(const kr_op *, int i, const kr_layout *);
+bool kr_layout_accepted(const kr_target *, const kr_node *, int i, const kr_layout *);
+/// What the target promises of a node's op; nothing for views, sources, and where it has no implementation: that is an
+/// error in the lower pass (compiler/lower.c).
+const kr_impl *kr_impl_of(const kr_target *, const kr_node *);
 
 /// A buffer of the plan.
 typedef struct kr_buffer {

@@ -41,9 +41,10 @@ bool kr_layout_rows(const kr_layout *l) {
 
 bool kr_mask_has(uint32_t mask, int i) { return mask >> (i < 31 ? i : 31) & 1; }
 
-bool kr_layout_accepted(const kr_op *op, int i, const kr_layout *l) {
-    return kr_layout_contiguous(l) || kr_mask_has(op->strided_in, i) ||
-           (kr_mask_has(op->rows_in, i) && kr_layout_rows(l));
+bool kr_layout_accepted(const kr_target *t, const kr_node *n, int i, const kr_layout *l) {
+    if (kr_layout_contiguous(l)) return true;
+    const kr_impl *impl = kr_impl_of(t, n);
+    return kr_mask_has(impl->strided_in, i) || (kr_mask_has(impl->rows_in, i) && kr_layout_rows(l));
 }
 
 static kr_value copy_before(kr_graph *g, const kr_node *reader, kr_value v) {
@@ -53,7 +54,7 @@ static kr_value copy_before(kr_graph *g, const kr_node *reader, kr_value v) {
 }
 
 /// One sweep: copies what is read in a layout that the reader does not take. Copies change homes, so sweep until none.
-static kr_status copy_unreadable(kr_graph *g, const kr_home *homes, int *copies) {
+static kr_status copy_unreadable(const kr_target *t, kr_graph *g, const kr_home *homes, int *copies) {
     const int nodes = kr_graph_nodes(g);
     const uint32_t values = kr_graph_values(g);
     for (int i = 0; i < nodes; i++) {
@@ -61,7 +62,7 @@ static kr_status copy_unreadable(kr_graph *g, const kr_home *homes, int *copies)
         for (int k = 0; k < n->inputs; k++) {
             const kr_value v = n->in[k];
             if (!v.id || v.id > values || !homes[v.id].root) continue; // its view is mended in this sweep first
-            bool fine = kr_layout_accepted(n->op, k, &homes[v.id].layout);
+            bool fine = kr_layout_accepted(t, n, k, &homes[v.id].layout);
             if (n->op->flags & KR_OP_VIEW) {
                 const kr_shape shape = kr_value_shape(g, n->out[0]);
                 kr_layout seen;
@@ -99,8 +100,8 @@ kr_status kr_pass_layout(kr_compilation *c) {
         copies = 0;
         kr_home *homes = calloc(kr_graph_values(g) + 1u, sizeof *homes);
         KR_FAIL_IF(!homes, KR_NO_MEMORY, "layout: no memory");
-        kr_status status = kr_homes(g, homes);
-        if (!status) status = copy_unreadable(g, homes, &copies);
+        kr_status status = kr_homes(c->options->target, g, homes);
+        if (!status) status = copy_unreadable(c->options->target, g, homes, &copies);
         free(homes);
         KR_TRY(status);
         KR_TRY(kr_graph_sort(g));

@@ -71,7 +71,7 @@ static kr_operand operand(const kr_compilation *c, kr_value v) {
 }
 
 /// What the op says of its work: cost and rounds.
-static kr_status measure(kr_compilation *c, const kr_node *n, const kr_operand *in, const kr_operand *out,
+static kr_status measure(kr_compilation *c, const kr_node *n, const kr_impl *impl, const kr_operand *in, const kr_operand *out,
                          kr_step *step) {
     kr_shape *shapes = malloc((size_t)(n->inputs + n->outputs + 1) * sizeof *shapes);
     KR_FAIL_IF(!shapes, KR_NO_MEMORY, "lower: no memory for a step of %d operands", n->inputs + n->outputs);
@@ -80,7 +80,7 @@ static kr_status measure(kr_compilation *c, const kr_node *n, const kr_operand *
         shapes[n->inputs + i] = out[i].shape;
         if (out[i].slot < 0) shapes[n->inputs + i].rank = -1; // nobody reads it
     }
-    step->rounds = n->op->rounds ? n->op->rounds(&n->attrs, shapes, shapes + n->inputs, n->inputs) : 1;
+    step->rounds = impl->rounds ? impl->rounds(&n->attrs, shapes, shapes + n->inputs, n->inputs) : 1;
     kr_node_cost(c->g, n, shapes, shapes + n->inputs, &step->flops, &step->bytes);
     c->stats.flops += step->flops;
     c->stats.bytes += step->bytes;
@@ -107,13 +107,16 @@ static bool nothing_to_do(const kr_compilation *c, const kr_node *n) {
 static kr_status add_step(kr_compilation *c, int index) {
     const kr_node *n = kr_graph_node(c->g, index);
     if ((n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) || nothing_to_do(c, n)) return KR_OK;
+    const kr_impl *impl = NULL;
+    const kr_status found = kr_target_impl(c->options->target, n->op, &impl);
+    if (found) return kr_status_prefix(found, "node %d, scope %s", index, n->scope && n->scope[0] ? n->scope : "-");
     kr_operand *operands = calloc((size_t)(n->inputs + n->outputs + 1), sizeof *operands);
     KR_FAIL_IF(!operands, KR_NO_MEMORY, "lower: no memory for a step of %d operands", n->inputs + n->outputs);
     kr_operand *in = operands, *out = operands + n->inputs;
     for (int i = 0; i < n->inputs; i++) in[i] = operand(c, n->in[i]);
     for (int i = 0; i < n->outputs; i++) out[i] = operand(c, n->out[i]);
-    kr_step step = {.op = n->op->name, .scope = n->scope, .node = index, .stages = n->op->stages,
-                    .stage_count = n->op->stage_count, .inputs = n->inputs, .outputs = n->outputs, .in = in, .out = out,
+    kr_step step = {.op = n->op->name, .scope = n->scope, .node = index, .kernels = impl->kernels,
+                    .stages = impl->stages, .inputs = n->inputs, .outputs = n->outputs, .in = in, .out = out,
                     .work = {.slot = -1}, .attrs = n->attrs};
     const int w = c->memory->work[index];
     if (w >= 0) {
@@ -121,14 +124,14 @@ static kr_status add_step(kr_compilation *c, int index) {
         step.work = (kr_operand){
             .slot = b->slot, .offset = b->offset, .dtype = KR_U8, .shape = KR_SHAPE((int64_t)b->bytes), .stride = {1}};
     }
-    kr_status status = measure(c, n, in, out, &step);
+    kr_status status = measure(c, n, impl, in, out, &step);
     if (!status) status = kr_plan_add_step(c->plan, &step);
     free(operands);
     return status;
 }
 
 kr_status kr_pass_lower(kr_compilation *c) {
-    KR_TRY(kr_plan_new(&c->plan));
+    KR_TRY(kr_plan_new(c->options->target->name, &c->plan));
     KR_TRY(make_slots(c));
     for (int i = 0; i < kr_graph_nodes(c->g); i++) {
         const kr_node *n = kr_graph_node(c->g, i);
@@ -142,7 +145,7 @@ kr_status kr_pass_lower(kr_compilation *c) {
     KR_TRY(kr_plan_finish(c->plan));
     for (int i = 0; i < c->stats.steps; i++) {
         const kr_step *s = kr_plan_step(c->plan, i);
-        c->stats.barriers += s->barrier + s->stage_count - 1;
+        c->stats.barriers += s->barrier + s->stages - 1;
     }
     return KR_OK;
 }

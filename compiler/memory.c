@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGN = 64 };
-
 void kr_memory_free(kr_memory *m) {
     if (!m) return;
     free(m->buffers);
@@ -97,9 +95,9 @@ static void kinds_of_roots(state *s) {
 
 /// Which input of n output k may take over, or -1.
 static int inplace_input(const state *s, const kr_node *n, int k, int index) {
-    const uint32_t masks[3] = {n->op->inplace, n->op->inplace1, n->op->inplace2};
+    const uint32_t *masks = kr_impl_of(s->c->options->target, n)->inplace;
     const kr_value out = n->out[k];
-    if (k >= 3 || !masks[k] || s->c->homes[out.id].root != out.id || !whole(s, out)) return -1;
+    if (k >= KR_INPLACE_OUTPUTS || !masks[k] || s->c->homes[out.id].root != out.id || !whole(s, out)) return -1;
     for (int i = 0; i < n->inputs && i < 32; i++) {
         if (!(masks[k] >> i & 1) || !n->in[i].id) continue;
         const kr_value in = n->in[i];
@@ -148,7 +146,7 @@ static void merge_inplace(state *s) {
     for (int i = 0; i < kr_graph_nodes(s->g); i++) {
         const kr_node *n = kr_graph_node(s->g, i);
         if (n->op->flags & (KR_OP_VIEW | KR_OP_SOURCE)) continue;
-        for (int k = 0; k < n->outputs && k < 3; k++) {
+        for (int k = 0; k < n->outputs && k < KR_INPLACE_OUTPUTS; k++) {
             const uint32_t out = n->out[k].id;
             if (s->kind[out] != KR_SLOT_ACTIVATION || s->last[out] < 0) continue;
             const int in = inplace_input(s, n, k, i);
@@ -170,23 +168,24 @@ static kr_status number_buffers(state *s, kr_memory *m) {
     for (uint32_t v = 0; v <= s->values; v++) m->of_value[v] = -1;
     for (int i = 0; i < nodes; i++) {
         const kr_node *n = kr_graph_node(s->g, i);
+        const kr_impl *impl = kr_impl_of(s->c->options->target, n);
         m->work[i] = -1;
         for (int k = 0; k < n->outputs; k++) {
             const uint32_t v = n->out[k].id;
             if (s->c->homes[v].root != v || s->alias[v] != v) continue;
-            if (s->last[v] < 0 && s->root_last[v] <= i && (n->op->skip_out >> k & 1)) continue; // nobody reads it
+            if (s->last[v] < 0 && s->root_last[v] <= i && (impl->skip_out >> k & 1)) continue; // nobody reads it
             m->of_value[v] = m->count;
             m->buffers[m->count++] = (kr_buffer){.kind = s->kind[v], .slot = -1,
                                                  .bytes = kr_home_bytes(s->g, s->c->homes, v),
                                                  .first = s->root_first[v], .last = s->root_last[v]};
         }
-        if (n->op->work && !(n->op->flags & KR_OP_VIEW)) {
+        if (impl->work) {
             kr_shape few_in[32], out[16], *in = few_in;
             if (n->inputs > 32)
                 KR_FAIL_IF(!(in = malloc((size_t)n->inputs * sizeof *in)), KR_NO_MEMORY, "memory: no memory");
             for (int k = 0; k < n->inputs; k++) in[k] = kr_value_shape(s->g, n->in[k]);
             for (int k = 0; k < n->outputs; k++) out[k] = kr_value_shape(s->g, n->out[k]);
-            const size_t bytes = n->op->work(&n->attrs, in, out, n->inputs);
+            const size_t bytes = impl->work(&n->attrs, in, out, n->inputs);
             if (in != few_in) free(in);
             if (!bytes) continue;
             m->work[i] = m->count;
@@ -200,7 +199,7 @@ static kr_status number_buffers(state *s, kr_memory *m) {
 }
 
 /// Packs all buffers of one kind into one arena.
-static kr_status place_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_t *bound, size_t *sum) {
+static kr_status place_kind(kr_memory *m, kr_slot_kind kind, size_t align, size_t *peak, size_t *bound, size_t *sum) {
     kr_block *blocks = calloc((size_t)m->count + 1, sizeof *blocks);
     int *which = calloc((size_t)m->count + 1, sizeof *which);
     KR_FAIL_IF(!blocks || !which, KR_NO_MEMORY, "memory: no memory to place buffers");
@@ -209,12 +208,12 @@ static kr_status place_kind(kr_memory *m, kr_slot_kind kind, size_t *peak, size_
     for (int i = 0; i < m->count; i++) {
         if (m->buffers[i].kind != kind) continue;
         which[count] = i;
-        *sum += (m->buffers[i].bytes + ALIGN - 1) / ALIGN * ALIGN;
+        *sum += (m->buffers[i].bytes + align - 1) / align * align;
         blocks[count++] = (kr_block){
             .first = m->buffers[i].first, .last = m->buffers[i].last, .size = m->buffers[i].bytes};
     }
-    const kr_status status = kr_place(blocks, count, ALIGN, peak);
-    *bound = kr_place_bound(blocks, count, ALIGN);
+    const kr_status status = kr_place(blocks, count, align, peak);
+    *bound = kr_place_bound(blocks, count, align);
     for (size_t i = 0; i < count; i++) m->buffers[which[i]].offset = blocks[i].offset;
     free(blocks);
     free(which);
@@ -226,7 +225,7 @@ static kr_status analyse(state *s, bool *settled) {
     free(c->homes);
     c->homes = calloc(kr_graph_values(s->g) + 1u, sizeof *c->homes);
     KR_FAIL_IF(!c->homes, KR_NO_MEMORY, "memory: no memory");
-    KR_TRY(kr_homes(s->g, c->homes));
+    KR_TRY(kr_homes(c->options->target, s->g, c->homes));
     s->values = c->home_count = kr_graph_values(s->g);
     const size_t n = s->values + 1u;
     free(s->last), free(s->root_first), free(s->root_last), free(s->alias), free(s->kind), free(s->slot_of);
@@ -268,9 +267,9 @@ static kr_status plan_memory(state *s) {
             m->of_value[v] = m->of_value[s->slot_of[v]];
         }
     size_t unused;
-    KR_TRY(place_kind(m, KR_SLOT_ACTIVATION, &c->stats.peak, &c->stats.bound, &c->stats.sum));
+    KR_TRY(place_kind(m, KR_SLOT_ACTIVATION, c->options->target->align, &c->stats.peak, &c->stats.bound, &c->stats.sum));
     c->stats.slot_bytes[KR_SLOT_ACTIVATION] = c->stats.peak;
-    return place_kind(m, KR_SLOT_GRADIENT, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
+    return place_kind(m, KR_SLOT_GRADIENT, c->options->target->align, &c->stats.slot_bytes[KR_SLOT_GRADIENT], &unused, &unused);
 }
 
 kr_status kr_pass_memory(kr_compilation *c) {

@@ -1,5 +1,5 @@
-/// The update as part of the graph: global norm, clipping inside AdamW, new parameters and moments assigned to their
-/// storage. Gradients of micro-batches add up in carries until the last one.
+/// The update as part of the graph: global norm, clipping inside AdamW, new parameters, moments and the step count
+/// assigned to their storage. Gradients of micro-batches add up in carries until the last one, which alone counts.
 #include "compiler/internal.h"
 
 static kr_value accumulator(kr_graph *g, kr_value param) {
@@ -46,17 +46,20 @@ static kr_status update(kr_compilation *c) {
         kr_host_free(present, ((size_t)c->param_count + 1) * sizeof *present);
         KR_FAIL(KR_BAD_ARGUMENT, "optimizer: the loss depends on no parameter");
     }
-    const kr_value hyper = kr_input(g, "optimizer", KR_F32, KR_SHAPE(3));
+    const kr_value learning_rate = kr_input(g, "learning_rate", KR_F32, KR_SHAPE(1));
+    const kr_value finished = kr_carry_kind(g, KR_OPTIMIZER_STEP, KR_I64, KR_SHAPE(1), KR_CARRY_OPTIMIZER);
     const kr_value square = kr_sq_norm(g, present, count);
     kr_host_free(present, ((size_t)c->param_count + 1) * sizeof *present);
     kr_output(g, "grad_norm", kr_sqrt(g, square));
+    const kr_value step = kr_count_step(g, finished, square);
+    kr_assign(g, finished, step);
     for (int i = 0; i < c->param_count; i++) {
         if (!list[i].id) continue;
         const kr_value p = c->params[i], m = moment(g, p, "exp_avg"), v = moment(g, p, "exp_avg_sq");
         const bool decay = kr_value_node(g, p)->attrs.i[0] & KR_PARAM_DECAY;
-        const kr_value next = kr_adamw(g, &(kr_adamw_args){.p = p, .g = list[i], .m = m, .v = v, .hyper = hyper,
-            .sq_norm = square, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
-            .weight_decay = decay ? o->weight_decay : 0, .max_norm = o->max_norm});
+        const kr_value next = kr_adamw(g, &(kr_adamw_args){.p = p, .g = list[i], .m = m, .v = v,
+            .learning_rate = learning_rate, .step = step, .sq_norm = square, .beta1 = o->beta1, .beta2 = o->beta2,
+            .eps = o->eps, .weight_decay = decay ? o->weight_decay : 0, .max_norm = o->max_norm});
         KR_TRY(kr_graph_status(g));
         kr_assign(g, p, next);
         kr_assign(g, m, kr_sibling(g, next, 1));

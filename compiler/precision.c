@@ -1,19 +1,14 @@
 /// The precision of a whole graph: before any pass, every op that has an attribute of that name gets it. Gradients take
 /// over the attribute of the product they belong to.
 #include "compiler/internal.h"
-#include "runtime/cpu/bf16.h"
 
 #include <string.h>
 
-kr_status kr_precision_set(kr_graph *g, kr_precision precision) {
+kr_status kr_precision_set(const kr_target *target, kr_graph *g, kr_precision precision) {
     if (precision == KR_PRECISION_F32) return KR_OK; // a graph may have products that are chosen one by one
     KR_FAIL_IF((unsigned)precision > KR_PRECISION_BF16_EMULATED, KR_BAD_ARGUMENT, "precision: there is no number %d",
                (int)precision);
-    KR_FAIL_IF(
-        precision == KR_PRECISION_BF16 && kr_bf16_best() == KR_BF16_EMULATED, KR_UNSUPPORTED,
-        "precision bf16 needs AMX or AVX512_BF16, and this process has neither (best instruction set level: %s): "
-        "take f32, or bf16-emulated, which rounds alike but is slower than f32",
-        kr_isa_name(kr_isa_best()));
+    if (precision == KR_PRECISION_BF16) KR_TRY(target->multiplies_bf16(target));
     for (int i = 0; i < kr_graph_nodes(g); i++) {
         kr_node *n = kr_graph_node(g, i);
         for (int k = 0; k < KR_ATTR_INTEGERS && n->op->attr.i[k]; k++)

@@ -102,7 +102,7 @@ kr_status kr_forward_find(const kr_compilation *c, kr_forward *f) {
     for (int i = 0; i < f->nodes && !status; i++) {
         const kr_node *n = kr_graph_node(f->g, i);
         f->segment[i] = f->forward[i] && !kr_node_source(n) ? find_segment(f, n->scope) : NO_SEGMENT;
-        f->total_ns += f->ns[i] = computes(n) ? kr_node_ns(f->g, n) : 0;
+        f->total_ns += f->ns[i] = computes(n) ? kr_node_ns(c->options->target, f->g, n) : 0;
         for (int k = 0; k < n->outputs; k++) {
             const kr_shape shape = kr_value_shape(f->g, n->out[k]);
             const uint32_t v = n->out[k].id;

@@ -158,7 +158,7 @@ kr_status kr_pass_schedule(kr_compilation *c) {
     kr_status status = KR_OK;
     if (!w.homes || !w.waiting || !w.order || !w.readers || !w.bytes)
         status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "schedule: no memory for %zu values", values);
-    if (!status) status = kr_homes(c->g, w.homes);
+    if (!status) status = kr_homes(c->options->target, c->g, w.homes);
     if (!status) {
         for (uint32_t v = 1; v < values; v++) {
             const kr_node *n = kr_value_node(c->g, (kr_value){v});

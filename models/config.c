@@ -1,7 +1,7 @@
 /// The official config.json (state-spaces/mamba, config_mamba.py), read and written, with Krait's own keys beside it.
 /// Keys that Krait does not know are refused where they change the mathematics and passed over where they only choose a
 /// kernel.
-#include "models/models.h"
+#include "models/keys.h"
 
 #include <json-c/json.h>
 #include <math.h>
@@ -24,7 +24,8 @@ static const char *const passed_over[] = {"fused_add_norm",
                                           "sequence_parallel",
                                           "fuse_pregate_headwise_norm"};
 
-typedef enum kind { INTEGER, INT, REAL, TRUTH, NOT, TEXT } kind; // NOT: stored negated
+/// Keys of the model itself; those of blocks are in the blocks' tables.
+typedef enum kind { INTEGER, INT, REAL, TRUTH, TEXT } kind;
 
 typedef struct key {
     const char *name;
@@ -39,45 +40,7 @@ static const key model_keys[] = {
     {"d_intermediate", INTEGER, AT(d_intermediate), 0}, {"context", INTEGER, AT(context), 0},
     {"rms_norm", TRUTH, AT(rms_norm), 0}, {"tie_embeddings", TRUTH, AT(tie_embeddings), 0},
     {"norm_epsilon", REAL, AT(norm_epsilon), 0}, {0}};
-static const key block_keys[] = {{"layer", TEXT, AT(layer), 32},
-                                 {"d_state", INTEGER, AT(block.d_state), 0},
-                                 {"d_conv", INTEGER, AT(block.d_conv), 0},
-                                 {"expand", INTEGER, AT(block.expand), 0},
-                                 {"headdim", INTEGER, AT(block.headdim), 0},
-                                 {"ngroups", INTEGER, AT(block.ngroups), 0},
-                                 {"d_ssm", INTEGER, AT(block.d_ssm), 0},
-                                 {"chunk_size", INTEGER, AT(block.chunk_size), 0},
-                                 {"mimo_rank", INTEGER, AT(block.mimo_rank), 0},
-                                 {"hidden", INTEGER, AT(block.hidden), 0},
-                                 {"is_mimo", TRUTH, AT(block.is_mimo), 0},
-                                 {"is_outproj_norm", TRUTH, AT(block.is_outproj_norm), 0},
-                                 {"rmsnorm", NOT, AT(block.no_rmsnorm), 0},
-                                 {"norm_before_gate", TRUTH, AT(block.norm_before_gate), 0},
-                                 {"D_has_hdim", TRUTH, AT(block.D_has_hdim), 0},
-                                 {"rope_fraction", REAL, AT(block.rope_fraction), 0},
-                                 {"A_floor", REAL, AT(block.A_floor), 0},
-                                 {"base_decay", REAL, AT(block.base_decay), 0},
-                                 {"dt_min", REAL, AT(block.dt_min), 0},
-                                 {"dt_max", REAL, AT(block.dt_max), 0},
-                                 {"dt_scale", REAL, AT(block.dt_scale), 0},
-                                 {"dt_init_floor", REAL, AT(block.dt_init_floor), 0},
-                                 {"conv_bias", TRUTH, AT(block.conv_bias), 0},
-                                 {"bias", TRUTH, AT(block.bias), 0},
-                                 {0}};
-static const key attention_keys[] = {{"num_heads", INTEGER, AT(block.attention.num_heads), 0},
-                                     {"num_heads_kv", INTEGER, AT(block.attention.num_heads_kv), 0},
-                                     {"head_dim", INTEGER, AT(block.attention.head_dim), 0},
-                                     {"mlp_dim", INTEGER, AT(block.attention.mlp_dim), 0},
-                                     {"d_conv", INTEGER, AT(block.attention.d_conv), 0},
-                                     {"rotary_emb_dim", INTEGER, AT(block.attention.rotary_emb_dim), 0},
-                                     {"rotary_emb_base", REAL, AT(block.attention.rotary_emb_base), 0},
-                                     {"rotary_emb_interleaved", TRUTH, AT(block.attention.rotary_emb_interleaved), 0},
-                                     {"qkv_proj_bias", TRUTH, AT(block.attention.qkv_proj_bias), 0},
-                                     {"out_proj_bias", TRUTH, AT(block.attention.out_proj_bias), 0},
-                                     {"causal", NOT, AT(block.attention.not_causal), 0},
-                                     {"softmax_scale", REAL, AT(block.attention.softmax_scale), 0},
-                                     {"window", INTEGER, AT(block.attention.window), 0},
-                                     {0}};
+static const key layer_key = {"layer", TEXT, AT(layer), 32};
 
 static kr_status read_key(const key *k, struct json_object *v, kr_model_config *c) {
     char *to = (char *)c + k->offset;
@@ -100,10 +63,9 @@ static kr_status read_key(const key *k, struct json_object *v, kr_model_config *
         *(double *)(void *)to = json_object_get_double(v);
         return KR_OK;
     case TRUTH:
-    case NOT:
         KR_FAIL_IF(!json_object_is_type(v, json_type_boolean), KR_BAD_FILE, "config: \"%s\" is %s, want true or false",
                    k->name, json_object_to_json_string(v));
-        *(bool *)to = json_object_get_boolean(v) != (k->kind == NOT);
+        *(bool *)to = json_object_get_boolean(v);
         return KR_OK;
     default:
         KR_FAIL_IF(!json_object_is_type(v, json_type_string) || strlen(json_object_get_string(v)) >= k->room,
@@ -114,52 +76,100 @@ static kr_status read_key(const key *k, struct json_object *v, kr_model_config *
     }
 }
 
-/// Keys that need more than a conversion; false: not one of these.
-static kr_status read_special(const char *name, struct json_object *v, kr_model_config *c, bool *known) {
-    *known = true;
-    if (!strcmp(name, "dt_rank")) {
-        const bool automatic = json_object_is_type(v, json_type_string) && !strcmp(json_object_get_string(v), "auto");
-        KR_FAIL_IF(!automatic && !json_object_is_type(v, json_type_int), KR_BAD_FILE,
-                   "config: \"dt_rank\" is %s, want an integer or \"auto\"", json_object_to_json_string(v));
-        c->block.dt_rank = automatic ? 0 : json_object_get_int64(v);
-    } else if (!strcmp(name, "dt_limit")) {
-        double limit[2] = {0, INFINITY};
-        KR_FAIL_IF(!json_object_is_type(v, json_type_array) || json_object_array_length(v) != 2, KR_BAD_FILE,
-                   "config: \"dt_limit\" is %s, want two numbers", json_object_to_json_string(v));
-        for (size_t i = 0; i < 2; i++) limit[i] = json_object_get_double(json_object_array_get_idx(v, i));
-        KR_FAIL_IF(!(limit[0] >= 0 && limit[1] >= limit[0]), KR_BAD_FILE,
-                   "config: \"dt_limit\" is %s, want 0 <= low <= high", json_object_to_json_string(v));
-        c->block.dt_limit_min = limit[0];
-        c->block.dt_limit_max = isinf(limit[1]) ? 0 : limit[1];
-    } else if (!strcmp(name, "a_activation")) {
-        const char *text = json_object_is_type(v, json_type_string) ? json_object_get_string(v) : "";
-        KR_FAIL_IF(strcmp(text, "softplus") && strcmp(text, "heavy_tail"), KR_BAD_FILE,
-                   "config: \"a_activation\" is %s, want \"heavy_tail\" or \"softplus\"",
-                   json_object_to_json_string(v));
-        c->block.a_activation = !strcmp(text, "softplus") ? KR_A_SOFTPLUS : KR_A_HEAVY_TAIL;
-    } else *known = false;
-    return KR_OK;
+static bool is_passed_over(const char *name) {
+    for (size_t i = 0; i < sizeof passed_over / sizeof *passed_over; i++)
+        if (!strcmp(name, passed_over[i])) return true;
+    return false;
 }
 
-static kr_status read_keys(struct json_object *o, const char *where, const key *keys, kr_model_config *c) {
-    KR_FAIL_IF(!json_object_is_type(o, json_type_object), KR_BAD_FILE, "config: %s is not an object", where);
+// Keys of blocks --------------------------------------------------------------------------------------------------
+
+static const char *section_of(const kr_block_kind *kind) {
+    return kind->official_section ? kind->official_section : kind->section ? kind->section : "ssm_cfg";
+}
+
+/// The known kinds, the model's own first.
+typedef struct kinds {
+    const kr_block_kind *at[KR_BLOCK_KINDS_MAX];
+    int own, all;
+} kinds;
+
+static kinds kinds_of(const kr_model_config *c) {
+    kinds k;
+    k.own = kr_model_kinds(c, k.at, &k.all);
+    return k;
+}
+
+/// Before blocks declared their keys, 0 or less meant "the default" for these, and files written by hand or by other
+/// programs may say so. None of them makes sense at 0.
+static bool was_default(const char *name, struct json_object *v) {
+    static const char *const names[] = {"d_state", "dt_rank", "headdim", "ngroups", "d_ssm", "chunk_size", "mimo_rank",
+                                        "hidden", "A_floor", "base_decay", "attention.num_heads",
+                                        "attention.num_heads_kv", "attention.head_dim", "attention.rotary_emb_base",
+                                        "attention.softmax_scale"};
+    const bool number = json_object_is_type(v, json_type_int) || json_object_is_type(v, json_type_double);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i])) return number && json_object_get_double(v) <= 0;
+    return false;
+}
+
+/// A value of a block's key, as kr_settings has it.
+static kr_status read_block_key(const kr_block_kind *kind, const kr_key *k, struct json_object *v,
+                                kr_model_config *c) {
+    static const char *const wants[] = {
+        [KR_KEY_IS_INT] = "an integer", [KR_KEY_IS_REAL] = "a number", [KR_KEY_IS_BOOL] = "true or false",
+        [KR_KEY_IS_CHOICE] = "a text", [KR_KEY_IS_RANGE] = "two numbers, the lower one first"};
+    const json_type type = json_object_get_type(v);
+    const bool text = type == json_type_string, automatic = text && isnan(k->value);
+    const bool fits[] = {[KR_KEY_IS_INT] = type == json_type_int || automatic,
+        [KR_KEY_IS_REAL] = type == json_type_int || type == json_type_double || automatic,
+        [KR_KEY_IS_BOOL] = type == json_type_boolean, [KR_KEY_IS_CHOICE] = text,
+        [KR_KEY_IS_RANGE] = type == json_type_array && json_object_array_length(v) == 2};
+    char name[64], spelling[80], value[64];
+    kr_key_value parsed;
+    kr_key_name(kind, k, name);
+    if (type == json_type_null || was_default(name, v)) return KR_OK;
+    KR_FAIL_IF(!fits[k->type], KR_BAD_FILE, "config: \"%s\" is %s, want %s%s", k->name, json_object_to_json_string(v),
+               wants[k->type], isnan(k->value) ? ", or \"auto\"" : "");
+    if (k->type == KR_KEY_IS_RANGE)
+        snprintf(value, sizeof value, "%.17g,%.17g", json_object_get_double(json_object_array_get_idx(v, 0)),
+                 json_object_get_double(json_object_array_get_idx(v, 1)));
+    else if (type == json_type_double) snprintf(value, sizeof value, "%.17g", json_object_get_double(v));
+    else snprintf(value, sizeof value, "%s", json_object_get_string(v));
+    snprintf(spelling, sizeof spelling, "config: \"%s\"", k->name);
+    const kr_status status = kr_key_parse(k, spelling, value, &parsed);
+    return status ? KR_BAD_FILE : strcmp(value, "auto") ? kr_settings_set(&c->keys, name, "%s", value) : KR_OK;
+}
+
+/// ssm_cfg, attn_cfg or a section of another kind.
+static kr_status read_section(struct json_object *o, const char *section, const kinds *known, kr_model_config *c) {
+    KR_FAIL_IF(!json_object_is_type(o, json_type_object), KR_BAD_FILE, "config: %s is not an object", section);
     json_object_object_foreach(o, name, v) {
-        bool known = false;
-        for (const key *k = keys; k->name && !known; k++)
-            if (!strcmp(name, k->name)) {
-                known = true;
-                KR_TRY(read_key(k, v, c));
-            }
-        if (!known && keys == block_keys) KR_TRY(read_special(name, v, c, &known));
-        if (!known && keys == model_keys)
-            known = !strcmp(name, "ssm_cfg") || !strcmp(name, "attn_cfg") || !strcmp(name, "attn_layer_idx") ||
-                    !strcmp(name, "layers");
-        for (size_t i = 0; i < sizeof passed_over / sizeof *passed_over && !known; i++)
-            known = !strcmp(name, passed_over[i]);
-        KR_FAIL_IF(!known, KR_BAD_FILE, "config: unknown key \"%s\" in %s", name, where);
+        const kr_block_kind *first = NULL, *kind = NULL;
+        const kr_key *k = NULL;
+        for (int i = 0; i < known->all && !k; i++) {
+            if (strcmp(section_of(known->at[i]), section)) continue;
+            kind = known->at[i];
+            if (!first) first = kind;
+            k = kr_key_find(kind, name);
+        }
+        char list[512];
+        if (k) KR_TRY(read_block_key(kind, k, v, c));
+        else
+            KR_FAIL_IF(strcmp(name, "layer") && !is_passed_over(name), KR_BAD_FILE,
+                       "config: unknown key \"%s\" in %s; keys of %s: %s", name, section, first->name,
+                       kr_keys_list(first, list, sizeof list));
     }
     return KR_OK;
 }
+
+static bool is_section(const char *name, const kinds *known) {
+    for (int i = 0; i < known->all; i++)
+        if (!strcmp(name, section_of(known->at[i]))) return true;
+    return false;
+}
+
+// Layers ----------------------------------------------------------------------------------------------------------
 
 static kr_status append_layer(kr_model_config *c, int index, const char *name) {
     const size_t used = strlen(c->layers);
@@ -209,20 +219,33 @@ static kr_status read_layers(struct json_object *o, kr_model_config *c) {
 }
 
 static kr_status read_model(struct json_object *o, kr_model_config *c) {
-    struct json_object *v;
-    KR_TRY(read_keys(o, "the configuration", model_keys, c));
-    if (json_object_object_get_ex(o, "ssm_cfg", &v)) KR_TRY(read_keys(v, "ssm_cfg", block_keys, c));
-    if (json_object_object_get_ex(o, "attn_cfg", &v)) KR_TRY(read_keys(v, "attn_cfg", attention_keys, c));
+    struct json_object *ssm, *layer;
+    KR_FAIL_IF(!json_object_is_type(o, json_type_object), KR_BAD_FILE, "config: the configuration is not an object");
+    for (const key *k = model_keys; k->name; k++) {
+        struct json_object *v;
+        if (json_object_object_get_ex(o, k->name, &v)) KR_TRY(read_key(k, v, c));
+    }
+    if (c->context < 1) c->context = kr_model_defaults().context; // once 0 meant the default
+    if (json_object_object_get_ex(o, "ssm_cfg", &ssm) && json_object_is_type(ssm, json_type_object) &&
+        json_object_object_get_ex(ssm, "layer", &layer))
+        KR_TRY(read_key(&layer_key, layer, c));
     KR_TRY(read_layers(o, c));
     KR_FAIL_IF(!kr_block_find(c->layer), KR_UNSUPPORTED,
-               "config: there is no block \"%s\" (one of your own has to be registered first: --block FILE.so)",
-               c->layer);
+               "config: unknown block \"%s\" (one of your own has to be registered first: --block FILE.so)", c->layer);
     snprintf(c->layer, sizeof c->layer, "%s", kr_block_find(c->layer)->name);
     for (int i = 0; i < c->n_layer && c->layers[0]; i++)
         KR_FAIL_IF(!kr_model_layer(c, i), KR_UNSUPPORTED,
-                   "config: layer %d of \"%s\" is no block that exists (one of your own has to be "
-                   "registered first: --block FILE.so)",
+                   "config: layer %d of \"%s\" is an unknown block (one of your own has to be registered first: "
+                   "--block FILE.so)",
                    i, c->layers);
+    const kinds known = kinds_of(c);
+    json_object_object_foreach(o, name, v) {
+        bool own = !strcmp(name, "attn_layer_idx") || !strcmp(name, "layers") || is_passed_over(name);
+        for (const key *k = model_keys; k->name && !own; k++) own = !strcmp(name, k->name);
+        if (own) continue;
+        KR_FAIL_IF(!is_section(name, &known), KR_BAD_FILE, "config: unknown key \"%s\" in the configuration", name);
+        KR_TRY(read_section(v, name, &known, c));
+    }
     return KR_OK;
 }
 
@@ -231,7 +254,6 @@ kr_status kr_model_config_parse(const char *json, size_t bytes, kr_model_config 
     c.d_model = 2560; // the official dataclass defaults, for keys that a file leaves out
     c.n_layer = 64;
     c.vocab_size = 50277;
-    c.block.attention.qkv_proj_bias = c.block.attention.out_proj_bias = true;
     snprintf(c.layer, sizeof c.layer, "Mamba1");
     KR_FAIL_IF(bytes > 1 << 24, KR_BAD_FILE, "config: %zu bytes, want at most %d", bytes, 1 << 24);
     struct json_tokener *reader = json_tokener_new_ex(16);
@@ -252,24 +274,26 @@ kr_status kr_model_config_parse(const char *json, size_t bytes, kr_model_config 
 
 // Writing ---------------------------------------------------------------------------------------------------------
 
-/// Keys whose value is not the default's.
-static void write_keys(struct json_object *o, const key *keys, const kr_model_config *c,
-                       const kr_model_config *defaults) {
-    for (const key *k = keys; k->name; k++) {
-        const char *at = (const char *)c + k->offset, *usual = (const char *)defaults + k->offset;
+/// Keys of the model whose value is not the default's.
+static void write_model_keys(struct json_object *o, const kr_model_config *c) {
+    kr_model_config usual = kr_model_defaults();
+    // These are always written, whatever their value
+    usual.d_model = usual.vocab_size = usual.pad_vocab_size_multiple = -1;
+    usual.rms_norm = !c->rms_norm;
+    usual.tie_embeddings = !c->tie_embeddings;
+    for (const key *k = model_keys; k->name; k++) {
+        const char *at = (const char *)c + k->offset, *default_at = (const char *)&usual + k->offset;
         struct json_object *v = NULL;
         switch (k->kind) {
         case INTEGER:
-            if (memcmp(at, usual, sizeof(int64_t))) v = json_object_new_int64(*(const int64_t *)(const void *)at);
+            if (memcmp(at, default_at, sizeof(int64_t))) v = json_object_new_int64(*(const int64_t *)(const void *)at);
             break;
         case INT: v = json_object_new_int(*(const int *)(const void *)at); break;
         case REAL:
-            if (memcmp(at, usual, sizeof(double))) v = json_object_new_double(*(const double *)(const void *)at);
+            if (memcmp(at, default_at, sizeof(double))) v = json_object_new_double(*(const double *)(const void *)at);
             break;
         case TRUTH:
-        case NOT:
-            if (*(const bool *)at != *(const bool *)usual)
-                v = json_object_new_boolean(*(const bool *)at != (k->kind == NOT));
+            if (*(const bool *)at != *(const bool *)default_at) v = json_object_new_boolean(*(const bool *)at);
             break;
         default: v = json_object_new_string(at);
         }
@@ -287,46 +311,85 @@ static void write_layers(struct json_object *o, const kr_model_config *c) {
     json_object_object_add(o, "layers", list);
 }
 
-char *kr_model_config_json(const kr_model_config *c) {
-    struct json_object *o = json_object_new_object(), *ssm = json_object_new_object(),
-                       *attention = json_object_new_object();
+static struct json_object *value_json(const kr_key *k, const kr_key_value *v) {
+    switch (k->type) {
+    case KR_KEY_IS_INT:
+        return v->integer == KR_KEY_AUTO ? json_object_new_string("auto") : json_object_new_int64(v->integer);
+    case KR_KEY_IS_REAL:
+        return isnan(v->real) ? json_object_new_string("auto") : json_object_new_double(v->real);
+    case KR_KEY_IS_BOOL: return json_object_new_boolean(v->truth);
+    case KR_KEY_IS_CHOICE: {
+        const char *word = k->choices;
+        for (int i = 0; i < v->choice; i++) word = strchr(word, '|') + 1;
+        return json_object_new_string_len(word, (int)strcspn(word, "|"));
+    }
+    case KR_KEY_IS_RANGE: break;
+    }
+    struct json_object *pair = json_object_new_array();
+    for (int i = 0; i < 2 && pair; i++) json_object_array_add(pair, json_object_new_double(v->range[i]));
+    return pair;
+}
+
+/// The section of that name in `o`, made when it is not there; null when memory ends.
+static struct json_object *open_section(struct json_object *o, const char *name) {
+    struct json_object *section;
+    if (json_object_object_get_ex(o, name, &section)) return section;
+    section = json_object_new_object();
+    if (section && json_object_object_add(o, name, section)) {
+        json_object_put(section);
+        return NULL;
+    }
+    return section;
+}
+
+/// The kind's keys that were given; `complete`: the others too. A key that several blocks have is written once, and as
+/// null where their defaults differ.
+static bool write_block_keys(struct json_object *o, const kr_block_kind *kind, const kr_model_config *c,
+                             bool complete) {
+    for (const kr_key *k = kind->keys; k && k->name; k++) {
+        char name[64];
+        const char *given = kr_settings_get(&c->keys, kr_key_name(kind, k, name));
+        kr_key_value value;
+        if ((!given && !complete) || kr_key_parse(k, k->name, given, &value)) continue;
+        struct json_object *section = open_section(o, section_of(kind));
+        if (!section) return false;
+        struct json_object *v = value_json(k, &value), *there;
+        if (!json_object_object_get_ex(section, k->name, &there)) {
+            json_object_object_add(section, k->name, v);
+        } else {
+            if (!json_object_equal(v, there)) json_object_object_add(section, k->name, NULL);
+            json_object_put(v);
+        }
+    }
+    return true;
+}
+
+static char *write_model(const kr_model_config *c, bool complete) {
+    struct json_object *o = json_object_new_object(), *ssm = NULL;
     const kr_block_kind *kind = kr_block_find(c->layer);
-    kr_model_config usual = kr_model_defaults();
-    usual.block.attention.qkv_proj_bias = usual.block.attention.out_proj_bias = true;
-    // These are always written, whatever their value
-    usual.d_model = usual.vocab_size = usual.pad_vocab_size_multiple = -1;
-    usual.rms_norm = !c->rms_norm;
-    usual.tie_embeddings = !c->tie_embeddings;
     char *text = NULL;
-    if (o && ssm && attention) {
-        write_keys(o, model_keys, c, &usual);
+    if (o) {
+        write_model_keys(o, c);
         write_layers(o, c);
-        write_keys(ssm, block_keys, c, &usual);
+        ssm = open_section(o, "ssm_cfg");
+    }
+    if (ssm) {
+        const kinds known = kinds_of(c);
+        bool whole = true;
         json_object_object_add(ssm, "layer",
                                json_object_new_string(kind && kind->official ? kind->official : c->layer));
-        json_object_object_add(ssm, "dt_rank", c->block.dt_rank > 0 ? json_object_new_int64(c->block.dt_rank)
-                                                                    : json_object_new_string("auto"));
-        if (c->block.a_activation == KR_A_SOFTPLUS)
-            json_object_object_add(ssm, "a_activation", json_object_new_string("softplus"));
-        if (c->block.dt_limit_min > 0 || c->block.dt_limit_max > 0) {
-            struct json_object *limit = json_object_new_array();
-            json_object_array_add(limit, json_object_new_double(c->block.dt_limit_min));
-            json_object_array_add(limit,
-                                  json_object_new_double(c->block.dt_limit_max > 0 ? c->block.dt_limit_max : INFINITY));
-            json_object_object_add(ssm, "dt_limit", limit);
-        }
-        json_object_object_add(o, "ssm_cfg", ssm);
-        ssm = NULL;
-        write_keys(attention, attention_keys, c, &usual);
-        if (json_object_object_length(attention)) {
-            json_object_object_add(o, "attn_cfg", attention);
-            attention = NULL;
-        }
-        const char *json = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY);
+        for (int i = 0; i < known.all && whole; i++)
+            whole = write_block_keys(o, known.at[i], c, complete && i < known.own);
+        // Official files of every block say how Mamba-1 ranks its step
+        if (!json_object_object_get_ex(ssm, "dt_rank", NULL))
+            json_object_object_add(ssm, "dt_rank", json_object_new_string("auto"));
+        const char *json = whole ? json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY) : NULL;
         if (json) text = strdup(json);
     }
-    json_object_put(attention);
-    json_object_put(ssm);
     json_object_put(o);
     return text;
 }
+
+char *kr_model_config_json(const kr_model_config *c) { return write_model(c, false); }
+
+char *kr_model_config_json_complete(const kr_model_config *c) { return write_model(c, true); }

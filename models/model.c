@@ -1,6 +1,7 @@
 /// A language model is a list of blocks on a residual stream (MATH: pre-norm, x + mixer(norm(x))), with the add fused
 /// into the next norm as the official code does it.
 #include "models/internal.h"
+#include "models/keys.h"
 
 #include <string.h>
 
@@ -14,7 +15,7 @@ kr_model_config kr_model_defaults(void) {
                          .rms_norm = true,
                          .tie_embeddings = true,
                          .norm_epsilon = 1e-5,
-                         .block = kr_block_defaults()};
+                         .context = 4096};
     return c;
 }
 
@@ -39,6 +40,24 @@ const kr_block_kind *kr_model_layer(const kr_model_config *c, int index) {
     return kr_block_find(name);
 }
 
+int kr_model_kinds(const kr_model_config *c, const kr_block_kind *kinds[KR_BLOCK_KINDS_MAX], int *all) {
+    int own = 0;
+    for (int i = 0; i < c->n_layer + 1; i++) { // one more, so that a model without layers has its `layer`
+        const kr_block_kind *kind = kr_model_layer(c, i);
+        int k = 0;
+        while (k < own && kinds[k] != kind) k++;
+        if (kind && k == own) kinds[own++] = kind;
+        if (!c->layers[0]) break;
+    }
+    *all = own;
+    for (int i = 0; kr_block_at(i); i++) {
+        int k = 0;
+        while (k < own && kinds[k] != kr_block_at(i)) k++;
+        if (k == own) kinds[(*all)++] = kr_block_at(i);
+    }
+    return own;
+}
+
 bool kr_mode_parse(const char *name, kr_mode *out) {
     static const char *const names[] = {"train", "eval", "prefill", "decode", "logits"};
     for (int i = 0; i < 5; i++)
@@ -59,19 +78,17 @@ static kr_status check(const kr_model_config *c, int64_t batch, int64_t length) 
     KR_FAIL_IF(c->pad_vocab_size_multiple < 1 || c->pad_vocab_size_multiple > 65536, KR_BAD_ARGUMENT,
                "model: pad_vocab_size_multiple is %ld, want 1 to 65536", (long)c->pad_vocab_size_multiple);
     KR_FAIL_IF(!(c->norm_epsilon >= 0), KR_BAD_ARGUMENT, "model: norm_epsilon is %g, want at least 0", c->norm_epsilon);
-    KR_FAIL_IF(c->block.d_state < 0 || c->block.d_state > 4096, KR_BAD_ARGUMENT,
-               "model: d_state is %ld, want 1 to 4096", (long)c->block.d_state);
-    KR_FAIL_IF(c->block.d_conv < 1 || c->block.d_conv > 256, KR_BAD_ARGUMENT, "model: d_conv is %ld, want 1 to 256",
-               (long)c->block.d_conv);
-    KR_FAIL_IF(c->block.expand < 1 || c->block.expand > 64, KR_BAD_ARGUMENT, "model: expand is %ld, want 1 to 64",
-               (long)c->block.expand);
-    KR_FAIL_IF(!(c->block.dt_min > 0 && c->block.dt_max >= c->block.dt_min), KR_BAD_ARGUMENT,
-               "model: dt_min is %g and dt_max %g, want 0 < dt_min <= dt_max", c->block.dt_min, c->block.dt_max);
+    KR_FAIL_IF(c->context < 1 || c->context > 1 << 28, KR_BAD_ARGUMENT, "model: context is %ld, want 1 to %d",
+               (long)c->context, 1 << 28);
     KR_FAIL_IF(c->d_intermediate < 0 || c->d_intermediate > 1 << 24, KR_BAD_ARGUMENT,
                "model: d_intermediate is %ld, want 0 to %d", (long)c->d_intermediate, 1 << 24);
     for (int i = 0; i < (c->layers[0] ? c->n_layer : 1); i++)
-        KR_FAIL_IF(!kr_model_layer(c, i), KR_BAD_ARGUMENT, "model: layer %d of \"%s\" is no block that exists", i,
+        KR_FAIL_IF(!kr_model_layer(c, i), KR_BAD_ARGUMENT, "model: layer %d of \"%s\" is an unknown block", i,
                    c->layers[0] ? c->layers : c->layer);
+    const kr_block_kind *kinds[KR_BLOCK_KINDS_MAX];
+    int all;
+    const int own = kr_model_kinds(c, kinds, &all);
+    KR_TRY(kr_settings_check(&c->keys, kinds, own, all));
     KR_FAIL_IF(batch < 0 || length < 0 || batch > 1 << 24 || length > 1 << 28, KR_BAD_SHAPE,
                "model: batch %ld by length %ld is out of range", (long)batch, (long)length);
     return KR_OK;
@@ -91,11 +108,12 @@ static kr_value add_norm(kr_graph *g, const kr_model_config *c, const char *name
 }
 
 /// One sub-layer: norm of the stream, then the block; h becomes what the next norm adds to the stream.
-static kr_value sublayer(kr_graph *g, const kr_model_config *c, const kr_block_kind *kind, const kr_block_config *block,
-                         const char *norm, const char *scope, kr_value h, kr_value *stream) {
+static kr_value sublayer(kr_graph *g, const kr_model_config *c, const kr_block_kind *kind, const kr_settings *keys,
+                         const kr_block_config *block, const char *norm, const char *scope, kr_value h,
+                         kr_value *stream) {
     const kr_value normed = add_norm(g, c, norm, h, stream);
     kr_scope_push(g, "%s", scope);
-    h = kind->build(g, block, normed);
+    h = kr_block_build(g, kind, keys, block, normed);
     kr_scope_pop(g);
     return h;
 }
@@ -103,23 +121,19 @@ static kr_value sublayer(kr_graph *g, const kr_model_config *c, const kr_block_k
 /// ids i32 [B, L] to the normed stream [B, L, d_model]; *embedding gets the (tied) embedding weight.
 static kr_value backbone(kr_graph *g, const kr_model_config *c, kr_value ids, kr_value reset, bool generating,
                          kr_value *embedding) {
-    kr_block_config block = c->block;
-    block.reset = reset;
-    block.d_model = c->d_model;
-    block.n_layer = c->n_layer;
-    block.zero_bias = true;
-    block.attention.capacity = !generating ? 0 : c->context > 0 ? c->context : 4096;
-    kr_block_config mlp = block;
-    mlp.hidden = c->d_intermediate;
-    mlp.bias = false;
+    const kr_block_config block = {.d_model = c->d_model, .n_layer = c->n_layer, .zero_bias = true, .reset = reset,
+                                   .capacity = generating ? c->context : 0};
+    const kr_block_kind *mlp = kr_block_find("gated_mlp");
+    kr_settings mlp_keys = {0};
+    if (c->d_intermediate) kr_settings_set(&mlp_keys, "hidden", "%lld", (long long)c->d_intermediate);
     kr_scope_push(g, "backbone");
     *embedding = kr_param(g, "embedding.weight", KR_SHAPE(kr_model_vocab(c), c->d_model),
                           (kr_init){.kind = KR_INIT_NORMAL, .a = 0.02}, 0);
     kr_value h = kr_embedding(g, *embedding, ids), stream = KR_NONE;
     for (int i = 0; i < c->n_layer; i++) {
         kr_scope_push(g, "layers.%d", i);
-        h = sublayer(g, c, kr_model_layer(c, i), &block, "norm", "mixer", h, &stream);
-        if (c->d_intermediate) h = sublayer(g, c, &kr_block_gated_mlp, &mlp, "norm2", "mlp", h, &stream);
+        h = sublayer(g, c, kr_model_layer(c, i), &c->keys, &block, "norm", "mixer", h, &stream);
+        if (c->d_intermediate) h = sublayer(g, c, mlp, &mlp_keys, &block, "norm2", "mlp", h, &stream);
         kr_scope_pop(g);
     }
     h = add_norm(g, c, "norm_f", h, &stream);

@@ -71,4 +71,5 @@
 #define kr_cache_write(g, ...) kr_cache_write(KR_HERE(g), __VA_ARGS__)
 #define kr_sq_norm(g, ...) kr_sq_norm(KR_HERE(g), __VA_ARGS__)
 #define kr_adamw(g, ...) kr_adamw(KR_HERE(g), __VA_ARGS__)
+#define kr_count_step(g, ...) kr_count_step(KR_HERE(g), __VA_ARGS__)
 #endif

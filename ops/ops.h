@@ -108,6 +108,9 @@ void kr_graph_replace(kr_graph *, kr_value from, kr_value to);
 kr_value kr_graph_current(const kr_graph *, kr_value v);
 /// Is every element of v the same constant, known now? (A const, also through views.)
 bool kr_value_is_splat(const kr_graph *, kr_value v, double *splat);
+/// Gives a node other attributes, and its outputs the shapes that follow. fails as the op's shape rule does, and then
+/// nothing was changed
+kr_status kr_graph_set_attrs(kr_graph *, kr_node *, const kr_attrs *);
 /// Makes one node read what its inputs were replaced by.
 void kr_graph_settle(kr_graph *, kr_node *);
 /// Drops dead nodes and restores an order in which values are made before they are used, as close to ascending
@@ -165,7 +168,14 @@ typedef struct kr_layout {
     int64_t offset;
 } kr_layout;
 
-/// Everything the compiler and runtime know of an operation. One constant per op, in its family's file.
+/// An implementation that an op brings along.
+typedef struct kr_own_impl {
+    const char *target;
+    const kr_impl *impl;
+} kr_own_impl;
+
+/// What an operation means: one constant per op, in its family's op.c. How a target does it is a kr_impl
+/// (runtime/target.h).
 struct kr_op {
     const char *name;
     int inputs;         ///< all of them, optional ones included; the least number when variadic
@@ -173,13 +183,6 @@ struct kr_op {
     unsigned flags;
     uint32_t optional;  ///< mask of inputs that may be absent
     uint32_t zero_absent;///< mask of optional inputs for which an all-zero constant means the same as absent
-    uint32_t rows_in;   ///< mask of inputs taken in `rows` layout (kernel.h); bit 31 stands for inputs 31 and up
-    uint32_t strided_in;///< mask of inputs taken with any strides
-    uint32_t rows_out;  ///< mask of outputs that may be written in `rows` layout
-    uint32_t skip_out;  ///< mask of outputs whose data may be NULL when nobody reads them
-    uint32_t inplace;   ///< mask of inputs whose memory output 0 may take over (same bytes and layout)
-    uint32_t inplace1;  ///< the same for output 1, and so on
-    uint32_t inplace2;
     int added;          ///< 1 + the optional input that is added to output 0 at the end; 0: there is none
     int adds_first;     ///< 1 + the optional input that is added to in[0] before anything; output 1 is the sum. 0: none
     const char *const
@@ -203,15 +206,10 @@ struct kr_op {
     /// FLOPs and bytes of memory traffic; null: bytes of all inputs and outputs, one FLOP per output element. Absent
     /// inputs, and outputs that nobody reads (skip_out), have rank -1.
     void (*cost)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs, double *flops, double *bytes);
-    /// Bytes of workspace; null: none.
-    size_t (*work)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs);
     /// How many outputs a node with these attributes has; null: always `outputs`.
     int (*count)(const kr_attrs *);
-    const kr_stage *stages;   ///< run one after another with a barrier between
-    int stage_count;
-    /// How many times all stages run, for work that goes by blocks of which only one is in memory; the kernels find
-    /// the number of the round in the call. Null: once.
-    int64_t (*rounds)(const kr_attrs *, const kr_shape *in, const kr_shape *out, int inputs);
+    /// Only for ops that are not in Krait's table (a block's own): how targets do them, a null target last.
+    const kr_own_impl *own;
 };
 int kr_op_outputs(const kr_op *, const kr_attrs *);
 
@@ -222,6 +220,22 @@ extern const int kr_op_count;
 const kr_op *kr_op_find(const char *name);
 /// Nearest known name, for messages; null when nothing is near.
 const char *kr_op_nearest(const char *name);
+
+// Targets --------------------------------------------------------------------------------------------------------
+
+/// The CPU: the target of whoever names none.
+extern const kr_target kr_target_cpu;
+/// A target by name: "cpu", or one in a shared object libkrait_NAME.so that exports `const kr_target kr_target_NAME`.
+/// It is looked for in the directories of KRAIT_TARGET_PATH, beside libkrait, and where the system looks; it stays
+/// loaded.
+/// fails KR_BAD_ARGUMENT: no name of a target; KR_UNSUPPORTED: no such file here, or built for another Krait
+kr_status kr_target_find(const char *name, const kr_target **out);
+/// Opens "cpu", "cuda", "cuda:1": a target's name, and what that target makes of the rest. `target` may be null.
+kr_status kr_device_open(const char *name, const kr_target **target, kr_device **out);
+/// What a target has for an op; null: nothing.
+const kr_impl *kr_op_impl(const kr_op *, const kr_target *);
+/// The same. fails KR_UNSUPPORTED naming op and target
+kr_status kr_target_impl(const kr_target *, const kr_op *, const kr_impl **out);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Builders. Each is a function and a macro of the same name that notes the caller's file and line.
@@ -454,13 +468,17 @@ kr_value kr_cache_write(kr_graph *, kr_value cache, kr_value x, kr_value positio
 kr_value kr_sq_norm(kr_graph *, const kr_value *, int count);
 typedef struct kr_adamw_args {
     kr_value p, g, m, v;      ///< all the same shape
-    kr_value hyper;           ///< f32 [3]: learning rate, 1 - beta1^t, 1 - beta2^t
+    kr_value learning_rate;   ///< f32 [1]
+    kr_value step;            ///< i64 [1]: number of this update, from 1; the bias corrections are 1 - beta^step
     kr_value sq_norm;         ///< f32 [1]?: global squared gradient norm; not finite: nothing is updated
     double beta1, beta2, eps, weight_decay;
     double max_norm;          ///< clip to this global norm; 0: do not clip
 } kr_adamw_args;
 /// Decoupled AdamW, MATH 13.1 and 13.3. Gives the new p; m and v are outputs 1 and 2 (kr_sibling).
 kr_value kr_adamw(kr_graph *, const kr_adamw_args *);
+/// The number of this update from that of the one before, i64 [1]: step + 1, or step where sq_norm (f32 [1]?) is not
+/// finite and kr_adamw updates nothing.
+kr_value kr_count_step(kr_graph *, kr_value step, kr_value sq_norm);
 
 #include "ops/here.h"
 

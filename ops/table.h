@@ -2,7 +2,8 @@
 #ifndef KRAIT_OPS_TABLE_H
 #define KRAIT_OPS_TABLE_H
 
-#define OPS(X) \
+// Sources and views: no kernels, no implementations.
+#define OPS_WITHOUT_KERNELS(X) \
     X(input) \
     X(param) \
     X(const) \
@@ -12,6 +13,10 @@
     X(transpose) \
     X(broadcast) \
     X(stop_gradient) \
+    OPS_END(X)
+
+// What runs: every target has an implementation, or says that it has none.
+#define OPS_WITH_KERNELS(X) \
     X(concat) \
     X(pad) \
     X(copy) \
@@ -78,6 +83,7 @@
     X(selective_scan_grad) \
     X(sq_norm) \
     X(adamw) \
+    X(count_step) \
     X(linear_scan) \
     X(linear_scan_grad) \
     X(matmul) \
@@ -98,6 +104,8 @@
     X(attention_grad) \
     X(cache_write) \
     OPS_END(X)
+
+#define OPS(X) OPS_WITHOUT_KERNELS(X) OPS_WITH_KERNELS(X)
 #define OPS_END(X)
 
 #endif

@@ -1,5 +1,4 @@
 /// Binding: a plan's operands as addresses, once, so that a run resolves nothing and allocates nothing.
-#include "runtime/cpu/bf16.h"
 #include "runtime/internal.h"
 
 #include <stdlib.h>
@@ -18,7 +17,6 @@ kr_status kr_bound_new(kr_plan *plan, void *const *address, kr_bound **out) {
     KR_FAIL_IF(!b, KR_NO_MEMORY, "no memory to bind a plan");
     b->plan = plan;
     b->serial = plan->serial;
-    b->isa = -1;
     b->step_count = plan->step_count;
     for (int i = 0; i < plan->step_count; i++) b->arg_count += plan->steps[i]->inputs + plan->steps[i]->outputs;
     b->steps = calloc((size_t)b->step_count + 1, sizeof *b->steps);
@@ -43,7 +41,7 @@ kr_status kr_bound_new(kr_plan *plan, void *const *address, kr_bound **out) {
         kr_bound_step *s = &b->steps[i];
         s->step = step;
         s->call = (kr_call){next, next + step->inputs, step->inputs, step->outputs, NULL, &step->attrs, 0,
-                            kr_bf16_best()};
+                            KR_BF16_EMULATED};
         for (int k = 0; k < step->inputs + step->outputs; k++) {
             const kr_operand *operand = k < step->inputs ? &step->in[k] : &step->out[k - step->inputs];
             *next++ = resolve(operand, address);
@@ -74,19 +72,5 @@ void kr_bound_move(kr_bound *b, int slot, void *to) {
         if (b->slot[b->arg_count + i] == slot)
             b->steps[i].call.work = (char *)to + ((char *)b->steps[i].call.work - from);
     b->address[slot] = to;
-}
-
-kr_status kr_bound_choose(kr_bound *b, kr_isa isa) {
-    if (b->isa == (int)isa) return KR_OK;
-    b->isa = -1;
-    for (int i = 0; i < b->step_count; i++) {
-        kr_bound_step *s = &b->steps[i];
-        for (int k = 0; k < s->step->stage_count; k++) {
-            s->kernel[k] = kr_stage_kernel(&s->step->stages[k], isa);
-            KR_FAIL_IF(!s->kernel[k], KR_UNSUPPORTED, "%s (node %d, %s): stage %d has no CPU kernel", s->step->op,
-                       s->step->node, s->step->scope, k);
-        }
-    }
-    b->isa = (int)isa;
-    return KR_OK;
+    b->moves++;
 }

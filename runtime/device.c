@@ -2,6 +2,8 @@
 /// address, no missing optional entry.
 #include "runtime/internal.h"
 
+#include <string.h>
+
 void kr_device_close(kr_device *device) {
     if (device) device->class->close(device);
 }
@@ -30,6 +32,24 @@ kr_status kr_device_zero(kr_device *device, void *to, size_t bytes) {
 }
 
 kr_status kr_device_wait(kr_device *device) { return device->class->wait(device); }
+
+kr_status kr_device_team(kr_device *device, int wanted, int *threads) {
+    return device->class->team(device, wanted, threads);
+}
+
+kr_status kr_device_bind(kr_device *device, kr_bound *bound) {
+    const char *target = bound->plan->target;
+    KR_FAIL_IF(strcmp(target, device->class->target), KR_BAD_ARGUMENT,
+               "device %s runs plans compiled for %s, this one was compiled for %s", device->class->name,
+               device->class->target, target);
+    const kr_status status = device->class->bind(device, bound);
+    if (status) device->class->unbind(device, bound);
+    return status;
+}
+
+void kr_device_unbind(kr_device *device, kr_bound *bound) {
+    if (bound && bound->state) device->class->unbind(device, bound);
+}
 
 kr_status kr_device_run(kr_device *device, kr_bound *bound, int threads, unsigned flags) {
     return device->class->run(device, bound, threads, flags);

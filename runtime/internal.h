@@ -1,5 +1,5 @@
 /// What the files of runtime/ share and nobody else sees: the device interface, plans as they are stored, plans bound
-/// to memory, and the parts of processor and BLAS detection that tests drive.
+/// to memory.
 #ifndef KRAIT_RUNTIME_INTERNAL_H
 #define KRAIT_RUNTIME_INTERNAL_H
 
@@ -10,6 +10,7 @@
 
 struct kr_plan {
     kr_pool *pool;              ///< owns names, slots, steps and operands
+    const char *target;
     kr_slot **slots;
     kr_step **steps;
     int slot_count, slot_capacity;
@@ -23,7 +24,6 @@ struct kr_plan {
 /// A plan step with every operand resolved to an address of the device.
 typedef struct kr_bound_step {
     kr_call call;
-    kr_kernel *kernel[KR_MAX_STAGES]; ///< chosen by the CPU devices for the level in force
     const kr_step *step;
 } kr_bound_step;
 
@@ -38,7 +38,8 @@ typedef struct kr_bound {
     int *slot;                  ///< of every argument, then of every step's workspace
     int arena[2];               ///< slots of the activation and gradient arenas, or -1
     int step_count, arg_count;
-    int isa;                    ///< level of the chosen kernels, -1 before the first choice
+    uint64_t moves;             ///< counts kr_bound_move: what a device captured with the addresses before is stale
+    void *state;                ///< the device's own: made by its bind, freed by its unbind
 } kr_bound;
 
 /// Resolves every operand of a finished plan against the addresses of its slots. `address` is copied.
@@ -46,8 +47,6 @@ kr_status kr_bound_new(kr_plan *, void *const *address, kr_bound **out);
 void kr_bound_free(kr_bound *);
 /// Follows a slot that moved. Needs nothing of the plan, which may be freed by now.
 void kr_bound_move(kr_bound *, int slot, void *to);
-/// Sets the kernels of every step for a level. fails KR_UNSUPPORTED naming an op without a CPU kernel.
-kr_status kr_bound_choose(kr_bound *, kr_isa);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Devices
@@ -57,11 +56,21 @@ kr_status kr_bound_choose(kr_bound *, kr_isa);
 /// returns when all of them are done.
 typedef struct kr_device_class {
     const char *name;
+    const char *target;         ///< plans of this target can be bound
+    size_t align;               ///< of slots in its memory: a power of 2, at least 64; 0: 64
+    /// How many threads of the host a session that asks for `wanted` (0: what is best) gets; they are also the team for
+    /// work that is not a plan's. fails KR_BAD_ARGUMENT
+    kr_status (*team)(kr_device *, int wanted, int *threads);
+    /// Chooses kernels for a plan that was bound to addresses, and makes bound->state. fails KR_UNSUPPORTED naming op,
+    /// node, scope and target of a step that the device has no kernel for.
+    kr_status (*bind)(kr_device *, kr_bound *);
+    void (*unbind)(kr_device *, kr_bound *); ///< frees bound->state, also after a bind that failed; the plan may be gone
     kr_status (*alloc)(kr_device *, size_t bytes, void **address);
     void (*free)(kr_device *, void *address, size_t bytes);
     kr_status (*write)(kr_device *, void *to, const void *from, size_t bytes);
     kr_status (*read)(kr_device *, void *to, const void *from, size_t bytes);
     kr_status (*zero)(kr_device *, void *to, size_t bytes);
+    /// flags: KR_RUN_CHECK (the finder is the device's, the words are kr_report_not_finite's), KR_RUN_PROFILE.
     kr_status (*run)(kr_device *, kr_bound *, int threads, unsigned flags);
     kr_status (*wait)(kr_device *);
     void (*close)(kr_device *);
@@ -72,20 +81,24 @@ typedef struct kr_device_class {
 /// Devices begin with this.
 struct kr_device {
     const kr_device_class *class;
-    int threads;                ///< team of the newest session, for work that is not a plan's (zeroing); 0: all
 };
 
+kr_status kr_device_team(kr_device *, int wanted, int *threads);
+/// fails KR_BAD_ARGUMENT: a plan for another target; and as the class's bind does
+kr_status kr_device_bind(kr_device *, kr_bound *);
+void kr_device_unbind(kr_device *, kr_bound *);
 kr_status kr_device_run(kr_device *, kr_bound *, int threads, unsigned flags);
 void kr_device_fence(kr_device *, void *address, size_t bytes);
 
-/// The executor of the CPU devices: runs a bound plan on a team of `threads`. Fails only with KR_RUN_CHECK, or when
-/// a kernel is missing.
-kr_status kr_execute(kr_bound *, int threads, unsigned flags);
-/// Index of the first element of `arg` that is NaN or infinite, in row-major order, or -1. Integers are finite.
-int64_t kr_first_not_finite(const kr_arg *arg, double *value);
-
-/// Zeroes memory of the host with a team, so that every page is touched near the threads that use it.
-void kr_zero_parallel(void *, size_t bytes, int threads);
+/// What KR_RUN_CHECK found: the first step with a result that is not finite, and an input that was not before it ran.
+typedef struct kr_finding {
+    const kr_bound_step *step;  ///< null: nothing
+    int output, input;          ///< input: -1 when all were finite
+    int64_t at, input_at;       ///< elements, in row-major order
+    double value, input_value;
+} kr_finding;
+/// KR_NOT_FINITE in words, or KR_OK when nothing was found.
+kr_status kr_report_not_finite(const kr_bound *, const kr_finding *);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Sessions
@@ -124,31 +137,6 @@ struct kr_session {
 kr_bound *kr_session_bound(const kr_session *, const kr_plan *);
 /// Sets n elements to `value`. fails KR_BAD_ARGUMENT when an integer dtype cannot hold it.
 kr_status kr_splat(kr_dtype, double value, void *out, int64_t n);
-
-// ---------------------------------------------------------------------------------------------------------------
-// The processor
-
-/// What the hardware and the system can run, whatever was built.
-kr_isa kr_isa_hardware(void);
-/// Whether KRAIT_ISA, if set, names a level that can be had.
-kr_status kr_isa_environment(void);
-/// Whether KRAIT_WITHOUT, if set, names extensions that are known.
-kr_status kr_bf16_environment(void);
-/// Processors that a cgroup's CPU quota allows, rounded up, or 0 when there is none. `mount` is "/sys/fs/cgroup";
-/// `groups` is the text of /proc/self/cgroup. Versions 1 and 2.
-int kr_cgroup_cpus(const char *mount, const char *groups);
-
-/// Until kr_blas_restore, BLAS calls of this thread stay on this thread. Gives what to restore.
-int kr_blas_alone(void);
-void kr_blas_restore(int before);
-/// The level of kernels behind one of OpenBLAS's core type names; KR_ISA_COUNT for a name from the future.
-kr_isa kr_blas_level(const char *core);
-/// Makes OpenBLAS use the tables of that core type. False when this OpenBLAS does not have it or cannot switch.
-/// No BLAS call may be under way.
-bool kr_blas_select(const char *core);
-/// One pass of kr_blas_prepare, not remembered: `forced` is the user's OPENBLAS_CORETYPE or null. Gives a warning or
-/// null.
-const char *kr_blas_correct(const char *forced, kr_isa hardware);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Initialisers

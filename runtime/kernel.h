@@ -66,10 +66,9 @@ typedef void kr_kernel(const kr_call *call, int part, int parts);
 /// Instruction set levels, ascending. The generic build is KR_ISA_BASE on every machine.
 typedef enum kr_isa { KR_ISA_BASE = 0, KR_ISA_AVX2, KR_ISA_AVX512, KR_ISA_COUNT } kr_isa;
 
-/// One stage of an op, in all its builds. A null entry means: use the level below.
+/// One stage of an op on the CPU, in all its builds. A null entry means: use the level below.
 typedef struct kr_stage {
-    kr_kernel *cpu[KR_ISA_COUNT];
-    const void *cuda;         ///< the CUDA backend's entry; null where it is not built
+    kr_kernel *build[KR_ISA_COUNT];
 } kr_stage;
 
 /// Elements of a shape (1 for rank 0).

@@ -22,14 +22,15 @@ const char *kr_slot_kind_name(kr_slot_kind kind) {
 
 // Building --------------------------------------------------------------------------
 
-kr_status kr_plan_new(kr_plan **out) {
+kr_status kr_plan_new(const char *target, kr_plan **out) {
     static uint64_t serials = 0;
     *out = NULL;
     kr_plan *plan = calloc(1, sizeof *plan);
     KR_FAIL_IF(!plan, KR_NO_MEMORY, "no memory for a plan");
     plan->pool = kr_pool_new();
-    if (!plan->pool) {
-        free(plan);
+    plan->target = plan->pool ? kr_pool_text(plan->pool, target) : NULL;
+    if (!plan->target) {
+        kr_plan_free(plan);
         return KR_NO_MEMORY;
     }
     plan->serial = __atomic_add_fetch(&serials, 1, __ATOMIC_RELAXED);
@@ -45,6 +46,8 @@ void kr_plan_free(kr_plan *plan) {
     free(plan->profile);
     free(plan);
 }
+
+const char *kr_plan_target(const kr_plan *plan) { return plan->target; }
 
 int kr_plan_slots(const kr_plan *plan) { return plan->slot_count; }
 
@@ -131,8 +134,8 @@ static const void *keep(kr_plan *plan, const void *data, size_t bytes) {
 kr_status kr_plan_add_step(kr_plan *plan, const kr_step *step) {
     const char *op = step->op ? step->op : "(no name)";
     KR_FAIL_IF(plan->finished, KR_BAD_ARGUMENT, "plan: it is finished, %s cannot be added", op);
-    KR_FAIL_IF(step->stage_count < 1 || step->stage_count > KR_MAX_STAGES, KR_BAD_ARGUMENT,
-               "plan: %s has %d stages, want 1 to %d", op, step->stage_count, KR_MAX_STAGES);
+    KR_FAIL_IF(step->stages < 1 || step->stages > KR_MAX_STAGES, KR_BAD_ARGUMENT,
+               "plan: %s has %d stages, want 1 to %d", op, step->stages, KR_MAX_STAGES);
     KR_FAIL_IF(step->inputs < 0 || step->outputs < 0, KR_BAD_ARGUMENT, "plan: %s has %d inputs and %d outputs", op,
                step->inputs, step->outputs);
     kr_step **steps = grow(plan->steps, plan->step_count, &plan->step_capacity);
@@ -143,11 +146,10 @@ kr_status kr_plan_add_step(kr_plan *plan, const kr_step *step) {
     *copy = *step;
     copy->op = kr_pool_text(plan->pool, op);
     copy->scope = kr_pool_text(plan->pool, step->scope ? step->scope : "");
-    copy->stages = keep(plan, step->stages, (size_t)step->stage_count * sizeof *step->stages);
     copy->in = keep(plan, step->in, (size_t)step->inputs * sizeof *step->in);
     copy->out = keep(plan, step->out, (size_t)step->outputs * sizeof *step->out);
     copy->barrier = false;
-    if (!copy->op || !copy->scope || !copy->stages || !copy->in || !copy->out) return KR_NO_MEMORY;
+    if (!copy->op || !copy->scope || !copy->in || !copy->out) return KR_NO_MEMORY;
     plan->steps[plan->step_count++] = copy;
     return KR_OK;
 }
@@ -215,7 +217,7 @@ typedef struct recent {
     int *newest; // of every slot, or -1
 } recent;
 
-static void forget(recent *r) {
+static void start_over(recent *r) {
     for (int k = 0; k < r->count; k++) r->newest[r->list[k].slot] = -1;
     r->count = 0;
 }
@@ -293,7 +295,7 @@ static kr_status set_barriers(kr_plan *plan, recent *r, access *all) {
         int count;
         KR_TRY(accesses(plan, step, all, &count));
         for (int k = 0; k < count && !step->barrier; k++) step->barrier = conflicts(r, &all[k]);
-        if (step->barrier || step->stage_count > 1) forget(r);
+        if (step->barrier || step->stages > 1) start_over(r);
         for (int k = 0; k < count; k++) KR_TRY(remember(r, &all[k]));
     }
     return KR_OK;

@@ -4,6 +4,8 @@
 #define KRAIT_RUNTIME_RUNTIME_H
 
 #include "kernel.h"
+#include "status.h"
+#include "target.h"
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -11,46 +13,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-// ---------------------------------------------------------------------------------------------------------------
-// Status
-
-/// What a call can return. Zero is success; every other value has its explanation in kr_status_message().
-typedef enum kr_status {
-    KR_OK = 0,
-    KR_BAD_ARGUMENT,  ///< a value, flag or configuration that cannot be used
-    KR_BAD_SHAPE,     ///< shapes or dtypes that do not fit together
-    KR_BAD_FILE,      ///< a file whose content is wrong or cut
-    KR_IO,            ///< the system refused a file operation
-    KR_NO_MEMORY,
-    KR_UNSUPPORTED,   ///< not available in this build, on this machine, or for this op
-    KR_NOT_FINITE,    ///< a NaN or infinity appeared where the caller asked to be told
-    KR_DEVICE_LOST,
-    KR_STATUS_COUNT
-} kr_status;
-
-/// Records where and why, for this thread, and gives back `code`. Use through KR_FAIL.
-__attribute__((format(printf, 4, 5), cold)) kr_status kr_status_record(kr_status code, const char *file, int line,
-                                                                      const char *format, ...);
-/// Puts "context: " before the newest message of this thread and gives back `code`.
-__attribute__((format(printf, 2, 3), cold)) kr_status kr_status_prefix(kr_status code, const char *format, ...);
-/// The newest failure of this thread, without its place: "rms_norm: weight is [512], want [768]". Valid until the next.
-const char *kr_status_message(void);
-/// Where the newest failure of this thread was recorded: "ops/norm/op.c:31".
-const char *kr_status_place(void);
-/// The code's name, "bad shape".
-const char *kr_status_name(kr_status code);
-
-#define KR_FAIL(code, ...) return kr_status_record((code), __FILE__, __LINE__, __VA_ARGS__)
-#define KR_FAIL_IF(condition, code, ...)                                  \
-    do {                                                                  \
-        if (__builtin_expect(!!(condition), 0)) KR_FAIL(code, __VA_ARGS__); \
-    } while (0)
-#define KR_TRY(call)                                                       \
-    do {                                                                   \
-        kr_status kr_try_ = (call);                                        \
-        if (__builtin_expect(kr_try_ != KR_OK, 0)) return kr_try_;         \
-    } while (0)
 
 // ---------------------------------------------------------------------------------------------------------------
 // Types and shapes
@@ -109,7 +71,7 @@ kr_kernel *kr_stage_kernel(const kr_stage *, kr_isa level);
 /// Processors that this process may use (affinity and container quota respected).
 int kr_cpu_count(void);
 /// Makes OpenBLAS ready: one thread per caller, and a core type that fits this CPU (an older OpenBLAS does not know a
-/// newer CPU). Called by the session; idempotent. Gives the name of the core type in use ("SkylakeX").
+/// newer CPU). Called by the CPU device; idempotent. Gives the name of the core type in use ("SkylakeX").
 const char *kr_blas_prepare(void);
 /// A sentence that warns of a slow core type forced by the environment; null when all is well.
 const char *kr_blas_warning(void);
@@ -147,9 +109,12 @@ void kr_init_fill(const kr_init *, uint64_t seed, const char *name, float *out, 
 // ---------------------------------------------------------------------------------------------------------------
 // Devices
 
-/// A place where arenas live and plans run. The host never reads or writes device memory but through these calls.
-typedef struct kr_device kr_device;
-/// CPU kernels over host memory.
+/// A place where arenas live and plans of its target run (kr_device, runtime/target.h; opened by name with
+/// kr_device_open, ops/ops.h). The host never reads or writes device memory but through these calls.
+
+/// CPU kernels over host memory. It settles what belongs to the processor: instruction set level, OpenBLAS's core type.
+/// fails KR_BAD_ARGUMENT, KR_UNSUPPORTED when KRAIT_ISA names a level that does not exist or that cannot be had,
+/// KR_BAD_ARGUMENT when KRAIT_WITHOUT names an extension that is not known
 kr_status kr_device_cpu(kr_device **out);
 /// The same kernels, but arenas are protected pages outside of runs and copies: any stray access of the host faults.
 /// For tests.
@@ -204,8 +169,8 @@ typedef struct kr_step {
     const char *op;     ///< "rms_norm"
     const char *scope;  ///< "backbone.layers.3.norm"
     int node;           ///< number of the graph node, for messages
-    const kr_stage *stages;
-    int stage_count;
+    const void *kernels;///< kr_impl.kernels of the plan's target; must outlive the plan
+    int stages;         ///< that run one after another; everybody is through with a stage before the next begins
     int64_t rounds;     ///< times that all stages run, one round after another; 0 means 1
     int inputs, outputs;
     const kr_operand *in;
@@ -217,7 +182,9 @@ typedef struct kr_step {
 } kr_step;
 
 typedef struct kr_plan kr_plan;
-kr_status kr_plan_new(kr_plan **out);
+/// An empty plan, for devices of one target ("cpu").
+kr_status kr_plan_new(const char *target, kr_plan **out);
+const char *kr_plan_target(const kr_plan *);
 void kr_plan_free(kr_plan *);
 /// Copies `slot` into the plan and gives its index, or -1 (status recorded).
 int kr_plan_add_slot(kr_plan *, const kr_slot *);
@@ -250,15 +217,16 @@ enum {
 // Sessions: the memory that several plans share, and the threads that run them
 
 typedef struct kr_session kr_session;
-/// threads 0: kr_cpu_count(). The device must outlive the session. One thread at a time may use a session.
-/// fails KR_BAD_ARGUMENT, KR_UNSUPPORTED when KRAIT_ISA names a level that does not exist or that cannot be had, or
-/// KRAIT_WITHOUT an extension that is not known
+/// threads: of the host, for devices that work with them; 0: as many as the device thinks best (CPU: kr_cpu_count()).
+/// The device must outlive the session. One thread at a time may use a session.
+/// fails KR_BAD_ARGUMENT
 kr_status kr_session_open(kr_device *, int threads, kr_session **out);
 void kr_session_close(kr_session *);
 int kr_session_threads(const kr_session *);
 /// Makes room for everything the plan needs; parameters, optimiser state and carries are shared by name with the
 /// plans added before (shapes and dtypes must agree). New memory is zero. Allocates; runs never do.
-/// The plan may be freed before the session; its inputs, outputs and constants keep their room until the session ends.
+/// fails KR_BAD_ARGUMENT: the plan was compiled for another target; KR_UNSUPPORTED: the device lacks a kernel (the
+/// message names op, node, scope and target). The plan may be freed before the session; its inputs, outputs and constants keep their room until the session ends.
 kr_status kr_session_add(kr_session *, kr_plan *);
 /// Sets every parameter from its initialiser, every other persistent slot to zero.
 kr_status kr_session_init(kr_session *, uint64_t seed);
@@ -327,7 +295,9 @@ kr_status kr_directory_make(const char *path);
 /// `state` is the text of state.json. Carries are included when there are any and `carries`. A path where something
 /// else than a checkpoint stands is refused. After a failure the checkpoint before is still there.
 kr_status kr_checkpoint_save(const char *path, kr_session *, const char *state, bool carries);
-enum { KR_LOAD_PARAMS = 1, KR_LOAD_OPTIMIZER = 2, KR_LOAD_CARRIES = 4, KR_LOAD_STATE = 8 };
+enum { KR_LOAD_PARAMS = 1, KR_LOAD_OPTIMIZER = 2, KR_LOAD_CARRIES = 4, KR_LOAD_STATE = 8,
+       KR_LOAD_FEWER = 16 ///< optimiser state that the file lacks keeps its values: an older version did not save it
+};
 /// Checks MANIFEST, then loads. Every persistent slot of a kind that is asked for must be in the file with the same
 /// shape, and the other way round; messages name file and tensor, and nothing was changed then. *state (may be null) is
 /// from malloc, null unless KR_LOAD_STATE; session may be null when nothing else is asked for.

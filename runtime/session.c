@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGN = 64, MOST_THREADS = 1024 };
+enum { ALIGN = 64 };
 
 // Room behind every slot: under AddressSanitizer, so that an overrun meets a fence and not the next slot.
 #if defined(__SANITIZE_ADDRESS__)
@@ -36,17 +36,16 @@ static int arena_index(const kr_slot *slot) {
 }
 
 /// Bytes from the start of a slot to that of the next. An empty one takes some too: its address is not null.
-static size_t room(const kr_slot *slot) { return ((slot->bytes ? slot->bytes : 1) + ALIGN - 1) / ALIGN * ALIGN + GAP; }
+static size_t room(const kr_session *s, const kr_slot *slot) {
+    const size_t align = s->device->class->align ? s->device->class->align : ALIGN;
+    return ((slot->bytes ? slot->bytes : 1) + GAP + align - 1) / align * align;
+}
 
 // Open, close --------------------------------------------------------------------------
 
 kr_status kr_session_open(kr_device *device, int threads, kr_session **out) {
     *out = NULL;
-    KR_FAIL_IF(threads < 0 || threads > MOST_THREADS, KR_BAD_ARGUMENT,
-               "session: %d threads, want 1 to %d, or 0 for all processors", threads, MOST_THREADS);
-    KR_TRY(kr_isa_environment());
-    KR_TRY(kr_bf16_environment());
-    kr_blas_prepare();
+    KR_TRY(kr_device_team(device, threads, &threads));
     kr_session *s = calloc(1, sizeof *s);
     KR_FAIL_IF(!s, KR_NO_MEMORY, "no memory for a session");
     s->pool = kr_pool_new();
@@ -55,8 +54,7 @@ kr_status kr_session_open(kr_device *device, int threads, kr_session **out) {
         return KR_NO_MEMORY;
     }
     s->device = device;
-    s->threads = threads ? threads : kr_cpu_count();
-    device->threads = s->threads;
+    s->threads = threads;
     *out = s;
     return KR_OK;
 }
@@ -69,6 +67,7 @@ static void release(kr_session *s, kr_region *r) {
 static void drop(kr_session *s, kr_added *a) {
     release(s, &a->io);
     release(s, &a->constants);
+    kr_device_unbind(s->device, a->bound);
     kr_bound_free(a->bound);
     *a = s->added[--s->added_count];
 }
@@ -132,7 +131,7 @@ static kr_status lay_out(const kr_session *s, const kr_plan *plan, addition *a) 
         a->offset[k] = r->bytes;
         KR_FAIL_IF(slot->bytes > PTRDIFF_MAX / 2 - r->bytes, KR_NO_MEMORY,
                    "session: slot \"%s\" of %zu bytes is too large", slot->name ? slot->name : "constant", slot->bytes);
-        r->bytes += room(slot);
+        r->bytes += room(s, slot);
     }
     return KR_OK;
 }
@@ -160,7 +159,7 @@ static kr_status allocate(kr_session *s, const kr_plan *plan, addition *a) {
             a->address[k] = s->held[a->held[k]]->address;
         } else {
             a->address[k] = (char *)a->fresh[slot->kind].address + a->offset[k];
-            kr_device_fence(s->device, (char *)a->address[k] + slot->bytes, room(slot) - slot->bytes);
+            kr_device_fence(s->device, (char *)a->address[k] + slot->bytes, room(s, slot) - slot->bytes);
         }
     }
     return KR_OK;
@@ -230,6 +229,7 @@ static kr_status prepare(kr_session *s, kr_plan *plan, addition *a) {
     for (int k = 0; k < plan->slot_count; k++)
         if (plan->slots[k]->kind == KR_SLOT_CONST) KR_TRY(splat(s, plan->slots[k], a->address[k]));
     KR_TRY(kr_bound_new(plan, a->address, &a->bound));
+    KR_TRY(kr_device_bind(s->device, a->bound));
     return make_room(s, plan, a);
 }
 
@@ -254,6 +254,7 @@ kr_status kr_session_add(kr_session *s, kr_plan *plan) {
     if (!status) {
         status = commit(s, &a);
     } else {
+        kr_device_unbind(s->device, a.bound);
         kr_bound_free(a.bound);
         for (int kind = 0; kind < KR_SLOT_KIND_COUNT; kind++) release(s, &a.fresh[kind]);
         for (int k = 0; k < 2; k++) release(s, &a.grown[k]);

@@ -17,81 +17,99 @@ static int64_t roll(dice *d, int64_t sides) {
 #define ONE_OF(d, ...) \
     ((const int64_t[]){__VA_ARGS__})[roll(d, sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t))]
 
-/// Heads of 3, 5 or 16 channels, and a model width that gives them.
-static int64_t draw_heads(dice *d, kr_block_config *c) {
-    const int64_t heads = ONE_OF(d, 1, 2, 3, 4, 6);
-    c->headdim = ONE_OF(d, 3, 5, 16);
-    c->expand = heads * c->headdim % 2 ? 1 : ONE_OF(d, 1, 2);
-    c->d_model = heads * c->headdim / c->expand;
-    c->d_state = ONE_OF(d, 1, 6, 7, 16);
-    c->ngroups = heads % 2 ? ONE_OF(d, 1, heads) : ONE_OF(d, 1, 2, heads);
-    c->chunk_size = ONE_OF(d, 0, 4, 5, 7, 16);
-    return heads;
+static void set(variant *v, const char *key, int64_t value) {
+    check_ok(kr_settings_set(&v->keys, key, "%ld", (long)value), key);
+}
+/// 0 leaves it to the block.
+static void set_or_auto(variant *v, const char *key, int64_t value) {
+    if (value) set(v, key, value);
+    else check_ok(kr_settings_set(&v->keys, key, "auto"), key);
+}
+static void set_real(variant *v, const char *key, double value) {
+    check_ok(kr_settings_set(&v->keys, key, "%.17g", value), key);
+}
+static void set_bool(variant *v, const char *key, int64_t value) {
+    check_ok(kr_settings_set(&v->keys, key, value ? "true" : "false"), key);
 }
 
-static void draw_mamba2(dice *d, kr_block_config *c) {
-    draw_heads(d, c);
+/// Heads of 3, 5 or 16 channels, and a model width that gives them. Gives the scan's width.
+static int64_t draw_heads(dice *d, variant *v) {
+    const int64_t heads = ONE_OF(d, 1, 2, 3, 4, 6), headdim = ONE_OF(d, 3, 5, 16);
+    const int64_t expand = heads * headdim % 2 ? 1 : ONE_OF(d, 1, 2), state = ONE_OF(d, 1, 6, 7, 16);
+    set(v, "headdim", headdim);
+    set(v, "expand", expand);
+    v->config.d_model = heads * headdim / expand;
+    set(v, "d_state", state);
+    set(v, "ngroups", heads % 2 ? ONE_OF(d, 1, heads) : ONE_OF(d, 1, 2, heads));
+    v->chunk = ONE_OF(d, 0, 4, 5, 7, 16);
+    set_or_auto(v, "chunk_size", v->chunk);
+    return heads * headdim;
+}
+
+static void draw_mamba2(dice *d, variant *v) {
+    const int64_t width = draw_heads(d, v);
     if (roll(d, 4) == 0) { // channels beside the scan
-        c->d_ssm = c->expand * c->d_model;
-        c->d_model = c->d_ssm + ONE_OF(d, 1, 2, 5);
-        c->expand = 1;
+        set(v, "d_ssm", width);
+        v->config.d_model = width + ONE_OF(d, 1, 2, 5);
+        set(v, "expand", 1);
     }
-    c->d_conv = ONE_OF(d, 1, 2, 3, 4);
-    c->no_rmsnorm = roll(d, 3) == 0;
-    c->norm_before_gate = roll(d, 2);
-    c->D_has_hdim = roll(d, 2);
-    if (roll(d, 3) == 0) c->dt_limit_min = 0.01, c->dt_limit_max = 0.2;
+    set(v, "d_conv", ONE_OF(d, 1, 2, 3, 4));
+    set_bool(v, "rmsnorm", roll(d, 3) != 0);
+    set_bool(v, "norm_before_gate", roll(d, 2));
+    set_bool(v, "D_has_hdim", roll(d, 2));
+    if (roll(d, 3) == 0) check_ok(kr_settings_set(&v->keys, "dt_limit", "0.01,0.2"), "dt_limit");
 }
 
-static void draw_mamba3(dice *d, kr_block_config *c) {
-    draw_heads(d, c);
-    c->is_mimo = roll(d, 2);
-    c->mimo_rank = ONE_OF(d, 1, 2, 3, 4);
-    c->is_outproj_norm = roll(d, 2);
-    c->rope_fraction = roll(d, 2) ? 0.5 : 1;
-    if (roll(d, 3) == 0) c->A_floor = 0.6;
-    c->a_activation = roll(d, 3) == 0 ? KR_A_SOFTPLUS : KR_A_HEAVY_TAIL;
+static void draw_mamba3(dice *d, variant *v) {
+    draw_heads(d, v);
+    set_bool(v, "is_mimo", roll(d, 2));
+    set(v, "mimo_rank", ONE_OF(d, 1, 2, 3, 4));
+    set_bool(v, "is_outproj_norm", roll(d, 2));
+    set_real(v, "rope_fraction", roll(d, 3) * 0.5); // 0: no angles
+    if (roll(d, 3) == 0) set_real(v, "A_floor", 0.6);
+    check_ok(kr_settings_set(&v->keys, "a_activation", roll(d, 3) == 0 ? "softplus" : "heavy_tail"), "a_activation");
 }
 
-static void draw_attention(dice *d, kr_attention_config *a) {
-    a->num_heads = ONE_OF(d, 1, 2, 3, 4, 6);
-    a->num_heads_kv = a->num_heads % 2 ? ONE_OF(d, 1, a->num_heads) : ONE_OF(d, 1, 2, a->num_heads);
-    a->head_dim = ONE_OF(d, 3, 5, 6, 16);
-    a->rotary_emb_dim = ONE_OF(d, 0, 2, a->head_dim / 2 * 2);
-    a->rotary_emb_interleaved = roll(d, 2);
-    a->rotary_emb_base = ONE_OF(d, 0, 100);
-    a->window = ONE_OF(d, 0, 0, 1, 3, 8);
-    a->d_conv = ONE_OF(d, 0, 0, 1, 3);
-    a->mlp_dim = ONE_OF(d, 0, 0, 5);
-    a->qkv_proj_bias = roll(d, 2);
-    a->out_proj_bias = roll(d, 2);
-    a->softmax_scale = roll(d, 2) ? 0 : 0.3;
+static void draw_attention(dice *d, variant *v) {
+    const int64_t heads = ONE_OF(d, 1, 2, 3, 4, 6), kv = heads % 2 ? ONE_OF(d, 1, heads) : ONE_OF(d, 1, 2, heads);
+    const int64_t size = ONE_OF(d, 3, 5, 6, 16);
+    set(v, "attention.num_heads", heads);
+    set(v, "attention.num_heads_kv", kv);
+    set(v, "attention.head_dim", size);
+    set(v, "attention.rotary_emb_dim", ONE_OF(d, 0, 2, size / 2 * 2));
+    set_bool(v, "attention.rotary_emb_interleaved", roll(d, 2));
+    if (roll(d, 2)) set(v, "attention.rotary_emb_base", 100);
+    set(v, "attention.window", ONE_OF(d, 0, 0, 1, 3, 8));
+    set(v, "attention.d_conv", ONE_OF(d, 0, 0, 1, 3));
+    set(v, "attention.mlp_dim", ONE_OF(d, 0, 0, 5));
+    set_bool(v, "attention.qkv_proj_bias", roll(d, 2));
+    set_bool(v, "attention.out_proj_bias", roll(d, 2));
+    if (roll(d, 2) == 0) set_real(v, "attention.softmax_scale", 0.3);
 }
 
 variant blocks_draw(int kind, int number) {
     const char *name = kr_block_kinds[kind]->name;
     dice own = {.stream = kr_hash(name, strlen(name)) + (uint64_t)number}, *d = &own;
-    variant v = {.kind = kr_block_kinds[kind], .config = kr_block_defaults(), .number = number};
-    kr_block_config *c = &v.config;
-    c->d_model = ONE_OF(d, 1, 7, 16, 24, 33);
-    c->bias = roll(d, 2);
-    c->conv_bias = roll(d, 2);
-    if (!strcmp(name, "mamba2")) draw_mamba2(d, c);
-    else if (!strcmp(name, "mamba3")) draw_mamba3(d, c);
-    else if (!strcmp(name, "attention")) draw_attention(d, &c->attention);
-    else {
-        c->d_state = ONE_OF(d, 1, 3, 6, 16);
-        c->d_conv = ONE_OF(d, 1, 2, 3, 4);
-        c->expand = ONE_OF(d, 1, 2, 3);
-        c->dt_rank = ONE_OF(d, 0, 1, 2);
-        c->hidden = ONE_OF(d, 0, 5, 130);
-        c->base_decay = (double)ONE_OF(d, 0, 3);
+    variant v = {.kind = kr_block_kinds[kind], .number = number};
+    v.config.d_model = ONE_OF(d, 1, 7, 16, 24, 33);
+    set_bool(&v, "bias", roll(d, 2));
+    set_bool(&v, "conv_bias", roll(d, 2));
+    if (!strcmp(name, "mamba2")) draw_mamba2(d, &v);
+    else if (!strcmp(name, "mamba3")) draw_mamba3(d, &v);
+    else if (!strcmp(name, "attention")) draw_attention(d, &v);
+    else { // a block passes over keys that it does not have
+        set(&v, "d_state", ONE_OF(d, 1, 3, 6, 16));
+        set(&v, "d_conv", ONE_OF(d, 1, 2, 3, 4));
+        set(&v, "expand", ONE_OF(d, 1, 2, 3));
+        set_or_auto(&v, "dt_rank", ONE_OF(d, 0, 1, 2));
+        set_or_auto(&v, "hidden", ONE_OF(d, 0, 5, 130));
+        if (roll(d, 2)) set(&v, "base_decay", 3);
         v.goal = !strcmp(name, "tinymamba") && roll(d, 2);
     }
-    static int levels = 0; // the variants take turns in using them
+    static int levels = 0; // the variants use them one after another
     if (!levels) levels = (int)kr_isa_best() + 1;
     check_ok(kr_isa_limit((kr_isa)(number % levels)), "level");
-    v.chunk = c->chunk_size > 0 ? c->chunk_size : ONE_OF(d, 5, 32);
+    if (!v.chunk) v.chunk = ONE_OF(d, 5, 32);
     v.batch = ONE_OF(d, 1, 1, 2, 3);
     return v;
 }
@@ -114,10 +132,10 @@ kr_plan *blocks_plan(const variant *v, int64_t length, int64_t capacity, unsigne
     kr_graph_carries(g, flags & BLOCKS_CARRIES);
     const kr_shape shape = KR_SHAPE(v->batch, length, c.d_model);
     const kr_value x = kr_input(g, "x", KR_F32, shape);
-    if (flags & BLOCKS_CARRIES) c.attention.capacity = capacity;
+    if (flags & BLOCKS_CARRIES) c.capacity = capacity;
     if (flags & BLOCKS_RESET) c.reset = kr_input(g, "reset", KR_I32, KR_SHAPE(v->batch, length));
     if (v->goal) c.goal = kr_input(g, "goal", KR_F32, KR_SHAPE(v->batch, c.d_model));
-    const kr_value y = v->kind->build(g, &c, x);
+    const kr_value y = kr_block_build(g, v->kind, &v->keys, &c, x);
     kr_output(g, "y", y);
     if (flags & BLOCKS_LOSS) {
         const kr_value weighed = kr_mul(g, y, kr_stop_gradient(g, kr_input(g, "weight", KR_F32, shape)));

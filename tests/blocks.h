@@ -10,6 +10,7 @@ enum { BLOCKS_VARIANTS = 16 };
 /// A block with sizes of its own.
 typedef struct variant {
     const kr_block_kind *kind;
+    kr_settings keys;
     kr_block_config config;
     int64_t batch, chunk; ///< chunk: tokens after which the block's op may begin a new chunk
     bool goal;            ///< has the input "goal" [B, d_model]
@@ -17,7 +18,7 @@ typedef struct variant {
 } variant;
 
 /// Variant `number` of block kr_block_kinds[kind], always the same one. Sets the level of the kernels: the variants
-/// take turns in using what this machine has.
+/// use what this machine has, one after another.
 variant blocks_draw(int kind, int number);
 #define EACH_VARIANT(v)                                             \
     for (int kind_ = 0; kind_ < kr_block_kind_count; kind_++)       \

@@ -107,6 +107,15 @@ static void copy_view(const kr_arg *from, const kr_layout *layout, const kr_arg 
                (unsigned char *)from->data + (size_t)(layout->offset + offset_of(&v, i)) * size, size);
 }
 
+const char *check_level_name(kr_isa level) { return level == CHECK_REFERENCE ? "reference" : kr_isa_name(level); }
+
+const kr_target *check_target(kr_isa level) {
+    static const kr_target *reference;
+    if (level != CHECK_REFERENCE) return &kr_target_cpu;
+    if (!reference) check_ok(kr_target_find("reference", &reference), "KRAIT_TARGET_PATH names the folder of tests");
+    return reference;
+}
+
 kr_status check_call(const kr_op *op, const kr_attrs *attrs, const kr_arg *in, int inputs, const kr_arg *out,
                      kr_isa isa, int parts, bool reverse) {
     if (op->flags & KR_OP_VIEW) {
@@ -116,20 +125,22 @@ kr_status check_call(const kr_op *op, const kr_attrs *attrs, const kr_arg *in, i
         copy_view(&in[0], &to, &out[0]);
         return KR_OK;
     }
-    KR_FAIL_IF(!op->stage_count, KR_UNSUPPORTED, "%s: no kernel", op->name);
+    const kr_impl *impl;
+    KR_TRY(kr_target_impl(check_target(isa), op, &impl));
     kr_shape in_shape[inputs + 1], out_shape[CHECK_MAX];
     for (int i = 0; i < inputs; i++) in_shape[i] = in[i].shape;
     for (int k = 0; k < kr_op_outputs(op, attrs); k++) out_shape[k] = out[k].shape;
-    const size_t work_bytes = op->work ? op->work(attrs, in_shape, out_shape, inputs) : 0;
+    const size_t work_bytes = impl->work ? impl->work(attrs, in_shape, out_shape, inputs) : 0;
     unsigned char *work = NULL;
     if (posix_memalign((void **)&work, 64, work_bytes + GUARD)) KR_FAIL(KR_NO_MEMORY, "no memory for the test");
     memset(work, FILL, work_bytes + GUARD);
     kr_call call = {.in = in, .out = out, .inputs = inputs, .outputs = kr_op_outputs(op, attrs),
                           .work = work_bytes ? work : NULL, .attrs = attrs, .bf16 = kr_bf16_best()};
-    const int64_t rounds = op->rounds ? op->rounds(attrs, in_shape, out_shape, inputs) : 1;
+    const int64_t rounds = impl->rounds ? impl->rounds(attrs, in_shape, out_shape, inputs) : 1;
     for (; call.round < rounds; call.round++)
-        for (int s = 0; s < op->stage_count; s++) {
-            kr_kernel *kernel = kr_stage_kernel(&op->stages[s], isa);
+        for (int s = 0; s < impl->stages; s++) {
+            kr_kernel *kernel = kr_stage_kernel((const kr_stage *)impl->kernels + s,
+                                                isa == CHECK_REFERENCE ? KR_ISA_BASE : isa);
             for (int p = 0; p < parts; p++) kernel(&call, reverse ? parts - 1 - p : p, parts);
         }
     bool whole = true;
@@ -139,10 +150,25 @@ kr_status check_call(const kr_op *op, const kr_attrs *attrs, const kr_arg *in, i
     return KR_OK;
 }
 
-const kr_op *check_shapes(const check_case *c, kr_shape *in_shape, kr_dtype *in_dtype, kr_shape *out_shape,
-                          kr_dtype *out_dtype) {
+/// What the op leaves open as this target makes it. False when what the case fixes is not what the target has: states
+/// that one target saved are given to another's gradient.
+static bool settle(check_case *c, const kr_target *target) {
     const kr_op *op = kr_op_find(c->op);
     cr_assert(op, "there is no op \"%s\"", c->op);
+    const kr_impl *impl = kr_op_impl(op, target);
+    if (impl && impl->specialise && impl->specialise(target, &c->attrs, c->shape, c->inputs) != KR_OK) return false;
+    kr_shape out_shape[CHECK_MAX] = {{0}};
+    kr_dtype out_dtype[CHECK_MAX] = {0};
+    return target == &kr_target_cpu ||
+           op->shape(&c->attrs, c->shape, c->dtype, c->inputs, out_shape, out_dtype) == KR_OK;
+}
+
+const kr_op *check_shapes(const check_case *given, kr_shape *in_shape, kr_dtype *in_dtype, kr_shape *out_shape,
+                          kr_dtype *out_dtype) {
+    check_case settled = *given, *c = &settled;
+    const kr_op *op = kr_op_find(c->op);
+    cr_assert(op, "there is no op \"%s\"", c->op);
+    check_ok(settle(c, &kr_target_cpu) ? KR_OK : KR_BAD_SHAPE, c->op);
     for (int i = 0; i < c->inputs; i++) {
         in_shape[i] = c->shape[i];
         in_dtype[i] = c->dtype[i];
@@ -168,6 +194,8 @@ typedef struct forward {
     const check_case *c;
     check_oracle *oracle;
     const kr_op *op;
+    const kr_impl *impl; ///< of the target that runs; null for views
+    kr_isa first, last;  ///< its levels
     kr_shape in_shape[CHECK_MAX], out_shape[CHECK_MAX];
     kr_dtype in_dtype[CHECK_MAX], out_dtype[CHECK_MAX];
     double *in[CHECK_MAX];
@@ -225,10 +253,10 @@ static void run_level(const forward *f, const variant *v, kr_isa isa, double *co
             out_arg[k] = out_box[k].arg;
             if (v->skip >> k & 1) out_arg[k].data = NULL;
         }
-        snprintf(what, sizeof what, "%s (%s, %s, %d parts)", f->c->op, kr_isa_name(isa), v->label, parts);
+        snprintf(what, sizeof what, "%s (%s, %s, %d parts)", f->c->op, check_level_name(isa), v->label, parts);
         check_ok(check_call(f->op, &f->c->attrs, in_arg, f->c->inputs, out_arg, isa, parts, parts == 3), what);
         for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++) {
-            snprintf(what, sizeof what, "%s output %d (%s, %s, %d parts)", f->c->op, k, kr_isa_name(isa), v->label,
+            snprintf(what, sizeof what, "%s output %d (%s, %s, %d parts)", f->c->op, k, check_level_name(isa), v->label,
                      parts);
             box_check_guards(&out_box[k], what);
             if (v->skip >> k & 1) continue;
@@ -254,7 +282,6 @@ static void run_level(const forward *f, const variant *v, kr_isa isa, double *co
     free_all(first);
 }
 
-/// Every level of this machine.
 static void run_variant(const forward *f, const variant *v) {
     double *in[CHECK_MAX] = {0};
     for (int i = 0; i < f->c->inputs; i++) {
@@ -268,7 +295,7 @@ static void run_variant(const forward *f, const variant *v) {
         }
     }
     double **want = v->flat < 0 ? f->want : run_oracle(f, in);
-    for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++) run_level(f, v, isa, in, want);
+    for (kr_isa isa = f->first; isa <= f->last; isa++) run_level(f, v, isa, in, want);
     if (v->flat >= 0) {
         free_all((void **)want);
         free(want);
@@ -283,13 +310,13 @@ static variant plain(const char *label) {
 }
 
 static bool can_alias(const forward *f, int input, int output) {
-    const uint32_t masks[] = {f->op->inplace, f->op->inplace1, f->op->inplace2};
-    return output < 3 && (masks[output] >> input & 1) && f->in[input] && f->in_dtype[input] == f->out_dtype[output] &&
+    const uint32_t *masks = f->impl->inplace;
+    return output < KR_INPLACE_OUTPUTS && (masks[output] >> input & 1) && f->in[input] && f->in_dtype[input] == f->out_dtype[output] &&
            kr_shape_equal(&f->in_shape[input], &f->out_shape[output]);
 }
 
 static void check_layouts(const forward *f) {
-    const kr_op *op = f->op;
+    const kr_impl *op = f->impl;
     const int n = f->c->inputs;
     variant all_in = plain("rows inputs"), strided = plain("strided inputs"), both = plain("rows inputs and outputs");
     for (int i = 0; i < n; i++) {
@@ -305,7 +332,7 @@ static void check_layouts(const forward *f) {
             run_variant(f, &one);
         }
     }
-    for (int k = 0; k < op->outputs; k++)
+    for (int k = 0; k < f->op->outputs; k++)
         if (op->rows_out >> k & 1) both.out[k] = ROWS;
     if (op->rows_in || op->strided_in) run_variant(f, &all_in);
     if (op->rows_in || op->strided_in || op->rows_out) run_variant(f, &both);
@@ -350,7 +377,7 @@ static void check_aliases(const forward *f) {
 static void check_skips(const forward *f) {
     variant none = plain("all optional outputs skipped");
     for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++) {
-        if (!(f->op->skip_out >> k & 1)) continue;
+        if (!(f->impl->skip_out >> k & 1)) continue;
         none.skip |= 1u << k;
         variant one = plain("one output skipped");
         one.skip = 1u << k;
@@ -359,9 +386,14 @@ static void check_skips(const forward *f) {
     if (none.skip) run_variant(f, &none);
 }
 
-void check_forward(const check_case *c, check_oracle *oracle) {
-    forward f = {.c = c, .oracle = oracle};
-    f.op = check_shapes(c, f.in_shape, f.in_dtype, f.out_shape, f.out_dtype);
+/// Every variant that a target promises, at its levels. False when the case is another target's.
+static bool forward_on(const check_case *c, check_oracle *oracle, kr_isa first, kr_isa last) {
+    check_case settled = *c;
+    const kr_target *target = check_target(first);
+    if (!settle(&settled, target)) return false;
+    forward f = {.c = &settled, .oracle = oracle, .first = first, .last = last};
+    f.op = check_shapes(&settled, f.in_shape, f.in_dtype, f.out_shape, f.out_dtype);
+    f.impl = kr_op_impl(f.op, target);
     for (int i = 0; i < c->inputs; i++) {
         if (c->shape[i].rank < 0) continue;
         const int64_t n = kr_shape_count(&c->shape[i]);
@@ -380,4 +412,10 @@ void check_forward(const check_case *c, check_oracle *oracle) {
     free_all((void **)f.want);
     free(f.want);
     free_all((void **)f.in);
+    return true;
+}
+
+void check_forward(const check_case *c, check_oracle *oracle) {
+    cr_assert(forward_on(c, oracle, KR_ISA_BASE, kr_isa_best()), "%s: %s", c->op, kr_status_message());
+    forward_on(c, oracle, CHECK_REFERENCE, CHECK_REFERENCE);
 }

@@ -8,6 +8,19 @@
 
 enum { CHECK_MAX = 24 };
 
+/// In place of an instruction set level: the second target (tests/reference), which promises less and chooses otherwise.
+#define CHECK_REFERENCE KR_ISA_COUNT
+/// "avx2", "reference".
+const char *check_level_name(kr_isa);
+/// The target behind a level.
+const kr_target *check_target(kr_isa);
+/// The levels that every case runs at: those of this machine, and the second target. For loops over levels.
+static inline kr_isa check_next_level(kr_isa level) {
+    if (level == CHECK_REFERENCE) return (kr_isa)(CHECK_REFERENCE + 1);
+    return level < kr_isa_best() ? (kr_isa)(level + 1) : CHECK_REFERENCE;
+}
+#define CHECK_LEVELS(level) (kr_isa level = KR_ISA_BASE; (int)level <= (int)CHECK_REFERENCE; level = check_next_level(level))
+
 /// The op in double precision. Tensors are packed row-major; absent inputs are NULL. Integers come as doubles.
 typedef void check_oracle(const kr_attrs *, const kr_shape *in_shape, const double *const *in,
                           const kr_shape *out_shape, double *const *out);
@@ -57,7 +70,7 @@ void check_random(double *out, int64_t n, kr_dtype, double lo, double hi, uint64
 void check_close(const void *got, kr_dtype, const double *want, int64_t n, double tolerance, const char *what);
 /// Asserts KR_OK, with the message and place of the failure.
 void check_ok(kr_status, const char *what);
-/// Outputs' shapes and dtypes of a case, by the op's rule.
+/// Outputs' shapes and dtypes of a case, by the op's rule, with what it leaves open as the CPU makes it.
 const kr_op *check_shapes(const check_case *, kr_shape *in_shape, kr_dtype *in_dtype, kr_shape *out_shape,
                           kr_dtype *out_dtype);
 /// One call: all stages, all parts, with workspace. `reverse` runs the parts of each stage last to first.

@@ -69,6 +69,7 @@ static kr_status read_outputs(kr_graph *g, void **data, const kr_binding *output
 kr_status check_interpret(kr_graph *g, kr_isa isa, int parts, const kr_binding *inputs, int input_count,
                           const kr_binding *outputs, int output_count) {
     KR_TRY(kr_graph_sort(g));
+    KR_TRY(kr_specialise(g, check_target(isa)));
     KR_TRY(kr_graph_verify(g));
     const uint32_t values = kr_graph_values(g);
     void **data = calloc(values + 1u, sizeof *data);
@@ -253,16 +254,16 @@ static void compare(const gradient *f, int i, const float *got, kr_isa isa) {
         cr_assert(fabs(g - want[s]) <= allowed,
                   "%s (%s, loss over outputs 0x%x): gradient of input %d, element %lld of %lld: got %.9g, want %.9g, "
                   "off by %.3g, allowed %.3g",
-                  f->c->op, kr_isa_name(isa), f->outputs, i, (long long)at, (long long)n, g, want[s],
+                  f->c->op, check_level_name(isa), f->outputs, i, (long long)at, (long long)n, g, want[s],
                   fabs(g - want[s]), allowed);
     }
 }
 
 static void check_loss(const gradient *f) {
     check_keeps(f);
-    bool depends[CHECK_MAX] = {false};
-    kr_graph *g = build_loss(f, depends);
-    for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++) {
+    for CHECK_LEVELS(isa) {
+        bool depends[CHECK_MAX] = {false};
+        kr_graph *g = build_loss(f, depends);
         kr_binding in[2 * CHECK_MAX], out[CHECK_MAX];
         char names[3 * CHECK_MAX][16];
         int ins = 0, outs = 0;
@@ -291,8 +292,8 @@ static void check_loss(const gradient *f) {
             if (wanted(f, i)) compare(f, i, got[i], isa);
         for (int i = 0; i < ins; i++) free(in[i].data);
         for (int i = 0; i < CHECK_MAX; i++) free(got[i]);
+        kr_graph_free(g);
     }
-    kr_graph_free(g);
 }
 
 void check_gradient(const check_case *c, check_oracle *oracle) {

@@ -49,7 +49,7 @@ typedef struct small {
 
 static inline small open_with(const kr_slot *list, int count, kr_device *on) {
     small s;
-    cr_assert_eq(kr_plan_new(&s.plan), KR_OK);
+    cr_assert_eq(kr_plan_new("cpu", &s.plan), KR_OK);
     for (int k = 0; k < count; k++) {
         kr_slot slot = list[k];
         slot.bytes = kr_tensor_bytes(slot.dtype, &slot.shape);

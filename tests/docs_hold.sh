@@ -15,7 +15,9 @@ for page in README.md CONTRIBUTING.md $(find docs data tests -name '*.md' | sort
 done
 
 # shellcheck disable=SC2016
-shown=$(sed -n '/^```c$/,/^```$/{/^```/d;p}' README.md | sed -n '/internal.h/,/^const kr_block_kind/p')
+shown=$(awk '/^```c$/ { inside = 1; text = ""; next }
+  /^```$/ { if (inside && text ~ /internal.h/) printf "%s", text; inside = 0; next }
+  inside { text = text $0 "\n" }' README.md)
 if [ "$shown" != "$(cat models/blocks/mamba1.c)" ]; then
   echo "README.md: the block under \"Defining a block\" is not models/blocks/mamba1.c any more"
   wrong=1

@@ -196,10 +196,10 @@ static void train(kr_precision precision, int threads, float *loss) {
             in[k] = kr_random_uniform(9, 0, (uint64_t)(step * ROWS * WIDTH + k)) * 2 - 1;
             want[k] = k % WIDTH ? in[k] * in[k - 1] : in[k];
         }
-        float hyper[3] = {0.01f, 1 - powf(0.9f, (float)step + 1), 1 - powf(0.95f, (float)step + 1)}, norm;
+        float learning_rate = 0.01f, norm;
         const kr_binding bind[] = {{"x", in, sizeof in},
                                    {"y", want, sizeof want},
-                                   {"optimizer", hyper, sizeof hyper},
+                                   {"learning_rate", &learning_rate, 4},
                                    {"loss", &loss[step], 4},
                                    {"grad_norm", &norm, 4}};
         check_ok(kr_plan_run(session, plan, bind, 5, 0), "step");

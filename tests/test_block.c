@@ -208,27 +208,58 @@ Test(block, nothing_in_nothing_out) {
     }
 }
 
+static void expect_refused(const char *block, const char *const keys[4], const char *says) {
+    const kr_block_config c = {.d_model = 16, .n_layer = 1};
+    kr_settings given = {0};
+    kr_graph *g = NULL;
+    for (int k = 0; k < 4 && keys[k]; k += 2) check_ok(kr_settings_set(&given, keys[k], "%s", keys[k + 1]), keys[k]);
+    check_ok(kr_graph_new(&g), "graph");
+    const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(1, 5, c.d_model));
+    cr_assert_not_null(kr_block_find(block));
+    kr_block_build(g, kr_block_find(block), &given, &c, x);
+    cr_assert_neq(kr_graph_status(g), KR_OK, "%s was built without '%s'", block, says);
+    cr_expect_not_null(strstr(kr_status_message(), says), "%s: '%s' does not say '%s'", block, kr_status_message(),
+                       says);
+    kr_graph_free(g);
+}
+
 Test(block, widths_that_do_not_divide_are_named) {
-    static const struct { const char *block, *says; kr_block_config config; } cases[] = {
-        {"mamba2", "headdim is 7, which does not divide d_ssm, 32", {.d_model = 16, .headdim = 7}},
-        {"mamba3", "headdim is 7, which does not divide expand * d_model, 32", {.d_model = 16, .headdim = 7}},
-        {"mamba3", "headdim is 64, which does not divide expand * d_model, 32", {.d_model = 16}},
-        {"mamba2", "3 groups, want a divisor of 4 heads", {.d_model = 16, .headdim = 8, .ngroups = 3}},
-        {"mamba3", "3 groups, want a divisor of 4 heads", {.d_model = 16, .headdim = 8, .ngroups = 3}},
-        {"attention", "3 heads and 2 key heads", {.d_model = 12, .attention = {.num_heads = 3, .num_heads_kv = 2}}},
+    static const struct { const char *block, *says, *keys[4]; } cases[] = {
+        {"mamba2", "headdim is 7, which does not divide d_ssm, 32", {"headdim", "7"}},
+        {"mamba3", "headdim is 7, which does not divide expand * d_model, 32", {"headdim", "7"}},
+        {"mamba3", "headdim is 64, which does not divide expand * d_model, 32", {0}},
+        {"mamba2", "3 groups, want a divisor of 4 heads", {"headdim", "8", "ngroups", "3"}},
+        {"mamba3", "3 groups, want a divisor of 4 heads", {"headdim", "8", "ngroups", "3"}},
+        {"attention", "3 heads and 2 key heads", {"attention.num_heads", "3", "attention.num_heads_kv", "2"}},
     };
-    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
-        kr_block_config c = cases[k].config;
-        c.expand = 2, c.d_conv = 4, c.n_layer = 1;
-        kr_graph *g = NULL;
-        check_ok(kr_graph_new(&g), "graph");
-        const kr_value x = kr_input(g, "x", KR_F32, KR_SHAPE(1, 5, c.d_model));
-        const kr_block_kind *kind = kr_block_find(cases[k].block);
-        cr_assert_not_null(kind);
-        kind->build(g, &c, x);
-        cr_assert_neq(kr_graph_status(g), KR_OK, "%s was built", cases[k].block);
-        cr_assert_not_null(strstr(kr_status_message(), cases[k].says), "%s: '%s' does not say '%s'", cases[k].block,
-                           kr_status_message(), cases[k].says);
-        kr_graph_free(g);
-    }
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
+        expect_refused(cases[k].block, cases[k].keys, cases[k].says);
+}
+
+Test(block, values_out_of_range_are_named) {
+    static const struct { const char *block, *says, *keys[4]; } cases[] = {
+        {"mamba1", "mamba1: d_state is 0, want 1 to 4096", {"d_state", "0"}},
+        {"mamba1", "mamba1: dt_rank is 0, want 1 to 1048576, or auto", {"dt_rank", "0"}},
+        {"mamba1", "mamba1: d_conv is 257, want 1 to 256", {"d_conv", "257"}},
+        {"mamba1", "mamba1: d_conv is 4.5, want an integer", {"d_conv", "4.5"}},
+        {"mamba1", "mamba1: expand is auto, want an integer", {"expand", "auto"}},
+        {"mamba1", "mamba1: expand is 99999999999999999999, want 1 to 64", {"expand", "99999999999999999999"}},
+        {"mamba1", "mamba1: bias is 1, want true or false", {"bias", "1"}},
+        {"mamba1", "mamba1: dt_scale is nan, want 0 to 1000000", {"dt_scale", "nan"}},
+        {"mamba1", "mamba1: dt_scale is  , want a number", {"dt_scale", " "}},
+        {"mamba1", "dt_max is 0.001, want at least dt_min, 0.01", {"dt_min", "0.01", "dt_max", "0.001"}},
+        {"mamba2", "mamba2: d_ssm is 0, want 1 to 16777216, or auto", {"d_ssm", "0"}},
+        {"mamba2", "mamba2: dt_limit is [2,1], want 0 <= low <= high", {"dt_limit", "2,1"}},
+        {"mamba2", "mamba2: dt_limit is [-1,1], want 0 <= low <= high", {"dt_limit", "-1,1"}},
+        {"mamba2", "mamba2: dt_limit is [3], want 0 <= low <= high", {"dt_limit", "3"}},
+        {"mamba3", "mamba3: headdim is -8, want 1 to 65536", {"headdim", "-8"}},
+        {"mamba3", "mamba3: rope_fraction is 1.5, want 0 to 1", {"rope_fraction", "1.5"}},
+        {"mamba3", "mamba3: a_activation is soft, want one of heavy_tail|softplus", {"a_activation", "soft"}},
+        {"gated_mlp", "gated_mlp: hidden is 0, want 1 to 16777216, or auto", {"hidden", "0"}},
+        {"tinymamba", "tinymamba: base_decay is 0, want 1e-12 to 1000000", {"base_decay", "0"}},
+        {"attention", "attention: num_heads is 0, want 1 to 65536, or auto", {"attention.num_heads", "0"}},
+        {"attention", "softmax_scale is 0, want 1e-12 to 1000000, or auto", {"attention.softmax_scale", "0"}},
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
+        expect_refused(cases[k].block, cases[k].keys, cases[k].says);
 }

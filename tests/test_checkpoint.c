@@ -159,6 +159,36 @@ Test(checkpoint, another_model) {
     close_small(typed);
 }
 
+Test(checkpoint, optimiser_state_of_an_older_version) {
+    kr_slot old[SLOTS]; // without "step"
+    memcpy(old, slots, 3 * sizeof *slots);
+    memcpy(old + 3, slots + 4, (SLOTS - 4) * sizeof *slots);
+    small a = open_with(old, SLOTS - 1, device), b = open_small();
+    save_seed(a, 1);
+    fill(b, 2);
+    refuse_load(b, LOAD_ALL, KR_BAD_FILE, "optimizer.safetensors.zst", "has no 'step', which the model has");
+    cr_assert(has(b, 2, PARAMS | OPTIMIZER | CARRIES));
+    cr_assert_eq(kr_checkpoint_load(latest, b.session, LOAD_ALL | KR_LOAD_FEWER, NULL), KR_OK, "%s",
+                 kr_status_message());
+    cr_assert(has(b, 1, PARAMS | CARRIES));
+    unsigned char step[8], want[8], moment[17 * 5 * 4], kept[17 * 5 * 4];
+    content("step", 2, want, sizeof want);
+    cr_assert_eq(kr_session_read(b.session, kr_session_find(b.session, "step"), step, sizeof step), KR_OK);
+    cr_assert_arr_eq(step, want, sizeof want, "what the file lacks was changed");
+    content("embedding.weight.v", 1, kept, sizeof kept);
+    cr_assert_eq(kr_session_read(b.session, kr_session_find(b.session, "embedding.weight.v"), moment, sizeof moment),
+                 KR_OK);
+    cr_assert_arr_eq(moment, kept, sizeof kept);
+    close_small(a);
+
+    memcpy(old, slots + 1, (SLOTS - 1) * sizeof *slots); // parameters must all be there
+    a = open_with(old, SLOTS - 1, device);
+    save_seed(a, 1);
+    refuse_load(b, LOAD_ALL | KR_LOAD_FEWER, KR_BAD_FILE, "model.safetensors", "has no 'embedding.weight'");
+    close_small(a);
+    close_small(b);
+}
+
 Test(checkpoint, no_optimiser_and_no_tensors) {
     small bare = open_with(slots, 1, device), empty = open_with(NULL, 0, device), full = open_small();
     cr_assert_eq(kr_checkpoint_save(latest, bare.session, "{}", true), KR_OK);

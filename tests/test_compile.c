@@ -69,7 +69,6 @@ static int bind_all(kr_graph *g, kr_binding *b, int room) {
         float *data = random_floats(elements, kr_hash(n->name, strlen(n->name)));
         if (kr_value_dtype(g, n->out[0]) == KR_I32)
             for (int64_t k = 0; k < elements; k++) ((int32_t *)data)[k] = (int32_t)((k * 7 + 3) % 11);
-        if (!strcmp(n->name, "optimizer")) memcpy(data, (float[]){1e-2f, 0.1f, 0.05f}, 3 * sizeof *data);
         b[count++] = (kr_binding){n->name, data, (size_t)elements * 4};
     }
     return count;
@@ -263,7 +262,7 @@ static kr_model_config tiny(void) {
     c.d_model = 24;
     c.n_layer = 3;
     c.vocab_size = 50;
-    c.block.d_state = 5;
+    check_ok(kr_settings_set(&c.keys, "d_state", "5"), "d_state");
     return c;
 }
 
@@ -294,6 +293,7 @@ Test(compile, parameters_are_updated_in_place) {
     check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_TRAIN, .optimizer = adamw}, &plan, NULL), "compile");
     for (int i = 0; i < kr_plan_steps(plan); i++) {
         const kr_step *s = kr_plan_step(plan, i);
+        if (!strcmp(s->op, "count_step")) cr_assert_eq(s->out[0].slot, s->in[0].slot, "the step is not counted in place");
         if (strcmp(s->op, "adamw")) {
             cr_assert(strcmp(s->op, "copy") || strcmp(s->scope, "copy"), "step %d copies an assigned value", i);
             continue;
@@ -367,7 +367,7 @@ Test(compile, accumulated_micro_batches_equal_one_batch) {
         }
         check_ok(kr_session_init(session, 3), "init");
         int32_t tokens[32], targets[32];
-        float hyper[3] = {1e-2f, 0.1f, 0.05f}, loss, norm;
+        float learning_rate = 1e-2f, loss, norm;
         for (int i = 0; i < 32; i++) {
             tokens[i] = (i * 13 + 5) % 50;
             targets[i] = (i * 29 + 1) % 50;
@@ -376,7 +376,7 @@ Test(compile, accumulated_micro_batches_equal_one_batch) {
             for (int p = 0; p <= split; p++) {
                 const kr_binding io[] = {{"tokens", tokens + 16 * p, (size_t)(batch * length) * 4},
                     {"targets", targets + 16 * p, (size_t)(batch * length) * 4}, {"loss", &loss, 4},
-                    {"optimizer", hyper, sizeof hyper}, {"grad_norm", &norm, 4}};
+                    {"learning_rate", &learning_rate, 4}, {"grad_norm", &norm, 4}};
                 check_ok(kr_plan_run(session, plans[p], io, split && !p ? 3 : 5, 0), "run");
             }
         const int slot = kr_session_find(session, "backbone.layers.1.mixer.in_proj.weight");
@@ -393,6 +393,62 @@ Test(compile, accumulated_micro_batches_equal_one_batch) {
     for (int64_t i = 0; i < elements; i++)
         cr_assert(fabsf(result[0][i] - result[1][i]) < 2e-4f, "[%ld]: %g in one batch, %g in two", (long)i,
                   result[0][i], result[1][i]);
+}
+
+/// Adam by hand on one parameter whose gradient is fed, with micro-batches or without.
+static void check_updates(bool split) {
+    kr_plan *plans[2];
+    kr_device *device;
+    kr_session *session;
+    check_ok(kr_device_cpu(&device), "device");
+    check_ok(kr_session_open(device, 2, &session), "session");
+    for (int k = 0; k < 2; k++) {
+        kr_graph *g;
+        check_ok(kr_graph_new(&g), "graph");
+        kr_output(g, "loss", kr_mul(g, kr_input(g, "slope", KR_F32, KR_SHAPE(1)), param(g, "p", KR_SHAPE(1))));
+        const kr_compile_options options = {.goal = !split ? KR_GOAL_TRAIN : k ? KR_GOAL_ACCUMULATE : KR_GOAL_TRAIN_LAST,
+                                            .optimizer = {.beta1 = 0.8, .beta2 = 0.9}, .accumulation = split ? 2 : 1};
+        check_ok(kr_compile(g, &options, &plans[k], NULL), "compile");
+        check_ok(kr_session_add(session, plans[k]), "add");
+        kr_graph_free(g);
+    }
+    check_ok(kr_session_init(session, 1), "init");
+    float slope[] = {0.5f, -2, NAN, INFINITY, 3, 0.25f}, learning_rate = 0.1f, norm, got, start;
+    const int p = kr_session_find(session, "p"), count = kr_session_find(session, KR_OPTIMIZER_STEP);
+    cr_assert_geq(count, 0);
+    cr_assert_eq(kr_session_slot(session, count)->kind, KR_SLOT_OPTIMIZER);
+    check_ok(kr_session_read(session, p, &start, sizeof start), "p");
+    double want = (double)start, m = 0, v = 0;
+    int64_t updates = 0, steps;
+    for (int k = 0; k < 6; k++) {
+        const kr_binding io[] = {{"slope", &slope[k], 4}, {"learning_rate", &learning_rate, 4}, {"grad_norm", &norm, 4}};
+        const float none = 0;
+        // The sums of a bad micro-batch end with its update, which puts zeros there.
+        if (split)
+            check_ok(kr_plan_run(session, plans[1], (kr_binding[]){{"slope", (void *)&none, 4}}, 1, 0), "micro-batch");
+        check_ok(kr_session_read(session, count, &steps, sizeof steps), "step");
+        cr_assert_eq(steps, updates, "a micro-batch that does not update counts");
+        check_ok(kr_plan_run(session, plans[0], io, 3, 0), "update");
+        const double g = (double)slope[k] / (split ? 2 : 1);
+        if (isfinite(g)) {
+            updates++;
+            m = 0.8 * m + 0.2 * g, v = 0.9 * v + 0.1 * g * g;
+            want -= 0.1 * m / (1 - pow(0.8, (double)updates)) / sqrt(v / (1 - pow(0.9, (double)updates)));
+        }
+        check_ok(kr_session_read(session, p, &got, sizeof got), "p");
+        check_ok(kr_session_read(session, count, &steps, sizeof steps), "step");
+        cr_assert_eq(steps, updates, "after run %d: %ld updates are counted, want %ld", k, (long)steps, (long)updates);
+        cr_assert_float_eq((double)got, want, 1e-6, "after run %d: p is %.9g, want %.9g", k, (double)got, want);
+    }
+    cr_assert_eq(updates, 4);
+    kr_session_close(session);
+    kr_device_close(device);
+    for (int k = 0; k < 2; k++) kr_plan_free(plans[k]);
+}
+
+Test(compile, updates_are_counted_where_they_take_place) {
+    check_updates(false);
+    check_updates(true);
 }
 
 Test(compile, says_what_it_cannot_do) {

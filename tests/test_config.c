@@ -30,7 +30,7 @@ static kr_status parse(const char *text, kr_config **out) {
 Test(config, reads_everything) {
     kr_config *c;
     kr_model_config m;
-    kr_target t;
+    kr_machine t;
     kr_train_settings s = kr_train_defaults();
     cr_assert_eq(parse(good, &c), KR_OK, "%s", kr_status_message());
     cr_assert_str_eq(kr_config_model_name(c, 0), "mine");
@@ -40,7 +40,7 @@ Test(config, reads_everything) {
     cr_assert_eq(m.d_model, 96);
     cr_assert_eq(m.n_layer, 3);
     cr_assert_not(m.tie_embeddings);
-    cr_assert_eq(m.block.dt_min, 2e-3);
+    cr_assert_eq(atof(kr_settings_get(&m.keys, "dt_min")), 2e-3);
     cr_assert_eq(kr_config_target(c, "local", &t), KR_OK);
     cr_assert_eq(t.threads, 2);
     cr_assert_eq(t.isa, 2);
@@ -74,6 +74,13 @@ Test(config, the_built_in_file_is_the_one_of_the_sources) {
     kr_config_free(own);
     kr_config_free(c);
     free(text);
+}
+
+/// `value` null: the key was not given.
+static void expect_key(const kr_model_config *m, const char *name, const char *value) {
+    const char *got = kr_settings_get(&m->keys, name);
+    cr_expect(got && value ? !strcmp(got, value) : got == value, "%s is %s, want %s", name, got ? got : "not given",
+              value ? value : "none");
 }
 
 /// All keys of a model, spelled and nested as they may be.
@@ -127,29 +134,32 @@ Test(config, models_have_every_key) {
     cr_expect_eq(m.n_layer, 4);
     cr_expect_str_eq(m.layers, "mamba1,Mamba1,gated_mlp,tinymamba");
     cr_expect_str_eq(kr_model_layer(&m, 3)->name, "tinymamba");
-    cr_expect_eq(m.block.hidden, 100);
-    cr_expect_eq(m.block.base_decay, 0.25);
+    expect_key(&m, "hidden", "100");
+    expect_key(&m, "base_decay", "0.25");
     cr_expect_eq(m.context, 77);
-    cr_expect(m.block.attention.qkv_proj_bias && !m.block.attention.not_causal && !m.block.no_rmsnorm,
-              "official defaults");
+    expect_key(&m, "rmsnorm", NULL);
     cr_assert_eq(kr_config_model(c, "official", &m), KR_OK);
-    const kr_block_config *b = &m.block;
-    const kr_attention_config *a = &b->attention;
     cr_expect_eq(m.d_intermediate, 96);
-    cr_expect(b->headdim == 8 && b->ngroups == 2 && b->d_ssm == 40 && b->chunk_size == 16 && b->mimo_rank == 3);
-    cr_expect(b->is_mimo && b->is_outproj_norm && b->no_rmsnorm && b->norm_before_gate && b->D_has_hdim);
-    cr_expect(b->rope_fraction == 1 && b->A_floor == 1e-3 && b->a_activation == KR_A_SOFTPLUS);
-    cr_expect(b->dt_limit_min == 0.5 && b->dt_limit_max == 0, "infinity is no limit");
-    cr_expect(a->num_heads == 6 && a->num_heads_kv == 3 && a->head_dim == 10 && a->mlp_dim == 256 && a->d_conv == 4);
-    cr_expect(a->rotary_emb_dim == 4 && a->rotary_emb_base == 500 && a->rotary_emb_interleaved && !a->qkv_proj_bias);
-    cr_expect(a->out_proj_bias && a->not_causal && a->softmax_scale == 0.5 && a->window == 9);
+    static const char *const given[][2] = {
+        {"headdim", "8"}, {"ngroups", "2"}, {"d_ssm", "40"}, {"chunk_size", "16"}, {"mimo_rank", "3"},
+        {"is_mimo", "true"}, {"is_outproj_norm", "true"}, {"rmsnorm", "false"}, {"norm_before_gate", "true"},
+        {"D_has_hdim", "true"}, {"rope_fraction", "1"}, {"A_floor", "0.001"}, {"a_activation", "softplus"},
+        {"dt_limit", "0.5,inf"}, {"attention.num_heads", "6"}, {"attention.num_heads_kv", "3"},
+        {"attention.head_dim", "10"}, {"attention.mlp_dim", "256"}, {"attention.d_conv", "4"},
+        {"attention.rotary_emb_dim", "4"}, {"attention.rotary_emb_base", "500"},
+        {"attention.rotary_emb_interleaved", "true"}, {"attention.qkv_proj_bias", "false"},
+        {"attention.causal", "false"}, {"attention.softmax_scale", "0.5"}, {"attention.window", "9"}};
+    enum { GIVEN = sizeof given / sizeof *given };
+    for (int k = 0; k < GIVEN; k++) cr_expect_eq(atof(kr_settings_get(&m.keys, given[k][0])), atof(given[k][1]));
+    for (int k = 0; k < GIVEN; k++)
+        if (!atof(given[k][1])) expect_key(&m, given[k][0], given[k][1]);
+    cr_expect_eq(m.keys.count, GIVEN);
     // What krait.yaml can say, a checkpoint remembers.
     char *json = kr_model_config_json(&m);
     kr_model_config again;
     cr_assert_eq(kr_model_config_parse(json, strlen(json), &again), KR_OK, "%s", kr_status_message());
-    again.layers[0] = m.layers[0] = 0;
-    cr_expect(!memcmp(&again.block.attention, a, offsetof(kr_attention_config, capacity)), "%s", json);
-    cr_expect(again.block.is_mimo && again.block.a_activation == KR_A_SOFTPLUS && again.block.dt_limit_min == 0.5);
+    cr_expect_eq(again.keys.count, GIVEN);
+    for (int k = 0; k < GIVEN; k++) expect_key(&again, given[k][0], kr_settings_get(&m.keys, given[k][0]));
     free(json);
     kr_config_free(c);
 }
@@ -232,6 +242,44 @@ Test(config, presets_have_the_published_sizes) {
     kr_config_free(c);
 }
 
+static char *graph_text(const kr_graph *g) {
+    char *text;
+    size_t bytes;
+    FILE *to = open_memstream(&text, &bytes);
+    cr_assert_eq(kr_graph_print(g, to), KR_OK);
+    fclose(to);
+    return text;
+}
+
+/// What is not given, what is auto and what is 0 are three things.
+Test(config, zero_is_zero) {
+    kr_config *c;
+    kr_model_config m[3];
+    kr_graph *g[3];
+    char *text[3];
+    cr_assert_eq(parse("models:\n"
+                       "  a: {layer: mamba3, n_layer: 1, d_model: 16, vocab_size: 8, headdim: 8, d_state: 8}\n"
+                       "  b: {layer: mamba3, n_layer: 1, d_model: 16, vocab_size: 8, headdim: 8, d_state: 8,\n"
+                       "      chunk_size: auto, rope_fraction: 0.5}\n"
+                       "  c: {layer: mamba3, n_layer: 1, d_model: 16, vocab_size: 8, headdim: 8, d_state: 8,\n"
+                       "      rope_fraction: 0}\n", &c), KR_OK, "%s", kr_status_message());
+    for (int k = 0; k < 3; k++) {
+        cr_assert_eq(kr_config_model(c, (const char *[]){"a", "b", "c"}[k], &m[k]), KR_OK);
+        // The same after a checkpoint
+        char *json = kr_model_config_json(&m[k]);
+        cr_assert_eq(kr_model_config_parse(json, strlen(json), &m[k]), KR_OK, "%s", kr_status_message());
+        free(json);
+        cr_assert_eq(kr_model_build(&m[k], KR_MODE_EVAL, 1, 3, &g[k]), KR_OK, "%s", kr_status_message());
+        text[k] = graph_text(g[k]);
+    }
+    cr_expect_str_eq(text[0], text[1]);
+    // in_proj has 2 * 32 + 2 * 8 + 3 * 4 rows, and one for each pair of states that rotates
+    cr_expect_not_null(strstr(text[1], "f32[94,16]"));
+    cr_expect_not_null(strstr(text[2], "f32[92,16]"));
+    for (int k = 0; k < 3; k++) kr_graph_free(g[k]), free(text[k]);
+    kr_config_free(c);
+}
+
 #define MODEL "models:\n  m: {layer: mamba1, d_model: 8, n_layer: 1, vocab_size: 256}\n"
 
 Test(config, faults_name_line_and_nearest_key) {
@@ -289,6 +337,21 @@ Test(config, faults_name_line_and_nearest_key) {
         {"models:\n  m: {layer: mamba1, d_model: 8, dt_limit: [-1, 1]}\n", {"k.yaml:2:", "at least 0"}},
         {"models:\n  m:\n    attention:\n      num_head: 3\n", {"k.yaml:4:", "attention of model m", "'num_heads'"}},
         {"models:\n  m:\n    attention: 3\n", {"k.yaml:3:", "a single value", "want a map"}},
+        // keys of blocks: whose they are, and that 0 is 0
+        {"models:\n  m: {layer: mamba3, rope_fractoin: 1}\n",
+         {"k.yaml:2:", "unknown key 'rope_fractoin' in model m", "'rope_fraction' of mamba3"}},
+        {"models:\n  m: {layers: [mamba3, tinymamba], base_dekay: 1}\n", {"'base_decay' of tinymamba"}},
+        {"models:\n  m: {layer: mamba1, d_modl: 1}\n", {"did you mean 'd_model'?"}},
+        {"models:\n  m: {layer: tinymamba, zzzzzz: 1}\n", {"unknown key 'zzzzzz'", "d_model", "expand, base_decay"}},
+        {"models:\n  m: {layer: mamba1, atention: {}}\n", {"unknown key 'atention'"}},
+        {"models:\n  m: {layer: mamba1, dt_rank: 0}\n", {"dt_rank in model m is 0, want 1 to 1048576, or auto"}},
+        {"models:\n  m: {layer: mamba2, d_ssm: 0}\n", {"d_ssm in model m is 0, want 1 to 16777216, or auto"}},
+        {"models:\n  m: {layer: mamba2, chunk_size: 0}\n", {"chunk_size in model m is 0, want 1 to 65536, or auto"}},
+        {"models:\n  m: {layer: mamba2, headdim: 0}\n", {"headdim in model m is 0, want 1 to 65536"}},
+        {"models:\n  m: {layer: mamba2, headdim: auto}\n", {"headdim in model m wants a whole number, got 'auto'"}},
+        {"models:\n  m: {layer: mamba3, a_activation: tanh}\n", {"'tanh', want one of: heavy_tail, softplus"}},
+        {"models:\n  m: {layer: attention, attention: {num_heads: 0}}\n",
+         {"num_heads in attention of model m is 0, want 1 to 65536, or auto"}},
         // YAML itself
         {"", {"k.yaml", "empty"}},
         {"# only a comment\n", {"empty"}},
@@ -345,7 +408,7 @@ Test(config, nothing_grows_by_expansion) {
 Test(config, unknown_names_list_the_known_ones) {
     kr_config *c;
     kr_model_config m;
-    kr_target t;
+    kr_machine t;
     cr_assert_eq(parse(good, &c), KR_OK);
     cr_assert_eq(kr_config_model(c, "mien", &m), KR_BAD_ARGUMENT);
     cr_assert(strstr(kr_status_message(), "'mien'") && strstr(kr_status_message(), "did you mean 'mine'"), "%s",

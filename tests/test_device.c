@@ -1,7 +1,7 @@
 /// Devices: the one whose memory the host cannot look into, and checks of values, which read it from inside.
 #include "plans.h"
 
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
@@ -22,7 +22,7 @@ static void spoil(const kr_call *call, int part, int parts) {
                 i == call->attrs->i[0] && j == call->attrs->i[1] ? (float)call->attrs->r[0] : 1.0f;
 }
 
-static const kr_stage stage_product = {{product}, 0}, stage_sum = {{sum}, 0}, stage_spoil = {{spoil}, 0};
+static const kr_stage stage_product = {{product}}, stage_sum = {{sum}}, stage_spoil = {{spoil}};
 
 // Checks of values --------------------------------------------------------------------------
 
@@ -32,7 +32,7 @@ static void checking(kr_status open(kr_device **), int threads) {
     kr_plan *plan;
     must(open(&device));
     must(kr_session_open(device, threads, &s));
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     const int a = add_slot(plan, KR_SLOT_ACTIVATION, NULL, KR_U8, KR_SHAPE(4000));
     const int p = add_slot(plan, KR_SLOT_PARAM, "scale", KR_F32, KR_SHAPE(5, 20));
     const int in = add_slot(plan, KR_SLOT_IO, "row", KR_F32, KR_SHAPE(2)), out = add_output(plan, "z", KR_SHAPE(5, 20));
@@ -46,8 +46,8 @@ static void checking(kr_status open(kr_device **), int threads) {
     kr_step spoiled = {.op = "selective_scan",
                        .scope = "backbone.layers.3.mixer",
                        .node = 41,
-                       .stages = &stage_spoil,
-                       .stage_count = 1,
+                       .kernels = &stage_spoil,
+                       .stages = 1,
                        .outputs = 1,
                        .out = &columns,
                        .work = absent};
@@ -68,7 +68,7 @@ static void checking(kr_status open(kr_device **), int threads) {
     must(kr_plan_run(s, plan, io, 2, 0)); // nobody asked
     kr_plan_free(plan);
 
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     const int q = add_slot(plan, KR_SLOT_PARAM, "scale", KR_F32, KR_SHAPE(5, 20));
     const kr_operand whole = tensor(q, 0, KR_SHAPE(5, 20)),
                      other = tensor(add_output(plan, "z", KR_SHAPE(5, 20)), 0, KR_SHAPE(5, 20));
@@ -128,13 +128,13 @@ static void keep_pointer(const kr_call *call, int part, int parts) {
 
 Test(guarded, the_host_cannot_write_after_a_run, .signal = SIGSEGV) {
     signal(SIGSEGV, SIG_DFL);
-    static const kr_stage stage = {{keep_pointer}, 0};
+    static const kr_stage stage = {{keep_pointer}};
     kr_device *device;
     kr_session *s;
     kr_plan *plan;
     must(kr_device_guarded(&device));
     must(kr_session_open(device, 2, &s));
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     const int a = add_slot(plan, KR_SLOT_PARAM, "w", KR_F32, KR_SHAPE(10));
     must(add_step(plan, "keep", &stage, 1, NULL, 0, row(a, 0, 10), absent));
     must(kr_plan_finish(plan));

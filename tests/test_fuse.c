@@ -294,7 +294,9 @@ Test(fuse, models_need_no_more_memory) {
             for (int fuse = 0; fuse < 2; fuse++) {
                 kr_model_config c = kr_model_defaults();
                 c.d_model = 64, c.n_layer = 3, c.vocab_size = 50;
-                c.block.d_state = 16, c.block.headdim = 16, c.block.is_mimo = mimo;
+                check_ok(kr_settings_set(&c.keys, "d_state", "16"), "d_state");
+                check_ok(kr_settings_set(&c.keys, "headdim", "16"), "headdim");
+                check_ok(kr_settings_set(&c.keys, "is_mimo", mimo ? "true" : "false"), "is_mimo");
                 snprintf(c.layer, sizeof c.layer, "%s", blocks[k]);
                 kr_graph *g;
                 int64_t n;

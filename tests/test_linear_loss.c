@@ -90,8 +90,10 @@ Test(linear_loss, forward_of_nothing) {
 // 700 rows of 2,600 words are three rounds, the last shorter; in each, every product has several blocks.
 Test(linear_loss, forward_in_rounds) {
     const check_case c = loss_case(700, 5, 2600, 2597);
-    const kr_op *op = kr_op_find(c.op);
-    cr_assert_eq(op->rounds(&c.attrs, c.shape, NULL, 3), 3);
+    const kr_impl *impl = kr_op_impl(kr_op_find(c.op), &kr_target_cpu);
+    kr_attrs attrs = c.attrs;
+    check_ok(impl->specialise(&kr_target_cpu, &attrs, c.shape, 3), "specialise");
+    cr_assert_eq(impl->rounds(&attrs, c.shape, NULL, 3), 3);
     check_forward(&c, oracle);
 }
 
@@ -122,7 +124,7 @@ static kr_arg packed(void *data, kr_dtype dtype, kr_shape shape) {
 static result run(float *x, float *weight, int32_t *targets, int64_t valid, int precision, kr_isa isa) {
     result r;
     memset(&r, 0xff, sizeof r);
-    const kr_attrs t = {.i = {valid, precision}};
+    const kr_attrs t = {.i = {valid, precision, T}};
     const kr_arg in[] = {packed(x, KR_F32, KR_SHAPE(T, D)), packed(weight, KR_F32, KR_SHAPE(V, D)),
                          packed(targets, KR_I32, KR_SHAPE(T))};
     const kr_arg out[] = {packed(&r.loss, KR_F32, KR_SHAPE(1)), packed(r.per_token, KR_F32, KR_SHAPE(T)),
@@ -285,7 +287,10 @@ static kr_plan_stats plan_of(int64_t vocabulary, kr_goal goal) {
 /// Bytes of workspace of the loss of these models.
 static size_t block(int64_t vocabulary) {
     const kr_shape in[] = {KR_SHAPE(2, 1024, 64), KR_SHAPE(vocabulary, 64), KR_SHAPE(2, 1024)};
-    return kr_op_find("linear_cross_entropy")->work(&(kr_attrs){0}, in, NULL, 3);
+    const kr_impl *impl = kr_op_impl(kr_op_find("linear_cross_entropy"), &kr_target_cpu);
+    kr_attrs attrs = {0};
+    check_ok(impl->specialise(&kr_target_cpu, &attrs, in, 3), "specialise");
+    return impl->work(&attrs, in, NULL, 3);
 }
 
 // All logits are 412 MB, and every table of the embedding's size besides the one of the gradient would be 13 MB.

@@ -89,7 +89,7 @@ Test(model, official_names_and_decay_groups) {
 
 Test(model, configuration_round_trip_and_errors) {
     kr_model_config c = kr_model_defaults(), back;
-    c.block.dt_rank = 7;
+    check_ok(kr_settings_set(&c.keys, "dt_rank", "7"), "dt_rank");
     c.tie_embeddings = false;
     char *json = kr_model_config_json(&c);
     cr_assert(json != NULL);
@@ -111,6 +111,14 @@ Test(model, configuration_round_trip_and_errors) {
                {"{\"layers\": [\"mamba1\", \"mamba9\"]}", "mamba9"},
                {"{\"ssm_cfg\": {\"dt_limit\": [2, 1]}}", "dt_limit"},
                {"{\"ssm_cfg\": {\"dt_rank\": \"many\"}}", "dt_rank"},
+               {"{\"ssm_cfg\": {\"dt_rank\": 1.5}}", "dt_rank"},
+               {"{\"ssm_cfg\": {\"d_state\": 5000}}", "\"d_state\" is 5000, want 1 to 4096"},
+               {"{\"ssm_cfg\": {\"d_state\": \"16\"}}", "\"d_state\" is \"16\", want an integer"},
+               {"{\"ssm_cfg\": {\"expand\": 0}}", "\"expand\" is 0, want 1 to 64"},
+               {"{\"ssm_cfg\": {\"bias\": 1}}", "bias"},
+               {"{\"ssm_cfg\": {\"d_stat\": 3}}", "\"d_stat\" in ssm_cfg; keys of mamba1: d_state, d_conv"},
+               {"{\"attn_cfg\": {\"num_head\": 3}}", "\"num_head\" in attn_cfg; keys of attention: num_heads"},
+               {"{\"attn_cfg\": 3}", "attn_cfg is not an object"},
                {"{\"n_layer\": 99999}", "n_layer"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cr_assert_neq(kr_model_config_parse(bad[i].json, strlen(bad[i].json), &back), KR_OK, "%s is accepted",
@@ -118,9 +126,94 @@ Test(model, configuration_round_trip_and_errors) {
         cr_assert(strstr(kr_status_message(), bad[i].says), "%s gives \"%s\"", bad[i].json, kr_status_message());
     }
     kr_graph *g;
+    check_ok(kr_settings_set(&c.keys, "d_stat", "7"), "set");
+    cr_assert_eq(kr_model_build(&c, KR_MODE_TRAIN, 1, 8, &g), KR_BAD_ARGUMENT);
+    cr_assert(strstr(kr_status_message(), "unknown key d_stat; keys of mamba1: d_state"), "%s", kr_status_message());
     c.d_model = -1;
     cr_assert_eq(kr_model_build(&c, KR_MODE_TRAIN, 1, 8, &g), KR_BAD_ARGUMENT);
     cr_assert(strstr(kr_status_message(), "d_model"));
+}
+
+static char *graph_of(const kr_model_config *c, const char *what) {
+    kr_graph *g;
+    char *text;
+    size_t bytes;
+    check_ok(kr_model_build(c, KR_MODE_PREFILL, 1, 3, &g), what);
+    FILE *to = open_memstream(&text, &bytes);
+    check_ok(kr_graph_print(g, to), what);
+    fclose(to);
+    kr_graph_free(g);
+    return text;
+}
+
+/// "model" in state.json as Krait wrote it before blocks declared their keys, and the same with 0 where that meant the
+/// default: the model is the one that these settings make today.
+Test(model, configurations_of_before_mean_the_same) {
+    static const struct { const char *json, *layers, *keys[12]; int64_t context; } cases[] = {
+        {"{\"name\": \"z1\", \"d_model\": 32, \"n_layer\": 1, \"vocab_size\": 256, \"pad_vocab_size_multiple\": 8,"
+         " \"rms_norm\": true, \"tie_embeddings\": true,"
+         " \"ssm_cfg\": {\"layer\": \"Mamba1\", \"d_state\": 16, \"dt_rank\": \"auto\"}}",
+         "mamba1", {0}, 4096},
+        {"{\"d_model\": 32, \"n_layer\": 1, \"vocab_size\": 256, \"context\": 0,"
+         " \"ssm_cfg\": {\"layer\": \"Mamba1\", \"d_state\": 0, \"dt_rank\": 0, \"headdim\": 0, \"hidden\": -1}}",
+         "mamba1", {0}, 4096},
+        {"{\"name\": \"z2\", \"d_model\": 32, \"n_layer\": 3, \"vocab_size\": 256, \"pad_vocab_size_multiple\": 8,"
+         " \"rms_norm\": true, \"tie_embeddings\": true, \"layers\": [\"mamba2\", \"attention\", \"gated_mlp\"],"
+         " \"ssm_cfg\": {\"layer\": \"Mamba2\", \"d_state\": 16, \"headdim\": 16, \"rmsnorm\": false,"
+         " \"dt_rank\": \"auto\", \"dt_limit\": [0.01, 0.5]}, \"attn_cfg\": {\"num_heads\": 2}}",
+         "mamba2,attention,gated_mlp",
+         {"d_state", "16", "headdim", "16", "rmsnorm", "false", "dt_limit", "0.01,0.5", "attention.num_heads", "2"},
+         4096},
+        {"{\"d_model\": 32, \"n_layer\": 3, \"vocab_size\": 256, \"layers\": [\"mamba2\", \"attention\","
+         " \"gated_mlp\"], \"ssm_cfg\": {\"layer\": \"Mamba2\", \"d_state\": 16, \"headdim\": 16, \"ngroups\": 0,"
+         " \"d_ssm\": 0, \"chunk_size\": 0, \"hidden\": 0, \"rmsnorm\": false, \"dt_limit\": [0.01, 0.5]},"
+         " \"attn_cfg\": {\"num_heads\": 2, \"num_heads_kv\": 0, \"head_dim\": 0, \"rotary_emb_base\": 0,"
+         " \"softmax_scale\": 0, \"window\": 0, \"mlp_dim\": 0, \"d_conv\": 0, \"rotary_emb_dim\": 0}}",
+         "mamba2,attention,gated_mlp",
+         {"d_state", "16", "headdim", "16", "rmsnorm", "false", "dt_limit", "0.01,0.5", "attention.num_heads", "2"},
+         4096},
+        {"{\"name\": \"z3\", \"d_model\": 32, \"n_layer\": 2, \"vocab_size\": 256, \"pad_vocab_size_multiple\": 8,"
+         " \"context\": 77, \"rms_norm\": true, \"tie_embeddings\": true, \"layers\": [\"mamba3\", \"tinymamba\"],"
+         " \"ssm_cfg\": {\"layer\": \"Mamba3\", \"d_state\": 16, \"headdim\": 16, \"base_decay\": 0.5,"
+         " \"dt_rank\": \"auto\", \"a_activation\": \"softplus\"}}",
+         "mamba3,tinymamba",
+         {"d_state", "16", "headdim", "16", "base_decay", "0.5", "a_activation", "softplus", "rope_fraction", "0.5"},
+         77},
+        {"{\"d_model\": 32, \"n_layer\": 2, \"vocab_size\": 256, \"context\": 77, \"layers\": [\"mamba3\","
+         " \"tinymamba\"], \"ssm_cfg\": {\"layer\": \"Mamba3\", \"d_state\": 16, \"headdim\": 16, \"mimo_rank\": 0,"
+         " \"A_floor\": 0, \"base_decay\": 0, \"a_activation\": \"softplus\"}}",
+         "mamba3,tinymamba", {"d_state", "16", "headdim", "16", "a_activation", "softplus"}, 77},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        kr_model_config now = kr_model_defaults(), then;
+        now.d_model = 32, now.context = cases[i].context;
+        now.n_layer = 1;
+        for (const char *c = cases[i].layers; *c; c++) now.n_layer += *c == ',';
+        strcpy(now.layers, cases[i].layers);
+        for (int k = 0; k < 12 && cases[i].keys[k]; k += 2)
+            check_ok(kr_settings_set(&now.keys, cases[i].keys[k], "%s", cases[i].keys[k + 1]), cases[i].keys[k]);
+        check_ok(kr_model_config_parse(cases[i].json, strlen(cases[i].json), &then), cases[i].json);
+        char *want = graph_of(&now, cases[i].layers), *got = graph_of(&then, cases[i].json);
+        cr_expect_str_eq(got, want, "%s", cases[i].json);
+        free(want);
+        free(got);
+    }
+}
+
+/// The complete form tells defaults too, and nothing of blocks that the model does not have.
+Test(model, every_key_of_its_blocks) {
+    kr_model_config c = kr_model_defaults();
+    strcpy(c.layers, "mamba3,mamba1,attention");
+    c.n_layer = 3;
+    check_ok(kr_settings_set(&c.keys, "rope_fraction", "0"), "set");
+    char *json = kr_model_config_json_complete(&c);
+    static const char *const has[] = {"\"rope_fraction\":0.0", "\"headdim\":64", "\"d_conv\":4",
+        "\"a_activation\":\"heavy_tail\"", "\"num_heads\":\"auto\"", "\"causal\":true",
+        "\"d_state\":null"}; // 16 in one, 128 in the other
+    for (size_t k = 0; k < sizeof has / sizeof *has; k++)
+        cr_expect_not_null(strstr(json, has[k]), "%s lacks %s", json, has[k]);
+    cr_expect_null(strstr(json, "base_decay"));
+    free(json);
 }
 
 Test(model, prefill_and_decode_equal_the_full_forward) {

@@ -17,9 +17,9 @@ static kr_model_config model_of(const kr_block_kind *kind) {
     m.d_model = 12;
     m.n_layer = 2;
     m.vocab_size = VOCABULARY;
-    m.block.d_state = 6;
-    m.block.headdim = 8;
-    m.block.rope_fraction = 1;
+    check_ok(kr_settings_set(&m.keys, "d_state", "6"), "d_state");
+    check_ok(kr_settings_set(&m.keys, "headdim", "8"), "headdim");
+    check_ok(kr_settings_set(&m.keys, "rope_fraction", "1"), "rope_fraction");
     snprintf(m.layer, sizeof m.layer, "%s", kind->name);
     return m;
 }
@@ -144,14 +144,14 @@ static void check_stream(const kr_model_config *model, int64_t L, int pieces) {
     check_ok(kr_session_open(device, 2, &session), "session");
     for (int k = 0; k < 2; k++) check_ok(kr_session_add(session, plan[k]), "add");
     check_ok(kr_session_init(session, 7), "init");
-    float hyper[3] = {0, 1, 1}, loss, whole;
+    float learning_rate = 0, loss, whole;
     double sum = 0;
     const size_t bytes = (size_t)L * 4;
     for (int k = 0; k < pieces; k++) {
         kr_binding bindings[5] = {{"tokens", tokens + k * L, bytes},
                                   {"targets", targets + k * L, bytes},
                                   {"loss", &loss, 4},
-                                  {"optimizer", hyper, sizeof hyper},
+                                  {"learning_rate", &learning_rate, 4},
                                   {"reset", reset, bytes}};
         check_ok(kr_plan_run(session, plan[0], bindings, kr_plan_find(plan[0], "reset") >= 0 ? 5 : 4, 0), "step");
         sum += loss / pieces;
@@ -163,7 +163,7 @@ static void check_stream(const kr_model_config *model, int64_t L, int pieces) {
     // A reset at the start of a row makes it the first one again.
     float first, again;
     kr_binding bindings[5] = {{"tokens", tokens, bytes}, {"targets", targets, bytes}, {"loss", &first, 4},
-                              {"optimizer", hyper, sizeof hyper}, {"reset", reset, bytes}};
+                              {"learning_rate", &learning_rate, 4}, {"reset", reset, bytes}};
     const int count = kr_plan_find(plan[0], "reset") >= 0 ? 5 : 4;
     check_ok(kr_session_reset_carries(session), "reset");
     check_ok(kr_plan_run(session, plan[0], bindings, count, 0), "step");

@@ -62,8 +62,8 @@ static void spread(const kr_call *call, int part, int parts) {
     for (int64_t k = begin; k < end; k++) out[k] = 0.01f * sum + 0.5f * b[k];
 }
 
-static const kr_stage stage_combine = {{combine}, 0}, stage_reverse = {{reverse}, 0};
-static const kr_stage stages_sum[2] = {{{sums}, 0}, {{spread}, 0}};
+static const kr_stage stage_combine = {{combine}}, stage_reverse = {{reverse}};
+static const kr_stage stages_sum[2] = {{{sums}}, {{spread}}};
 
 // Barriers --------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ static bool barrier(const kr_plan *plan, int index) { return kr_plan_step(plan, 
 
 static kr_plan *plan_with(int *arena, int64_t floats) {
     kr_plan *plan;
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     *arena = add_slot(plan, KR_SLOT_ACTIVATION, NULL, KR_U8, KR_SHAPE(4 * floats));
     return plan;
 }
@@ -195,7 +195,7 @@ enum { CELLS = 12, CELL = 96 }; // floats per cell; an output never covers its o
 static kr_plan *random_plan(uint64_t seed, int steps) {
     uint64_t state = seed << 20;
     kr_plan *plan;
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     const int s = add_slot(plan, KR_SLOT_ACTIVATION, NULL, KR_U8, KR_SHAPE(4 * CELLS * CELL));
     const int in = add_slot(plan, KR_SLOT_IO, "x", KR_F32, KR_SHAPE(CELLS * CELL));
     const int out = add_output(plan, "y", KR_SHAPE(CELLS * CELL));
@@ -234,7 +234,7 @@ Test(plan, barriers_of_random_plans_are_needed_and_enough) {
             for (int i = first ? first : 1; i < j; i++) needed |= meet(kr_plan_step(plan, i), kr_plan_step(plan, j));
             if (j == 1 || first == 0) needed = true; // the copy from the input covers everything
             cr_assert_eq(barrier(plan, j), needed, "seed %d, step %d", (int)seed, j);
-            if (needed || kr_plan_step(plan, j)->stage_count > 1) first = j;
+            if (needed || kr_plan_step(plan, j)->stages > 1) first = j;
         }
         kr_plan_free(plan);
     }
@@ -326,7 +326,7 @@ Test(plan, operands_must_lie_in_their_slots) {
 
 Test(plan, slots_must_make_sense) {
     kr_plan *plan;
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     add_slot(plan, KR_SLOT_PARAM, "w", KR_F32, KR_SHAPE(2, 3));
     add_slot(plan, KR_SLOT_IO, "w", KR_F32, KR_SHAPE(2, 3)); // other names live elsewhere
     add_slot(plan, KR_SLOT_ACTIVATION, NULL, KR_U8, KR_SHAPE(0));

@@ -241,6 +241,67 @@ static void poison(const char *checkpoint, const char *param) {
     kr_graph_free(g);
 }
 
+/// Takes the step count out of a checkpoint, which then says that it is of format "krait run <version>": versions before
+/// 2 had none.
+static void drop_count(const char *checkpoint, char version) {
+    kr_device *device;
+    kr_session *now, *then;
+    kr_plan *plan, *fewer;
+    kr_graph *g;
+    char *state;
+    kr_model_config model = kr_model_defaults();
+    model.d_model = 32;
+    model.n_layer = 2;
+    model.vocab_size = 256;
+    strcpy(model.layer, "mamba1");
+    cr_assert_eq(kr_model_build(&model, KR_MODE_TRAIN, 1, 8, &g), KR_OK, "%s", kr_status_message());
+    cr_assert_eq(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_TRAIN}, &plan, NULL), KR_OK);
+    cr_assert_eq(kr_device_cpu(&device), KR_OK);
+    cr_assert_eq(kr_session_open(device, 1, &now), KR_OK);
+    cr_assert_eq(kr_session_open(device, 1, &then), KR_OK);
+    cr_assert_eq(kr_session_add(now, plan), KR_OK);
+    cr_assert_eq(kr_checkpoint_load(checkpoint, now, KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER | KR_LOAD_STATE, &state),
+                 KR_OK, "%s", kr_status_message());
+    cr_assert_eq(kr_plan_new("cpu", &fewer), KR_OK);
+    for (int k = 0; k < kr_session_slots(now); k++)
+        if (strcmp(kr_session_slot(now, k)->name, KR_OPTIMIZER_STEP))
+            cr_assert_neq(kr_plan_add_slot(fewer, kr_session_slot(now, k)), -1);
+    cr_assert_eq(kr_plan_finish(fewer), KR_OK);
+    cr_assert_eq(kr_session_add(then, fewer), KR_OK);
+    cr_assert_eq(kr_session_slots(then), kr_session_slots(now) - 1);
+    for (int k = 0; k < kr_session_slots(then); k++) {
+        const kr_slot *slot = kr_session_slot(then, k);
+        void *data = malloc(slot->bytes);
+        cr_assert_eq(kr_session_read(now, kr_session_find(now, slot->name), data, slot->bytes), KR_OK);
+        cr_assert_eq(kr_session_write(then, k, data, slot->bytes), KR_OK);
+        free(data);
+    }
+    char *format = strstr(state, "krait run 2");
+    cr_assert(format);
+    format[strlen("krait run ")] = version;
+    cr_assert_eq(kr_checkpoint_save(checkpoint, then, state, false), KR_OK, "%s", kr_status_message());
+    free(state);
+    kr_session_close(now);
+    kr_session_close(then);
+    kr_device_close(device);
+    kr_plan_free(plan);
+    kr_plan_free(fewer);
+    kr_graph_free(g);
+}
+
+Test(pretrain, a_run_of_an_older_version_goes_on_with_the_right_count, .init = enter, .fini = leave) {
+    train("--output-dir whole --steps 14");
+    train("--output-dir parts --steps 14 --stop-after 7");
+    drop_count("parts/step-00000007", '1');
+    train("--output-dir parts --steps 14 --resume");
+    expect_said("resumed  parts/step-00000007 at step 7");
+    expect_same("whole/latest", "parts/latest");
+    cr_expect_eq(system("cmp whole/latest/state.json parts/latest/state.json"), 0);
+    drop_count("parts/step-00000014", '2');
+    cr_expect_eq(krait(TINY "--output-dir parts --steps 20 --resume"), 1);
+    expect_said("has no 'optimizer.step', which the model has");
+}
+
 Test(pretrain, a_bad_parameter_is_found_at_its_first_node, .init = enter, .fini = leave) {
     train("--output-dir run --steps 50 --stop-after 3");
     poison("run/step-00000003", "backbone.layers.1.mixer.dt_proj.bias");

@@ -174,7 +174,7 @@ Test(init, of_a_session_is_the_whole_at_once) {
     kr_plan *plan;
     must(kr_device_cpu(&device));
     must(kr_session_open(device, 2, &s));
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     for (int k = 0; k < 4; k++) {
         char name[2] = {(char)('a' + k), 0};
         const kr_slot slot = {.kind = KR_SLOT_PARAM, .name = name, .dtype = k == 3 ? KR_BF16 : KR_F32, .init = inits[k],

@@ -27,9 +27,9 @@ static kr_model_config small(const char *layer) {
     m.d_model = 12;
     m.n_layer = 4;
     m.vocab_size = VOCABULARY;
-    m.block.d_state = 6;
-    m.block.headdim = 8;
-    m.block.rope_fraction = 1;
+    check_ok(kr_settings_set(&m.keys, "d_state", "6"), "d_state");
+    check_ok(kr_settings_set(&m.keys, "headdim", "8"), "headdim");
+    check_ok(kr_settings_set(&m.keys, "rope_fraction", "1"), "rope_fraction");
     snprintf(m.layer, sizeof m.layer, "%s", layer);
     return m;
 }
@@ -51,15 +51,16 @@ static kr_plan *compile(const setup *s, kr_goal goal, size_t memory, kr_memory_c
 }
 
 /// Tokens, targets and starts of documents of a micro-batch; the learning rate.
-static int feed(const kr_plan *plan, int micro_batch, int32_t ids[3][BATCH * LENGTH], float hyper[3], kr_binding *to) {
+static int feed(const kr_plan *plan, int micro_batch, int32_t ids[3][BATCH * LENGTH], float *learning_rate,
+                kr_binding *to) {
     for (int k = 0; k < BATCH * LENGTH; k++) {
         ids[0][k] = (int32_t)(kr_random_uniform(3, (uint64_t)micro_batch, (uint64_t)k) * VOCABULARY);
         ids[1][k] = k % 7 == 3 ? -100 : (ids[0][k] * 5 + 3) % VOCABULARY;
         ids[2][k] = (k + micro_batch) % 9 == 0;
     }
-    hyper[0] = 1e-2f, hyper[1] = 0.1f, hyper[2] = 0.05f;
+    *learning_rate = 1e-2f;
     const kr_binding all[] = {{"tokens", ids[0], sizeof ids[0]}, {"targets", ids[1], sizeof ids[1]},
-                              {"reset", ids[2], sizeof ids[2]}, {"optimizer", hyper, 3 * sizeof *hyper}};
+                              {"reset", ids[2], sizeof ids[2]}, {"learning_rate", learning_rate, 4}};
     int count = 0;
     for (int k = 0; k < 4; k++)
         if (kr_plan_find(plan, all[k].name) >= 0) to[count++] = all[k];
@@ -89,13 +90,13 @@ static unsigned char *train(const setup *s, size_t memory, kr_memory_curve *curv
     if (split) check_ok(kr_session_add(session, first), "add");
     check_ok(kr_session_init(session, 7), "init");
 
-    float losses[STEPS][8] = {{0}}, hyper[3];
+    float losses[STEPS][8] = {{0}}, learning_rate;
     int32_t ids[3][BATCH * LENGTH];
     for (int step = 0; step < STEPS; step++)
         for (int k = 0; k < (split ? s->accumulation : 1); k++) {
             kr_plan *plan = split && k < s->accumulation - 1 ? first : update;
             kr_binding io[8];
-            int count = feed(plan, step * 8 + k, ids, hyper, io);
+            int count = feed(plan, step * 8 + k, ids, &learning_rate, io);
             io[count++] = (kr_binding){"loss", &losses[step][k], 4};
             check_ok(kr_plan_run(session, plan, io, count, 0), s->label);
         }

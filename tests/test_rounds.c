@@ -26,17 +26,17 @@ static void add(const kr_call *call, int part, int parts) {
     for (int64_t k = begin; k < end; k++) y[k] = work[(k + N / 2) % N] + (float)call->round;
 }
 
-static const kr_stage stages[] = {{{turn}, 0}, {{add}, 0}};
+static const kr_stage stages[] = {{{turn}}, {{add}}};
 
 /// A plan of two such steps, one after the other.
 static kr_plan *plan_of(int64_t rounds) {
     kr_plan *plan;
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     const int arena = add_slot(plan, KR_SLOT_ACTIVATION, NULL, KR_U8, KR_SHAPE(8 * N));
     const int x = add_slot(plan, KR_SLOT_IO, "x", KR_F32, KR_SHAPE(N)), y = add_output(plan, "y", KR_SHAPE(N));
     const kr_operand work = {.slot = arena, .dtype = KR_U8, .shape = KR_SHAPE(4 * N), .stride = {1}};
     const kr_operand first = row(x, 0, N), between = row(arena, 4 * N, N), last = row(y, 0, N);
-    kr_step step = {.op = "rounds", .stages = stages, .stage_count = 2, .rounds = rounds, .inputs = 1, .outputs = 1,
+    kr_step step = {.op = "rounds", .kernels = stages, .stages = 2, .rounds = rounds, .inputs = 1, .outputs = 1,
                     .in = &first, .out = &between, .work = work};
     must(kr_plan_add_step(plan, &step));
     step.in = &between;

@@ -1,7 +1,7 @@
 /// Sessions: memory shared by plans, runs, checks of values, and the device that the host cannot look into.
 #include "plans.h"
 
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
 #include <cblas.h>
 #include <criterion/criterion.h>
@@ -70,14 +70,14 @@ void *mmap(void *at, size_t bytes, int access, int flags, int fd, off_t offset) 
 
 // Kernels --------------------------------------------------------------------------
 
-static const kr_stage stage_product = {{product}, 0}, stage_sum = {{sum}, 0};
+static const kr_stage stage_product = {{product}}, stage_sum = {{sum}};
 
 enum { N = 1000 };
 
 /// y = x * w; h = h + y (a carry); optionally with a larger activation arena; two steps through the arena.
 static kr_plan *running_sum(size_t extra) {
     kr_plan *plan;
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     const int s = add_slot(plan, KR_SLOT_ACTIVATION, NULL, KR_U8, KR_SHAPE((int64_t)(4 * N + extra)));
     const int x = add_slot(plan, KR_SLOT_IO, "x", KR_F32, KR_SHAPE(N)), y = add_output(plan, "y", KR_SHAPE(N));
     kr_slot w = {
@@ -209,7 +209,7 @@ Test(session, slots_that_differ_are_refused) {
     kr_session_memory(s, before);
     for (int k = 0; k < 3; k++) {
         kr_plan *plan;
-        must(kr_plan_new(&plan));
+        must(kr_plan_new("cpu", &plan));
         add_slot(plan, KR_SLOT_PARAM, "new", KR_F32, KR_SHAPE(5));
         add_slot(plan, cases[k].kind, cases[k].name, cases[k].dtype, KR_SHAPE(cases[k].length));
         cr_expect_eq(kr_session_add(s, plan), KR_BAD_ARGUMENT, "not finished");
@@ -234,7 +234,7 @@ Test(session, constants_of_every_dtype_and_empty_slots) {
     for (int dtype = 0; dtype < KR_DTYPE_COUNT; dtype++) {
         enum { LENGTH = 40001 };
         kr_plan *plan;
-        must(kr_plan_new(&plan));
+        must(kr_plan_new("cpu", &plan));
         const size_t size = kr_dtype_size((kr_dtype)dtype);
         const double value = dtype == KR_BOOL ? 1 : dtype == KR_U8 ? 200 : -7;
         kr_slot slot = {.kind = KR_SLOT_CONST,
@@ -280,7 +280,7 @@ Test(session, init_depends_on_seed_and_name_only) {
         must(round ? kr_device_guarded(&device) : kr_device_cpu(&device));
         must(kr_session_open(device, 1 + round, &s));
         kr_plan *plan = running_sum(0), *other;
-        must(kr_plan_new(&other));
+        must(kr_plan_new("cpu", &other));
         kr_slot slot = {.kind = KR_SLOT_PARAM,
                         .name = "bf16",
                         .dtype = KR_BF16,
@@ -425,13 +425,13 @@ static void large_product(const kr_call *call, int part, int parts) {
 
 Test(session, blas_in_a_team_of_one_stays_alone) {
     enum { SIDE = 400 };
-    static const kr_stage stage = {{large_product}, 0};
+    static const kr_stage stage = {{large_product}};
     kr_device *device;
     kr_session *s;
     kr_plan *plan;
     must(kr_device_cpu(&device));
     must(kr_session_open(device, 1, &s));
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     const kr_operand a = tensor(add_slot(plan, KR_SLOT_PARAM, "a", KR_F32, KR_SHAPE(SIDE, SIDE)), 0,
                                 KR_SHAPE(SIDE, SIDE));
     const kr_operand b = tensor(add_output(plan, "b", KR_SHAPE(SIDE, SIDE)), 0, KR_SHAPE(SIDE, SIDE));
@@ -457,7 +457,7 @@ Test(session, what_lies_between_slots_is_poisoned) {
     kr_plan *plan;
     must(kr_device_cpu(&device));
     must(kr_session_open(device, 1, &s));
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     for (int64_t n = 0; n < 40; n++) {
         char name[8];
         snprintf(name, sizeof name, "p%d", (int)n);
@@ -486,7 +486,7 @@ Test(session, memory_is_touched_when_added) {
     kr_plan *plan;
     must(kr_device_cpu(&device));
     must(kr_session_open(device, 2, &s));
-    must(kr_plan_new(&plan));
+    must(kr_plan_new("cpu", &plan));
     add_slot(plan, KR_SLOT_ACTIVATION, NULL, KR_U8, KR_SHAPE(BIG));
     add_slot(plan, KR_SLOT_OPTIMIZER, "m", KR_F32, KR_SHAPE(BIG / 4));
     must(kr_plan_finish(plan));
@@ -517,7 +517,7 @@ Test(session, large_parameters_in_pieces) {
         kr_plan *plan;
         must(kr_device_guarded(&device));
         must(kr_session_open(device, 1, &s));
-        must(kr_plan_new(&plan));
+        must(kr_plan_new("cpu", &plan));
         kr_slot slot = {.kind = KR_SLOT_PARAM, .dtype = bf16 ? KR_BF16 : KR_F32, .shape = KR_SHAPE(TALL, WIDE)};
         slot.bytes = kr_tensor_bytes(slot.dtype, &slot.shape);
         for (int k = 0; k < 4; k++) {

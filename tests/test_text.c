@@ -63,7 +63,7 @@ static kr_model_config tiny(void) {
     c.d_model = 12;
     c.n_layer = 2;
     strcpy(c.layer, "mamba1");
-    c.block.d_state = 4;
+    cr_assert_eq(kr_settings_set(&c.keys, "d_state", "4"), KR_OK);
     return c;
 }
 

@@ -87,6 +87,48 @@ Test(variants, what_is_no_block_is_refused, .init = enter_with_models, .fini = l
     expect_said("--block FILE.so");
 }
 
+/// A block's own keys, from krait.yaml into the graph, the checkpoint and out of it again.
+Test(variants, keys_of_ones_own, .init = enter_with_models, .fini = leave) {
+    static const char *const files[] = {
+        "four", "n_experts: 4, sharpness: 0", "three", "n_experts: 3, sharpness: 0", "even", "mixing: even",
+        "many", "n_experts: 17", "none", "n_experts: 0", "wrong", "n_expert: 4"};
+    for (int k = 0; k < 12; k += 2) {
+        FILE *file = fopen(files[k], "w");
+        fprintf(file, "models:\n  own: {layers: [experts, mingru], d_model: 8, vocab_size: 256, %s}\n", files[k + 1]);
+        fclose(file);
+    }
+    char with[512];
+    snprintf(with, sizeof with, "--block '%s/experts.so' %s", getenv("KRAIT_BAD_BLOCKS"), blocks());
+    cr_assert_eq(krait("graph %s --config four --model own --seq-len 3", with), 0, "%s", output);
+    expect_said("param \"backbone.layers.0.mixer.experts.weight\"");
+    expect_said("{shape=[8,3,4,8]}");
+    expect_said("{scale=0, shift=0}");
+    cr_assert_eq(krait("graph %s --config even --model own --seq-len 3", with), 0, "%s", output);
+    expect_said("{shape=[8,3,2,8]}"); // two unless given
+    cr_expect_null(strstr(output, "gate.weight"));
+    cr_expect_eq(krait("graph %s --config many --model own", with), 2);
+    expect_said("many:2: n_experts in model own is 17, want 1 to 16");
+    cr_expect_eq(krait("graph %s --config none --model own", with), 2);
+    expect_said("none:2: n_experts in model own is 0, want 1 to 16");
+    cr_expect_eq(krait("graph %s --config wrong --model own", with), 2);
+    expect_said("wrong:2: unknown key 'n_expert' in model own; did you mean 'n_experts' of experts?");
+    cr_expect_eq(krait("graph %s --config four --model own", blocks()), 2);
+    expect_said("'experts', an unknown block"); // and not an unknown key
+
+    static const char run[] = "--text-file text --batch-size 2 --seq-len 16 --warmup 1 --eval-batches 1 "
+                              "--output-dir run --config";
+    cr_assert_eq(krait("pretrain %s --model own %s four --steps 2", with, run), 0, "%s", output);
+    cr_assert_eq(system("grep -q '\"n_experts\": 4' run/latest/state.json"), 0);
+    cr_assert_eq(system("grep -q '\"sharpness\": 0.0' run/latest/state.json"), 0);
+    cr_assert_eq(krait("generate %s --checkpoint run --prompt a --max-new-tokens 4", with), 0, "%s", output);
+    cr_assert_eq(krait("pretrain %s --model own %s four --steps 3 --resume", with, run), 0, "%s", output);
+    cr_expect_neq(krait("pretrain %s --model own %s three --steps 4 --resume", with, run), 0);
+    expect_said("n_experts is 4 in the checkpoint, 3 now");
+    cr_expect_neq(krait("generate %s --checkpoint run --prompt a --max-new-tokens 4", blocks()), 0);
+    expect_said("unknown block");
+    expect_said("--block FILE.so");
+}
+
 static kr_value same(kr_graph *g, const kr_block_config *c, kr_value x) {
     (void)g, (void)c;
     return x;
@@ -106,6 +148,35 @@ Test(variants, the_table_grows_and_keeps_names_apart) {
     cr_expect_null(kr_block_at(-1));
     const kr_block_kind *const bad[] = {&twice, &official, &unnamed, &empty, &comma, NULL};
     for (int k = 0; k < 6; k++) cr_expect_eq(kr_block_register(bad[k]), KR_BAD_ARGUMENT);
+    // Tables of keys that cannot be filled
+    typedef struct config { int64_t n; double real[2]; } config;
+    static const kr_key tables[][3] = {
+        {KR_KEY_INT(config, n, 1, 1, 2, "help"), KR_KEY_INT(config, n, 1, 1, 2, "twice")},
+        {KR_KEY_INT(config, n, 0, 1, 2, "default out of range")},
+        {{"n", KR_KEY_IS_INT, sizeof(config), 1, 1, 2, 0, "beyond the struct"}},
+        {{"n", KR_KEY_IS_INT, 0, 1, 1, 2, 0, NULL}},
+        {{"n", (kr_key_type)9, 0, 1, 1, 2, 0, "unknown type"}},
+        {{"d_model", KR_KEY_IS_INT, 0, 1, 1, 2, 0, "of the model"}},
+        {{"n-heads", KR_KEY_IS_INT, 0, 1, 1, 2, 0, "no word"}},
+        {{"n", KR_KEY_IS_CHOICE, 0, 0, 0, 0, 0, "no choices"}},
+        {{"n", KR_KEY_IS_BOOL, 0, KR_KEY_DERIVED, 0, 1, 0, "neither true nor false"}},
+    };
+    for (size_t k = 0; k < sizeof tables / sizeof *tables; k++) {
+        static kr_block_kind kind;
+        kind = (kr_block_kind){.name = "keys", .keys = tables[k], .config_bytes = sizeof(config), .build = same};
+        cr_expect_eq(kr_block_register(&kind), KR_BAD_ARGUMENT, "table %zu is taken", k);
+    }
+    static const kr_block_kind section = {.name = "mine", .section = "attention", .build = same};
+    cr_expect_eq(kr_block_register(&section), KR_BAD_ARGUMENT);
+    // Krait's own tables are in order
+    for (int k = 0; k < kr_block_kind_count; k++) {
+        static kr_block_kind copies[8];
+        static char copy_names[8][32];
+        snprintf(copy_names[k], sizeof copy_names[k], "copy_%s", kr_block_kinds[k]->name);
+        copies[k] = *kr_block_kinds[k];
+        copies[k].name = copy_names[k], copies[k].official = copies[k].section = NULL;
+        cr_expect_eq(kr_block_register(&copies[k]), KR_OK, "%s", kr_status_message());
+    }
     static kr_block_kind many[80];
     static char names[80][8];
     kr_status status = KR_OK;
@@ -115,6 +186,19 @@ Test(variants, the_table_grows_and_keeps_names_apart) {
         status = kr_block_register(&many[k]);
     }
     cr_expect_eq(status, KR_UNSUPPORTED);
+}
+
+Test(variants, help_lists_the_keys_of_a_block, .init = enter_with_models, .fini = leave) {
+    cr_assert_eq(krait("help mamba3"), 0);
+    expect_said("  rope_fraction           0.5         0 to 1               share of the state that rotates");
+    expect_said("heavy_tail|softplus");
+    expect_said("  chunk_size              auto        1 to 65536");
+    cr_assert_eq(krait("help attention"), 0);
+    expect_said("under 'attention:'");
+    expect_said("  causal                  true ");
+    cr_assert_eq(krait("help mamba2"), 0);
+    expect_said("[0, .inf]");
+    cr_assert_eq(krait("help mamba9"), 2);
 }
 
 Test(variants, new_block_writes_what_it_says, .init = enter_with_models, .fini = leave) {

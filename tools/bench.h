@@ -130,7 +130,7 @@ typedef struct kr_bench_trial {
     kr_session *session;
     int64_t batch, length;
     int32_t *ids;
-    float hyper[3];
+    float learning_rate;
     kr_binding bindings[3];
     int binding_count;
     double *seconds; ///< of each run: settings->repeat of them

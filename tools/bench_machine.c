@@ -14,8 +14,9 @@ enum {
 /// Exponentials per second of one thread, by the elementwise kernel, over values that stay in L1.
 static double measure_exp(kr_isa isa, double seconds) {
     const kr_op *op = kr_op_find("exp");
-    if (!op || op->stage_count != 1) return 0;
-    kr_kernel *kernel = kr_stage_kernel(op->stages, isa);
+    const kr_impl *impl = op ? kr_op_impl(op, &kr_target_cpu) : NULL;
+    if (!impl || impl->stages != 1) return 0;
+    kr_kernel *kernel = kr_stage_kernel(impl->kernels, isa);
     static float x[2048], y[2048];
     for (int k = 0; k < 2048; k++) x[k] = (float)k / 1024 - 1;
     const kr_arg in = {x, KR_F32, KR_SHAPE(2048), {1}}, out = {y, KR_F32, KR_SHAPE(2048), {1}};

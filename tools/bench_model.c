@@ -30,11 +30,10 @@ static kr_status configure(const kr_bench_settings *s, kr_bench_trial *t) {
 
 static kr_status compile(const kr_bench_settings *s, kr_bench_trial *t) {
     kr_graph *g;
-    const kr_train_settings *d = &t->train;
     const kr_compile_options how = {
         .goal = s->mode == KR_MODE_TRAIN ? KR_GOAL_TRAIN : KR_GOAL_FORWARD, .memory = (size_t)s->memory,
         .precision = (kr_precision)s->precision,
-        .optimizer = {d->beta1, d->beta2, d->epsilon, d->weight_decay, d->grad_clip},
+        .optimizer = kr_train_optimizer(&t->train),
     };
     KR_TRY(kr_model_build(&t->model, (kr_mode)s->mode, t->batch, t->length, &g));
     const kr_status status = kr_compile(g, &how, &t->plan, &t->stats);
@@ -48,11 +47,10 @@ static kr_status feed(kr_bench_trial *t) {
     KR_FAIL_IF(!t->ids, KR_NO_MEMORY, "no memory for %lld tokens", (long long)tokens);
     for (int64_t k = 0; k <= tokens; k++)
         t->ids[k] = (int32_t)(kr_random_uniform(3, 0, (uint64_t)k) * (float)t->model.vocab_size);
-    t->hyper[0] = 1e-6f; // the weights must not run away over thousands of steps on noise
-    t->hyper[1] = t->hyper[2] = 1;
+    t->learning_rate = 1e-6f; // the weights must not run away over thousands of steps on noise
     const kr_binding all[] = {{"tokens", t->ids, (size_t)tokens * sizeof *t->ids},
                               {"targets", t->ids + 1, (size_t)tokens * sizeof *t->ids},
-                              {"optimizer", t->hyper, sizeof t->hyper}};
+                              {"learning_rate", &t->learning_rate, sizeof t->learning_rate}};
     for (int k = 0; k < 3; k++)
         if (kr_plan_find(t->plan, all[k].name) >= 0) t->bindings[t->binding_count++] = all[k];
     return KR_OK;

@@ -162,7 +162,7 @@ static kr_status all(const kr_bench_settings *s, const kr_bench_limits *limits, 
                "ns/state", "of roof", "roof");
     for (int k = 0; k < kr_op_count; k++) {
         const kr_op *op = kr_ops[k];
-        if (op->flags & (KR_OP_SOURCE | KR_OP_VIEW) || !op->stage_count) continue;
+        if (op->flags & (KR_OP_SOURCE | KR_OP_VIEW)) continue;
         const kr_text_list words = {1, {op->name}};
         const kr_status status = one(s, &words, limits, true, record);
         if (status) return kr_status_prefix(status, "%s", op->name);

@@ -60,8 +60,10 @@ static const sample samples[] = {
     {"attention", "f32[1,2048,768] f32[1,2048,768] f32[1,2048,768] _ _", "heads=12, kv_heads=12", "large"},
     {"cache_write", "f32[8,256,160] f32[8,16,160] i32[1]~0,200", "", NULL},
     {"sq_norm", "f32[1048576]", "", NULL},
-    {"adamw", "f32[1048576] f32[1048576] f32[1048576] f32[1048576]~0,1 f32[3]~0.001,0.002 f32[1]~1,2",
+    {"adamw", "f32[1048576] f32[1048576] f32[1048576] f32[1048576]~0,1 f32[1]~0.001,0.002 i64[1]~1,1000 "
+     "f32[1]~1,2",
      "beta1=0.9, beta2=0.95, eps=1e-08, weight_decay=0.1, max_norm=1", NULL},
+    {"count_step", "i64[1] f32[1]~1,2", "", NULL},
     {"sum", "f32[2048,320]", "axis=0", NULL},
     {"mean", "f32[2048,320]", "axis=0", NULL},
     {"max", "f32[2048,320]", "axis=0", NULL},
@@ -226,6 +228,7 @@ static void fill(kr_dtype dtype, void *data, int64_t n, uint64_t stream, double 
         const double x = i < PERIOD ? lo + (hi - lo) * kr_random_uniform(1, stream, (uint64_t)i) : 0;
         if (dtype == KR_F32) ((float *)data)[i] = i < PERIOD ? (float)x : ((float *)data)[i - PERIOD];
         else if (dtype == KR_I32) ((int32_t *)data)[i] = i < PERIOD ? (int32_t)x : ((int32_t *)data)[i - PERIOD];
+        else if (dtype == KR_I64) ((int64_t *)data)[i] = i < PERIOD ? (int64_t)x : ((int64_t *)data)[i - PERIOD];
     }
 }
 

@@ -114,7 +114,7 @@ static kr_status emit(const settings *s, const kr_train_settings *train, kr_grap
         .memory = (size_t)s->memory,
         .curve = s->memory || s->memory_report ? &curve : NULL,
         .precision = (kr_precision)s->precision,
-        .optimizer = {train->beta1, train->beta2, train->epsilon, train->weight_decay, train->grad_clip},
+        .optimizer = kr_train_optimizer(train),
     };
     kr_plan *plan = NULL;
     kr_plan_stats stats = {0};

@@ -20,7 +20,7 @@ static const kr_usage usage = {
     .command = "new-block",
     .synopsis = "NAME [--out DIR]",
     .text =
-        "Writes a block that works: a gated memory, linear in its state, in some 30 lines to be changed. With --out\n"
+        "Writes a block that works: a gated memory, linear in its state, in some 40 lines to be changed. With --out\n"
         "it is a shared object of your own: `make` builds it, `make test` trains it for a moment and checks that\n"
         "steps equal the whole sequence, and --block FILE.so lets pretrain, generate and graph know it. Without\n"
         "--out it goes into models/blocks of the current directory, the sources of Krait, whose tests then check\n"
@@ -33,17 +33,31 @@ static const kr_usage usage = {
 
 // @ stands for the name.
 static const char block_text[] =
+    "/// Its hyper-parameters. Each has a row that says its default, its least and largest value and what it is. With\n"
+    "/// one row more, krait.yaml can set one more, and checkpoints remember it.\n"
+    "typedef struct @_config {\n"
+    "    int64_t expand;\n"
+    "    bool bias;\n"
+    "} @_config;\n"
+    "\n"
+    "static const kr_key keys[] = {\n"
+    "    KR_KEY_INT(@_config, expand, 2, 1, 64, \"inner width over d_model\"),\n"
+    "    KR_KEY_BOOL(@_config, bias, false, \"of in_proj and out_proj\"),\n"
+    "    {0},\n"
+    "};\n"
+    "\n"
     "/// A memory that keeps what its gate lets it keep; change it into what you have in mind.\n"
     "///   f_t = sigmoid(W_f x_t)                        how much is kept\n"
     "///   h_t = f_t h_{t-1} + (1 - f_t) (W_x x_t)\n"
     "///   y_t = W_o (h_t silu(W_g x_t))\n"
     "/// x [B, L, d_model] to [B, L, d_model]. State: h [B, expand * d_model].\n"
     "static kr_value @(kr_graph *g, const kr_block_config *c, kr_value x) {\n"
-    "    const int64_t B = kr_value_shape(g, x).dim[0], E = c->expand * c->d_model;\n"
+    "    const @_config *own = c->keys;\n"
+    "    const int64_t B = kr_value_shape(g, x).dim[0], E = own->expand * c->d_model;\n"
     "    kr_value part[3], last;\n"
     "\n"
     "    // One product for W_f, W_x and W_g\n"
-    "    kr_split(g, kr_block_linear(g, c, \"in_proj\", x, 3 * E, 1), -1, (int64_t[]){E, E, E}, 3, part);\n"
+    "    kr_split(g, kr_block_linear(g, c, \"in_proj\", x, 3 * E, own->bias, 1), -1, (int64_t[]){E, E, E}, 3, part);\n"
     "    const kr_value keep = kr_sigmoid(g, part[0]), add = kr_mul(g, kr_affine(g, keep, -1, 1), part[1]);\n"
     "\n"
     "    // The state that the call before left, and the one for the next call: that is all that decoding needs\n"
@@ -52,13 +66,17 @@ static const char block_text[] =
     "    kr_carry_set(g, h0, last);\n"
     "\n"
     "    const kr_value y = kr_mul(g, h, kr_silu(g, part[2]));\n"
-    "    return kr_block_linear(g, c, \"out_proj\", y, c->d_model, kr_block_output_scale(c));\n"
+    "    return kr_block_linear(g, c, \"out_proj\", y, c->d_model, own->bias, kr_block_output_scale(c));\n"
     "}\n"
     "\n";
 static const char tree_head[] = "#include \"models/internal.h\"\n\n";
-static const char tree_foot[] = "const kr_block_kind kr_block_@ = {.name = \"@\", .build = @};\n";
+static const char tree_foot[] = "const kr_block_kind kr_block_@ = {\n"
+                                "    .name = \"@\", .keys = keys, .config_bytes = sizeof(@_config), .build = @,\n"
+                                "};\n";
 static const char own_head[] = "#include <krait/krait.h>\n\n";
-static const char own_foot[] = "static const kr_block_kind kind = {.name = \"@\", .build = @};\n"
+static const char own_foot[] = "static const kr_block_kind kind = {\n"
+                               "    .name = \"@\", .keys = keys, .config_bytes = sizeof(@_config), .build = @,\n"
+                               "};\n"
                                "KR_BLOCK_EXPORT(kind);\n";
 
 static const char make_text[] =
@@ -89,6 +107,7 @@ static const char config_text[] =
     "    layers: [@, gated_mlp, @, gated_mlp, @, gated_mlp]\n"
     "    d_model: 128\n"
     "    vocab_size: 256\n"
+    "    expand: 2 # a key of the block's own\n"
     "targets:\n"
     "  local: {device: cpu, threads: 0}\n";
 
@@ -117,14 +136,15 @@ static const char test_text[] =
     "    int32_t tokens[BATCH][LENGTH], targets[BATCH][LENGTH];\n"
     "    KR_TRY(kr_session_init(s, 1));\n"
     "    for (int step = 1; step <= STEPS; step++) {\n"
-    "        float hyper[3] = {0.01f, 1 - powf(0.9f, (float)step), 1 - powf(0.95f, (float)step)}, loss;\n"
+    "        float learning_rate = 0.01f, loss;\n"
     "        for (int k = 0; k < BATCH * LENGTH; k++) { // 0 1 2 .. 7 0 1 .., from another place in each row\n"
     "            const int at = k / LENGTH * 5 + k % LENGTH + step;\n"
     "            tokens[k / LENGTH][k % LENGTH] = at % VOCABULARY;\n"
     "            targets[k / LENGTH][k % LENGTH] = (at + 1) % VOCABULARY;\n"
     "        }\n"
     "        kr_binding run[] = {{\"tokens\", tokens, sizeof tokens}, {\"targets\", targets, sizeof targets},\n"
-    "                            {\"optimizer\", hyper, sizeof hyper}, {\"loss\", &loss, sizeof loss}};\n"
+    "                            {\"learning_rate\", &learning_rate, sizeof learning_rate},\n"
+    "                            {\"loss\", &loss, sizeof loss}};\n"
     "        KR_TRY(kr_plan_run(s, plan, run, 4, 0));\n"
     "        if (step == 1) *first = loss;\n"
     "        *last = loss;\n"
@@ -195,9 +215,9 @@ static kr_status check_name(const char *name) {
     KR_FAIL_IF(kr_block_find(name), KR_BAD_ARGUMENT, "there is a block %s already; choose another name", name);
     static const char *const words[] = {
         "auto",    "break",    "case",     "char",   "const",    "continue", "default", "do",     "double", "else",
-        "enum",    "extern",   "float",    "for",    "goto",     "if",       "inline",  "int",    "kind",   "long",
-        "main",    "register", "restrict", "return", "short",    "signed",   "sizeof",  "static", "struct", "switch",
-        "typedef", "union",    "unsigned", "void",   "volatile", "while",    "asm",     "typeof"};
+        "enum",    "extern",   "float",    "for",    "goto",     "if",       "inline",  "int",    "keys",   "kind",
+        "long",    "main",     "register", "restrict", "return", "short",   "signed",  "sizeof", "static", "struct",
+        "switch",  "typedef", "union",    "unsigned", "void",   "volatile", "while",    "asm",     "typeof"};
     for (size_t k = 0; k < sizeof words / sizeof *words; k++)
         KR_FAIL_IF(!strcmp(words[k], name), KR_BAD_ARGUMENT, "'%s' is a word of C; choose another name", name);
     return KR_OK;
@@ -233,7 +253,7 @@ static kr_status write_in_tree(const char *name) {
         "this is not the top of Krait's sources (there is no models/blocks.c): give --out DIR for a block of your own");
     KR_TRY(write_file("models/blocks", "%s.c", name, (const char *const[]){tree_head, block_text, tree_foot, NULL}));
     printf("two lines make it known: in models/blocks.c    #define BLOCKS(X) ... X(%s)\n"
-           "                         in meson.build        models_sources = files(..., 'models/blocks/%s.c')\n"
+           "                         in models/meson.build models_sources = files(..., 'blocks/%s.c')\n"
            "the tests of all blocks check it then: meson test -C build block packing\n", name, name);
     return KR_OK;
 }

@@ -42,7 +42,7 @@ static kr_status run(int argc, char **argv, kr_config **config) {
     }
 
     kr_model_config model;
-    kr_target target;
+    kr_machine target;
     if (settings.model) KR_TRY(kr_config_model(*config, settings.model, &model));
     KR_TRY(kr_config_target(*config, settings.target, &target));
     return kr_train(&settings, settings.model ? &model : NULL, &target, kr_config_label(*config));

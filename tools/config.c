@@ -4,7 +4,6 @@
 #include "tools/train.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,32 +20,10 @@ struct kr_config {
 typedef struct entry {
     kr_model_config model;
     char attn_layer_idx[1024]; ///< "9,18,27"
-    bool rmsnorm, causal;
 } entry;
 
 #define MODEL(name) offsetof(entry, model.name)
-#define BLOCK(name) offsetof(entry, model.block.name)
-#define ATTENTION(name) offsetof(entry, model.block.attention.name)
-static const kr_option attention_options[] = {
-    {"num-heads", KR_OPTION_INTEGER, ATTENTION(num_heads), 1, 1 << 16, .help = "query heads; left out: d_model / 64"},
-    {"num-heads-kv", KR_OPTION_INTEGER, ATTENTION(num_heads_kv), 1, 1 << 16,
-     .help = "heads of keys and values; left out: num_heads"},
-    {"head-dim", KR_OPTION_INTEGER, ATTENTION(head_dim), 1, 1 << 16, .help = "left out: d_model / num_heads"},
-    {"mlp-dim", KR_OPTION_INTEGER, ATTENTION(mlp_dim), 0, 1 << 24, .help = "gated MLP beside the heads; 0: none"},
-    {"d-conv", KR_OPTION_INTEGER, ATTENTION(d_conv), 0, 256, .help = "taps of a convolution over q, k and v; 0: none"},
-    {"rotary-emb-dim", KR_OPTION_INTEGER, ATTENTION(rotary_emb_dim), 0, 1 << 16,
-     .help = "coordinates of a head that turn; 0: none"},
-    {"rotary-emb-base", KR_OPTION_REAL, ATTENTION(rotary_emb_base), 1, 1e12, .help = "10000 unless given"},
-    {"rotary-emb-interleaved", KR_OPTION_FLAG, ATTENTION(rotary_emb_interleaved),
-     .help = "pairs (2i, 2i+1) instead of halves"},
-    {"qkv-proj-bias", KR_OPTION_FLAG, ATTENTION(qkv_proj_bias), .help = "yes unless given, as in the official module"},
-    {"out-proj-bias", KR_OPTION_FLAG, ATTENTION(out_proj_bias), .help = "yes unless given, as in the official module"},
-    {"causal", KR_OPTION_FLAG, offsetof(entry, causal), .help = "yes unless given"},
-    {"softmax-scale", KR_OPTION_REAL, ATTENTION(softmax_scale), 1e-12, 1e6, .help = "left out: 1 / sqrt(head_dim)"},
-    {"window", KR_OPTION_INTEGER, ATTENTION(window), 0, 1 << 28, .help = "keys that a query sees; 0: all"},
-    {0},
-};
-
+/// Keys of the model itself; those of blocks are in the blocks' tables.
 static const kr_option model_options[] = {
     {"layer", KR_OPTION_NAME, MODEL(layer), .hi = sizeof((kr_model_config *)0)->layer, .help = "block of every layer"},
     {"layers", KR_OPTION_WORDS, MODEL(layers), .hi = sizeof((kr_model_config *)0)->layers,
@@ -65,43 +42,13 @@ static const kr_option model_options[] = {
     {"rms-norm", KR_OPTION_FLAG, MODEL(rms_norm), .help = "else LayerNorm"},
     {"tie-embeddings", KR_OPTION_FLAG, MODEL(tie_embeddings), .help = "the head is the embedding"},
     {"norm-epsilon", KR_OPTION_REAL, MODEL(norm_epsilon), 1e-30, 1, .help = "1e-5 in published models"},
-    {"d-state", KR_OPTION_INTEGER, BLOCK(d_state), 1, 4096, .help = "state per channel"},
-    {"d-conv", KR_OPTION_INTEGER, BLOCK(d_conv), 1, 256, .help = "taps of the convolution"},
-    {"expand", KR_OPTION_INTEGER, BLOCK(expand), 1, 64, .help = "inner width over d_model"},
-    {"dt-rank", KR_OPTION_INTEGER, BLOCK(dt_rank), 0, 1 << 20, .help = "0: d_model / 16, rounded up"},
-    {"headdim", KR_OPTION_INTEGER, BLOCK(headdim), 1, 1 << 16, .help = "channels of a head (Mamba-2 and -3)"},
-    {"ngroups", KR_OPTION_INTEGER, BLOCK(ngroups), 1, 1 << 16, .help = "groups of B and C (Mamba-2 and -3)"},
-    {"d-ssm", KR_OPTION_INTEGER, BLOCK(d_ssm), 0, 1 << 24,
-     .help = "width that goes through the scan; 0: all (Mamba-2)"},
-    {"chunk-size", KR_OPTION_INTEGER, BLOCK(chunk_size), 0, 1 << 16, .help = "tokens of a chunk; 0: chosen by the op"},
-    {"is-mimo", KR_OPTION_FLAG, BLOCK(is_mimo), .help = "several inputs and outputs a head (Mamba-3)"},
-    {"mimo-rank", KR_OPTION_INTEGER, BLOCK(mimo_rank), 1, 64, .help = "how many (Mamba-3)"},
-    {"is-outproj-norm", KR_OPTION_FLAG, BLOCK(is_outproj_norm), .help = "norm before the gate (Mamba-3)"},
-    {"rope-fraction", KR_OPTION_REAL, BLOCK(rope_fraction), 0, 1, .help = "share of the state that turns (Mamba-3)"},
-    {"A-floor", KR_OPTION_REAL, BLOCK(A_floor), 1e-12, 1e6, .help = "least rate of decay (Mamba-3)"},
-    {"a-activation", KR_OPTION_CHOICE, BLOCK(a_activation), .choices = "heavy_tail|softplus",
-     .help = "form of A (Mamba-3)"},
-    {"rmsnorm", KR_OPTION_FLAG, offsetof(entry, rmsnorm), .help = "gated norm after the scan (Mamba-2)"},
-    {"norm-before-gate", KR_OPTION_FLAG, BLOCK(norm_before_gate), .help = "order of the two (Mamba-2)"},
-    {"D-has-hdim", KR_OPTION_FLAG, BLOCK(D_has_hdim), .help = "D per channel instead of per head (Mamba-2)"},
-    {"dt-limit", KR_OPTION_RANGE, BLOCK(dt_limit_min), .help = "clamp of the step: [low, high] (Mamba-2)"},
-    {"hidden", KR_OPTION_INTEGER, BLOCK(hidden), 1, 1 << 24, .help = "width inside gated_mlp; left out: 8/3 d_model"},
-    {"base-decay", KR_OPTION_REAL, BLOCK(base_decay), 1e-12, 1e6, .help = "how fast memory fades at most (tinymamba)"},
-    {"bias", KR_OPTION_FLAG, BLOCK(bias), .help = "of in_proj and out_proj"},
-    {"conv-bias", KR_OPTION_FLAG, BLOCK(conv_bias), .help = "of the convolution"},
-    {"dt-min", KR_OPTION_REAL, BLOCK(dt_min), 1e-12, 1e6, .help = "least initial step"},
-    {"dt-max", KR_OPTION_REAL, BLOCK(dt_max), 1e-12, 1e6, .help = "largest initial step"},
-    {"dt-init-floor", KR_OPTION_REAL, BLOCK(dt_init_floor), 1e-12, 1e6, .help = "floor of the initial step"},
-    {"dt-scale", KR_OPTION_REAL, BLOCK(dt_scale), 1e-12, 1e6, .help = "scale of dt_proj's initial weights"},
-    {"attention", KR_OPTION_SECTION, 0, .section = attention_options, .help = "keys of attention layers"},
     {0},
 };
-_Static_assert(BLOCK(dt_limit_max) == BLOCK(dt_limit_min) + sizeof(double), "dt_limit is a pair");
 
 static const kr_option target_options[] = {
-    {"device", KR_OPTION_CHOICE, offsetof(kr_target, device), .choices = "cpu", .help = "what runs the plans"},
-    {"threads", KR_OPTION_INTEGER, offsetof(kr_target, threads), 0, 4096, .help = "0: all that the process may use"},
-    {"isa", KR_OPTION_CHOICE, offsetof(kr_target, isa), .choices = "auto|base|avx2|avx512",
+    {"device", KR_OPTION_CHOICE, offsetof(kr_machine, device), .choices = "cpu", .help = "what runs the plans"},
+    {"threads", KR_OPTION_INTEGER, offsetof(kr_machine, threads), 0, 4096, .help = "0: all that the process may use"},
+    {"isa", KR_OPTION_CHOICE, offsetof(kr_machine, isa), .choices = "auto|base|avx2|avx512",
      .help = "highest instruction set level"},
     {0},
 };
@@ -114,8 +61,8 @@ static kr_status want_block(const kr_config *c, const kr_yaml *node, const char 
     for (; kr_block_at(count) && count < 64; count++) names[count] = kr_block_at(count)->name;
     const char *nearest = kr_nearest(name, names, count);
     KR_FAIL(KR_BAD_ARGUMENT,
-            "%s:%d: %s in model %s is '%s', which is no block%s%s%s (one of your own: --block FILE.so)", c->label,
-            kr_yaml_find(node, key)->line, key, node->key, name, nearest ? "; did you mean '" : "",
+            "%s:%d: %s in model %s is '%s', an unknown block%s%s%s (one of your own: --block FILE.so)",
+            c->label, kr_yaml_find(node, key)->line, key, node->key, name, nearest ? "; did you mean '" : "",
             nearest ? nearest : "", nearest ? "'?" : "");
 }
 
@@ -161,36 +108,35 @@ static kr_status read_attention_layers(const kr_config *c, const kr_yaml *node, 
 
 static kr_status read_model(const kr_config *c, const kr_yaml *node, kr_model_config *out) {
     char what[128];
-    entry e = {.model = kr_model_defaults(), .rmsnorm = true, .causal = true};
+    entry e = {.model = kr_model_defaults()};
     kr_model_config *m = &e.model;
-    m->block.attention.qkv_proj_bias = m->block.attention.out_proj_bias = true; // as in official configurations
     KR_FAIL_IF(strlen(node->key) >= sizeof m->name, KR_BAD_ARGUMENT,
                "%s:%d: the name '%s' is longer than %zu characters", c->label, node->key_line, node->key,
                sizeof m->name - 1);
     snprintf(what, sizeof what, "model %s", node->key);
-    KR_TRY(kr_yaml_apply(node, c->label, what, model_options, &e));
     strcpy(m->name, node->key);
-    m->block.no_rmsnorm = !e.rmsnorm;
-    m->block.attention.not_causal = !e.causal;
-    if (isinf(m->block.dt_limit_max)) m->block.dt_limit_max = 0;
+    KR_TRY(kr_yaml_want_map(node, c->label, what));
+    for (const kr_yaml *key = node->first; key; key = key->next) {
+        const kr_option *o = kr_option_find(model_options, key->key);
+        if (o) KR_TRY(kr_yaml_set(key, c->label, what, o, &e));
+    }
+    // Blocks first: they say which other keys there can be
     const bool listed = kr_yaml_find(node, "layers");
+    if (listed) KR_TRY(read_layers(c, node, m));
+    else if (kr_yaml_find(node, "layer")) KR_TRY(want_block(c, node, "layer", m->layer));
+    KR_TRY(kr_block_keys_apply(node, c->label, what, model_options, m));
     static const char *const needed[] = {"d_model", "vocab_size", "layer", "n_layer"};
     for (int k = 0; k < (listed ? 2 : 4); k++)
         KR_FAIL_IF(!kr_yaml_find(node, needed[k]), KR_BAD_ARGUMENT, "%s:%d: model %s has no %s", c->label,
                    node->key_line, node->key, needed[k]);
-    if (listed) {
-        KR_TRY(read_layers(c, node, m));
-    } else {
-        KR_TRY(want_block(c, node, "layer", m->layer));
-        if (e.attn_layer_idx[0]) KR_TRY(read_attention_layers(c, node, e.attn_layer_idx, m));
-    }
+    if (!listed && e.attn_layer_idx[0]) KR_TRY(read_attention_layers(c, node, e.attn_layer_idx, m));
     *out = *m;
     return KR_OK;
 }
 
-static kr_status read_target(const kr_config *c, const kr_yaml *node, kr_target *out) {
+static kr_status read_target(const kr_config *c, const kr_yaml *node, kr_machine *out) {
     char what[128];
-    *out = (kr_target){0};
+    *out = (kr_machine){0};
     snprintf(what, sizeof what, "target %.100s", node->key);
     return kr_yaml_apply(node, c->label, what, target_options, out);
 }
@@ -214,7 +160,7 @@ static kr_status check(kr_config *c) {
         } else if (!strcmp(m->key, "targets")) {
             KR_TRY(want_map(c, m, "targets"));
             c->targets = m;
-            kr_target target;
+            kr_machine target;
             for (const kr_yaml *n = m->first; n; n = n->next) KR_TRY(read_target(c, n, &target));
         } else if (!strcmp(m->key, "pretrain")) {
             kr_train_settings settings = kr_train_defaults();
@@ -311,10 +257,10 @@ kr_status kr_config_model(const kr_config *c, const char *name, kr_model_config 
     return no_such(c, "model", c->models, name);
 }
 
-kr_status kr_config_target(const kr_config *c, const char *name, kr_target *out) {
+kr_status kr_config_target(const kr_config *c, const char *name, kr_machine *out) {
     const kr_yaml *node = find_exact(c->targets, name);
     if (node) return read_target(c, node, out);
-    if (!c->targets && !strcmp(name, "local")) return *out = (kr_target){0}, KR_OK;
+    if (!c->targets && !strcmp(name, "local")) return *out = (kr_machine){0}, KR_OK;
     return no_such(c, "target", c->targets, name);
 }
 

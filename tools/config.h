@@ -28,6 +28,10 @@ typedef struct kr_yaml {
 kr_status kr_yaml_parse(const char *text, size_t bytes, const char *label, kr_pool *pool, kr_yaml **out);
 /// Member of a map by key ('-' and '_' are the same), or null.
 const kr_yaml *kr_yaml_find(const kr_yaml *map, const char *key);
+/// fails KR_BAD_ARGUMENT when `node`, which messages call `what`, is no map.
+kr_status kr_yaml_want_map(const kr_yaml *node, const char *label, const char *what);
+/// Sets the field of `to` that the row says from one member of a map.
+kr_status kr_yaml_set(const kr_yaml *member, const char *label, const char *what, const kr_option *row, void *to);
 /// Sets the fields of `to` from a map through an option table.
 /// fails KR_BAD_ARGUMENT "label:line: ...": unknown key (names the nearest), wrong type, out of range.
 kr_status kr_yaml_apply(const kr_yaml *map, const char *label, const char *what, const kr_option *table, void *to);
@@ -39,11 +43,20 @@ kr_status kr_yaml_apply(const kr_yaml *map, const char *label, const char *what,
 extern const char kr_builtin_yaml[];
 
 /// Where a job runs.
-typedef struct kr_target {
+typedef struct kr_machine {
     int device;        ///< index into "cpu"
     int64_t threads;   ///< 0: as many as the process may use
     int isa;           ///< index into "auto|base|avx2|avx512"
-} kr_target;
+} kr_machine;
+
+/// Takes the keys of blocks out of a model's map: those of the blocks of its layers and, as ever, those of other known
+/// blocks too. Members that are in `of_model` are left alone. (tools/block_keys.c)
+/// fails KR_BAD_ARGUMENT "label:line: ...": a key that no block has (names the nearest, and its block), a wrong value
+kr_status kr_block_keys_apply(const kr_yaml *model, const char *label, const char *what, const kr_option *of_model,
+                              kr_model_config *);
+
+/// Lists a block's keys: `krait help BLOCK`.
+void kr_block_keys_print(const kr_block_kind *, FILE *);
 
 typedef struct kr_config kr_config;
 /// Reads `path`; null: ./krait.yaml when it exists, else the file that was built into the program. Everything in it is
@@ -57,7 +70,7 @@ const char *kr_config_label(const kr_config *);
 /// The model of that name. Names that the file does not have are looked up in the built-in file too.
 /// fails KR_BAD_ARGUMENT: unknown name (the message lists the known ones and the nearest).
 kr_status kr_config_model(const kr_config *, const char *name, kr_model_config *out);
-kr_status kr_config_target(const kr_config *, const char *name, kr_target *out);
+kr_status kr_config_target(const kr_config *, const char *name, kr_machine *out);
 /// Applies a top-level section ("pretrain") through a table; a section that is not there changes nothing. Texts point
 /// into the configuration.
 kr_status kr_config_section(const kr_config *, const char *section, const kr_option *table, void *to);

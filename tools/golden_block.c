@@ -13,8 +13,19 @@ static const struct layer {
     {"mha_block", "attention", "attn_cfg"},
 };
 
+/// A block and all that it is told.
+typedef struct subject {
+    const kr_block_kind *kind;
+    kr_settings keys;
+    kr_block_config config;
+} subject;
+
+static kr_value build(kr_graph *g, const subject *s, kr_value u) {
+    return kr_block_build(g, s->kind, &s->keys, &s->config, u);
+}
+
 /// The block's configuration from `cfg`, read as a part of a language model's.
-static kr_status configure(kr_golden *c, const struct layer *layer, kr_block_config *out) {
+static kr_status configure(kr_golden *c, const struct layer *layer, subject *out) {
     const char *text;
     KR_TRY(kr_golden_text(c, "cfg", &text));
     const char *json = kr_pool_format(c->pool, "{\"%s\": %s}", layer->keys, text);
@@ -23,17 +34,17 @@ static kr_status configure(kr_golden *c, const struct layer *layer, kr_block_con
     KR_TRY(kr_model_config_parse(json, strlen(json), &model));
     const kr_tensor_entry *u = kr_tensors_find(c->file, "in.u");
     KR_FAIL_IF(!u || u->shape.rank != 3, KR_BAD_FILE, "it has no tensor \"in.u\" [B, L, d_model]");
-    *out = model.block;
-    out->d_model = u->shape.dim[2];
+    out->keys = model.keys;
+    out->config = (kr_block_config){.d_model = u->shape.dim[2]};
     return KR_OK;
 }
 
-static kr_status whole_sequence(kr_golden *c, const kr_block_kind *kind, const kr_block_config *config) {
+static kr_status whole_sequence(kr_golden *c, const subject *s) {
     kr_golden_graph b;
     KR_TRY(kr_golden_begin(c, &b));
     kr_graph_carries(b.g, false);
     const kr_value u = kr_golden_input(&b, "u", KR_GOLDEN_PLAIN);
-    kr_golden_output(&b, "y", kind->build(b.g, config, u), KR_GOLDEN_PLAIN);
+    kr_golden_output(&b, "y", build(b.g, s, u), KR_GOLDEN_PLAIN);
     for (int k = 0; k < kr_tensors_count(c->file); k++) {
         const char *name = kr_tensors_at(c->file, k)->name;
         if (!strncmp(name, "grad.param.", 11))
@@ -52,12 +63,11 @@ typedef struct recurrent {
     float *y;
 } recurrent;
 
-static kr_status compile(const kr_block_kind *kind, const kr_block_config *config, int64_t batch, int64_t length,
-                         kr_session *session, kr_plan **plan) {
+static kr_status compile(const subject *s, int64_t batch, int64_t length, kr_session *session, kr_plan **plan) {
     kr_graph *g;
     KR_TRY(kr_graph_new(&g));
     kr_graph_carries(g, true);
-    kr_output(g, "y", kind->build(g, config, kr_input(g, "u", KR_F32, KR_SHAPE(batch, length, config->d_model))));
+    kr_output(g, "y", build(g, s, kr_input(g, "u", KR_F32, KR_SHAPE(batch, length, s->config.d_model))));
     kr_status status = kr_graph_status(g);
     if (!status) status = kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, plan, NULL);
     kr_graph_free(g);
@@ -159,7 +169,7 @@ static kr_status compare_states(kr_golden *c, kr_session *s, const char *when) {
 // Through carries -------------------------------------------------------------------------------------------------
 
 /// Where the reference cannot go step by step the file has no states; the outputs must be the same all the same.
-static kr_status run_recurrent(kr_golden *c, const kr_block_kind *kind, const kr_block_config *config, recurrent *r) {
+static kr_status run_recurrent(kr_golden *c, const subject *s, recurrent *r) {
     kr_golden_tensor u, y;
     const bool with_states = kr_tensors_metadata(c->file, "prefill_len") != NULL;
     KR_TRY(kr_golden_read(c, "in.u", KR_GOLDEN_PLAIN, &u));
@@ -175,8 +185,8 @@ static kr_status run_recurrent(kr_golden *c, const kr_block_kind *kind, const kr
     r->y = kr_pool_take(c->pool, (size_t)(y.count + 1) * sizeof *r->y);
     KR_FAIL_IF(!r->u || !r->y, KR_NO_MEMORY, "no memory for the sequence");
     KR_TRY(kr_session_open(c->device, c->threads, &r->session));
-    if (r->first) KR_TRY(compile(kind, config, r->batch, r->first, r->session, &r->prefill));
-    KR_TRY(compile(kind, config, r->batch, 1, r->session, &r->step));
+    if (r->first) KR_TRY(compile(s, r->batch, r->first, r->session, &r->prefill));
+    KR_TRY(compile(s, r->batch, 1, r->session, &r->step));
     KR_TRY(kr_session_init(r->session, 0));
     KR_TRY(kr_golden_write_params(c, r->session, "in.param."));
     if (r->first) {
@@ -194,17 +204,16 @@ kr_status kr_golden_block(kr_golden *c) {
     const struct layer *layer = NULL;
     for (size_t k = 0; k < sizeof layers / sizeof *layers; k++)
         if (!strcmp(op, layers[k].op)) layer = &layers[k];
-    const kr_block_kind *kind = layer ? kr_block_find(layer->block) : NULL;
-    if (!kind) {
+    subject s = {.kind = layer ? kr_block_find(layer->block) : NULL};
+    if (!s.kind) {
         snprintf(c->skipped, sizeof c->skipped, "%.100s is not there yet", op);
         return KR_OK;
     }
-    kr_block_config config;
-    KR_TRY(configure(c, layer, &config));
-    KR_TRY(whole_sequence(c, kind, &config));
-    config.attention.capacity = kr_tensors_find(c->file, "in.u")->shape.dim[1];
+    KR_TRY(configure(c, layer, &s));
+    KR_TRY(whole_sequence(c, &s));
+    s.config.capacity = kr_tensors_find(c->file, "in.u")->shape.dim[1];
     recurrent r = {0};
-    const kr_status status = run_recurrent(c, kind, &config, &r);
+    const kr_status status = run_recurrent(c, &s, &r);
     kr_session_close(r.session);
     kr_plan_free(r.prefill);
     kr_plan_free(r.step);

@@ -3,7 +3,6 @@
 #include "tools/golden.h"
 #include "tools/train.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +13,7 @@ typedef struct trial {
     int params;
     kr_plan *plan;
     kr_session *session;
-    float hyper[3]; ///< learning rate, 1 - beta1^t, 1 - beta2^t
+    float learning_rate;
     kr_binding bindings[PARAMS + 2];
     char names[PARAMS][16];
 } trial;
@@ -68,7 +67,7 @@ static kr_status trial_step(kr_golden *c, trial *t, const char *suffix, float *n
         KR_FAIL_IF(!data, KR_NO_MEMORY, "no memory for tensor \"%s\"", tensor);
         t->bindings[k] = (kr_binding){t->names[k], data, (size_t)g.count * sizeof *data};
     }
-    t->bindings[t->params] = (kr_binding){"optimizer", t->hyper, sizeof t->hyper};
+    t->bindings[t->params] = (kr_binding){"learning_rate", &t->learning_rate, sizeof t->learning_rate};
     t->bindings[t->params + 1] = (kr_binding){"grad_norm", norm, sizeof *norm};
     return kr_plan_run(t->session, t->plan, t->bindings, t->params + 2, 0);
 }
@@ -86,7 +85,7 @@ static bool list_entry(const char *list, int64_t index, double *out) {
     return false;
 }
 
-static kr_status adamw_steps(kr_golden *c, trial *t, const kr_optimizer *o, int64_t steps) {
+static kr_status adamw_steps(kr_golden *c, trial *t, int64_t steps) {
     const char *list = kr_tensors_metadata(c->file, "lrs");
     double constant;
     KR_TRY(kr_golden_real(c, "lr", &constant));
@@ -102,9 +101,7 @@ static kr_status adamw_steps(kr_golden *c, trial *t, const kr_optimizer *o, int6
         float norm;
         KR_FAIL_IF(list && *list && !list_entry(list, s - 1, &lr), KR_BAD_FILE, "its metadata \"lrs\" has no step %lld",
                    (long long)s);
-        t->hyper[0] = (float)lr;
-        t->hyper[1] = (float)(1 - pow(o->beta1, (double)s));
-        t->hyper[2] = (float)(1 - pow(o->beta2, (double)s));
+        t->learning_rate = (float)lr;
         snprintf(suffix, sizeof suffix, ".step%lld", (long long)s);
         KR_TRY(trial_step(c, t, suffix, &norm));
         for (int k = 0; k < t->params; k++) {
@@ -134,7 +131,7 @@ kr_status kr_golden_adamw(kr_golden *c) {
     KR_TRY(kr_golden_integer(c, "steps", &steps));
     trial t;
     kr_status status = trial_start(c, &t, "p", &o);
-    if (!status) status = adamw_steps(c, &t, &o, steps);
+    if (!status) status = adamw_steps(c, &t, steps);
     trial_end(&t);
     return status;
 }
@@ -143,7 +140,6 @@ kr_status kr_golden_adamw(kr_golden *c) {
 static kr_status clipped(kr_golden *c, trial *t) {
     float norm;
     kr_golden_tensor want;
-    t->hyper[1] = t->hyper[2] = 1;
     KR_TRY(trial_step(c, t, "", &norm));
     KR_TRY(kr_golden_read(c, "out.norm", KR_GOLDEN_PLAIN, &want));
     KR_FAIL_IF(want.count != 1, KR_BAD_FILE, "tensor \"out.norm\" has %lld elements, want 1", (long long)want.count);

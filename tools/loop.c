@@ -35,18 +35,19 @@ void kr_trainer_fill(kr_trainer *t, int64_t row) {
     }
 }
 
+/// Of the update under way.
+static double learning_rate(const kr_trainer *t) { return kr_schedule_lr(&t->schedule, t->state.step); }
+
 kr_status kr_trainer_run(kr_trainer *t, kr_plan *plan, float *loss, float *grad_norm, unsigned flags) {
     const kr_train_settings *s = t->settings;
     const size_t bytes = (size_t)s->batch_size * (size_t)s->seq_len * sizeof(int32_t);
-    const double update = (double)t->state.step + 1;
-    float hyper[3] = {(float)kr_schedule_lr(&t->schedule, t->state.step), (float)-expm1(update * log(s->beta1)),
-                      (float)-expm1(update * log(s->beta2))}; // 1 - beta^t without cancellation
+    float rate = (float)learning_rate(t);
     kr_binding bindings[6] = {
         {"tokens", t->tokens, bytes}, {"targets", t->targets, bytes}, {"loss", loss, sizeof *loss}};
     int count = 3;
     if (t->reset) bindings[count++] = (kr_binding){"reset", t->reset, bytes};
     if (plan == t->update) {
-        bindings[count++] = (kr_binding){"optimizer", hyper, sizeof hyper};
+        bindings[count++] = (kr_binding){"learning_rate", &rate, sizeof rate};
         bindings[count++] = (kr_binding){"grad_norm", grad_norm, sizeof *grad_norm};
     }
     return kr_plan_run(t->session, plan, bindings, count, flags);
@@ -189,7 +190,7 @@ static kr_status advance(kr_trainer *t, kr_metric *m) {
     const kr_train_settings *s = t->settings;
     const double before = kr_seconds();
     double loss, norm;
-    const double lr = kr_schedule_lr(&t->schedule, t->state.step);
+    const double lr = learning_rate(t);
     KR_TRY(keep_carries(t, false));
     KR_TRY(run_step(t, &loss, &norm, 0));
     if (!isfinite(loss)) return kr_trainer_explain(t, "loss", loss);

@@ -1,4 +1,5 @@
 // krait COMMAND: finds the command in the table and runs it.
+#include "tools/config.h"
 #include "tools/tools.h"
 
 #include <string.h>
@@ -14,7 +15,7 @@ const kr_command kr_commands[] = {
     {"bench", kr_cmd_bench, "time ops and models"},
     {"new-block", kr_cmd_new_block, "write a block to start from, with a test"},
     {"version", cmd_version, "what this is, and what it can use here"},
-    {"help", cmd_help, "this list, or what one command takes: krait help COMMAND"},
+    {"help", cmd_help, "this list, or what one command or block takes: krait help NAME"},
 };
 const int kr_command_count = sizeof kr_commands / sizeof *kr_commands;
 
@@ -54,6 +55,11 @@ static int cmd_help(int argc, char **argv) {
         return KR_EXIT_OK;
     }
     const kr_command *command = find(argv[1]);
+    const kr_block_kind *kind = command ? NULL : kr_block_find(argv[1]);
+    if (kind) {
+        kr_block_keys_print(kind, stdout);
+        return KR_EXIT_OK;
+    }
     if (!command) return unknown(argv[1]);
     if (command->run == cmd_help || command->run == cmd_version) {
         printf("krait %s: %s\n", command->name, command->summary);

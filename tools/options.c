@@ -18,6 +18,8 @@ static bool same_name(const char *a, const char *b, size_t length) {
     return b[length] == 0;
 }
 
+bool kr_same_name(const char *a, const char *b) { return same_name(a, b, strlen(a)); }
+
 static const kr_option *find(const kr_option *table, const char *name, size_t length) {
     for (const kr_option *o = table; o->name; o++)
         if (same_name(name, o->name, length)) return o;
@@ -26,7 +28,8 @@ static const kr_option *find(const kr_option *table, const char *name, size_t le
 
 const kr_option *kr_option_find(const kr_option *table, const char *name) { return find(table, name, strlen(name)); }
 
-const char *kr_option_nearest(const kr_option *table, const char *name) {
+/// In its spelling with dashes; null when nothing is near.
+static const char *nearest_option(const kr_option *table, const char *name) {
     const char *names[128];
     int count = 0;
     for (const kr_option *o = table; o->name && count < 128; o++) names[count++] = o->name;
@@ -34,9 +37,10 @@ const char *kr_option_nearest(const kr_option *table, const char *name) {
 }
 
 static kr_status out_of_range(const kr_option *o, const char *spelling, const char *text) {
+    const char *or_auto = o->flags & KR_OPTION_AUTO ? ", or auto" : "";
     if (o->hi >= 9e15 || (o->hi >= INT32_MAX && o->type == KR_OPTION_INT))
-        KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want at least %.15g", spelling, text, o->lo);
-    KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want %.15g to %.15g", spelling, text, o->lo, o->hi);
+        KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want at least %.15g%s", spelling, text, o->lo, or_auto);
+    KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want %.15g to %.15g%s", spelling, text, o->lo, o->hi, or_auto);
 }
 
 static kr_status set_integer(const kr_option *o, const char *spelling, const char *text, int64_t *to) {
@@ -141,6 +145,7 @@ static kr_status set_range(const kr_option *o, const char *spelling, const char 
 
 kr_status kr_option_set(const kr_option *o, const char *spelling, const char *text, void *to) {
     void *field = (char *)to + o->offset;
+    if (o->flags & KR_OPTION_AUTO && !strcmp(text, "auto")) return KR_OK;
     switch (o->type) {
     case KR_OPTION_FLAG: return set_flag(spelling, text, field);
     case KR_OPTION_INTEGER: return set_integer(o, spelling, text, field);
@@ -158,7 +163,6 @@ kr_status kr_option_set(const kr_option *o, const char *spelling, const char *te
     }
     case KR_OPTION_TEXT: *(const char **)field = text; return KR_OK;
     case KR_OPTION_RANGE: return set_range(o, spelling, text, field);
-    case KR_OPTION_SECTION: break;
     case KR_OPTION_NAME:
     case KR_OPTION_WORDS: {
         const size_t length = strlen(text);
@@ -182,7 +186,7 @@ static kr_status unknown(const kr_usage *usage, const char *arg, size_t length) 
     snprintf(name, sizeof name, "%.*s", (int)length, arg);
     const char *bare = name;
     while (*bare == '-') bare++;
-    const char *nearest = kr_option_nearest(usage->options, strncmp(bare, "no-", 3) ? bare : bare + 3);
+    const char *nearest = nearest_option(usage->options, strncmp(bare, "no-", 3) ? bare : bare + 3);
     if (nearest)
         KR_FAIL(KR_BAD_ARGUMENT, "unknown option %s; did you mean --%s%s? (krait help %s lists them)", name,
                 strncmp(bare, "no-", 3) ? "" : "no-", nearest, usage->command);
@@ -224,6 +228,19 @@ static kr_status take(const kr_usage *usage, int argc, char **argv, int *k, void
     return kr_option_set(o, spelling, value, to);
 }
 
+static void print_usage(const kr_usage *usage) {
+    printf("usage: krait %s %s\n", usage->command, usage->synopsis);
+    if (usage->text) printf("\n%s\n", usage->text);
+    printf("\n");
+    for (const kr_option *o = usage->options; o->name; o++) {
+        char left[128];
+        const char *value = o->choices ? o->choices : o->type == KR_OPTION_FLAG ? "" : o->value ? o->value : "VALUE";
+        snprintf(left, sizeof left, "--%s%s%s", o->name, *value ? " " : "", value);
+        if (strlen(left) > 30) printf("  %s\n  %-30s  %s\n", left, "", o->help);
+        else printf("  %-30s  %s\n", left, o->help);
+    }
+}
+
 kr_status kr_options_parse(const kr_usage *usage, int argc, char **argv, void *to, kr_text_list *words, bool *help) {
     uint64_t given[2] = {0, 0};
     bool separated = false;
@@ -232,7 +249,7 @@ kr_status kr_options_parse(const kr_usage *usage, int argc, char **argv, void *t
     for (int k = 1; k < argc; k++) {
         const char *arg = argv[k];
         if (!strcmp(arg, "--help") || !strcmp(arg, "-h")) {
-            kr_usage_print(usage, stdout);
+            print_usage(usage);
             *help = true;
             return KR_OK;
         }
@@ -259,18 +276,4 @@ kr_status kr_options_parse(const kr_usage *usage, int argc, char **argv, void *t
     KR_FAIL_IF(words && words->count < usage->positional_min, KR_BAD_ARGUMENT, "%s is missing; usage: krait %s %s",
                usage->positional, usage->command, usage->synopsis);
     return KR_OK;
-}
-
-void kr_usage_print(const kr_usage *usage, FILE *to) {
-    fprintf(to, "usage: krait %s %s\n", usage->command, usage->synopsis);
-    if (usage->text) fprintf(to, "\n%s\n", usage->text);
-    fprintf(to, "\n");
-    for (const kr_option *o = usage->options; o->name; o++) {
-        if (o->flags & KR_OPTION_HIDDEN) continue;
-        char left[128];
-        const char *value = o->choices ? o->choices : o->type == KR_OPTION_FLAG ? "" : o->value ? o->value : "VALUE";
-        snprintf(left, sizeof left, "--%s%s%s", o->name, *value ? " " : "", value);
-        if (strlen(left) > 30) fprintf(to, "  %s\n  %-30s  %s\n", left, "", o->help);
-        else fprintf(to, "  %-30s  %s\n", left, o->help);
-    }
 }

@@ -28,7 +28,7 @@ const kr_option kr_train_options[] = {
     {"steps", KR_OPTION_INTEGER, FIELD(steps), 1, LIMIT, .value = "N", .help = "updates in all"},
     {"batch-size", KR_OPTION_INTEGER, FIELD(batch_size), 1, 1 << 20, .value = "B", .help = "rows per micro-batch"},
     {"seq-len", KR_OPTION_INTEGER, FIELD(seq_len), 1, 1 << 24, .value = "L", .help = "bytes per row"},
-    {"learning-rate", KR_OPTION_REAL, FIELD(learning_rate), 0, 1e30, .value = "X", .help = "the highest rate"},
+    {"learning-rate", KR_OPTION_REAL, FIELD(learning_rate), 0, 1e30, .value = "X", .help = "the highest learning rate, at the end of the warm-up"},
     {"min-learning-rate", KR_OPTION_REAL, FIELD(min_learning_rate), 0, 1e30, .value = "X",
      .help = "the rate at the end (default a tenth of the highest)"},
     {"warmup", KR_OPTION_INTEGER, FIELD(warmup), 0, LIMIT, .value = "W", .help = "steps of linear warm-up"},
@@ -81,6 +81,11 @@ kr_train_settings kr_train_defaults(void) {
         .weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .grad_clip = 1, .grad_accumulation = 1,
         .eval_every = 100, .eval_batches = 16, .save_every = 100, .keep = 2, .log_every = 10,
     };
+}
+
+kr_optimizer kr_train_optimizer(const kr_train_settings *s) {
+    return (kr_optimizer){.beta1 = s->beta1, .beta2 = s->beta2, .eps = s->epsilon, .weight_decay = s->weight_decay,
+                          .max_norm = s->grad_clip};
 }
 
 kr_schedule kr_train_schedule(const kr_train_settings *s) {

@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char format_name[] = "krait run 1";
+static const char format_name[] = "krait run 2";
+// Its checkpoints lack the optimiser's step count, which is the number of the step here.
+static const char uncounted_format[] = "krait run 1";
 
 /// The shortest decimal that reads back to the same double.
 static json_object *real_json(double value) {
@@ -116,7 +118,9 @@ static kr_status read_state(json_object *root, const char *label, kr_train_state
                 *tokens = get(root, "tokens", json_type_int), *best = get(root, "best_loss", json_type_double),
                 *best_step = get(root, "best_step", json_type_int), *data = get(root, "data", json_type_object),
                 *model = get(root, "model", json_type_object), *settings = get(root, "settings", json_type_object);
-    KR_FAIL_IF(!format || strcmp(json_object_get_string(format), format_name), KR_BAD_FILE,
+    const char *named = format ? json_object_get_string(format) : "";
+    const bool uncounted = !strcmp(named, uncounted_format);
+    KR_FAIL_IF(!uncounted && strcmp(named, format_name), KR_BAD_FILE,
                "%s: \"format\" is not \"%s\": not the state of a run, or of another version", label, format_name);
     json_object *hash = data ? get(data, "fingerprint", json_type_string) : NULL;
     json_object *row = data ? get(data, "next_row", json_type_int) : NULL;
@@ -124,7 +128,7 @@ static kr_status read_state(json_object *root, const char *label, kr_train_state
                "%s: one of step, tokens, best_step, data, model, settings is missing or of a wrong type", label);
     *out = (kr_train_state){.step = json_object_get_int64(step), .row = json_object_get_int64(row),
                             .tokens = json_object_get_int64(tokens), .best_step = json_object_get_int64(best_step),
-                            .best_loss = best ? json_object_get_double(best) : NAN,
+                            .uncounted = uncounted, .best_loss = best ? json_object_get_double(best) : NAN,
                             .data_fingerprint = strtoull(json_object_get_string(hash), NULL, 16)};
     KR_FAIL_IF(out->step < 0 || out->row < 0 || out->tokens < 0, KR_BAD_FILE,
                "%s: step, next_row or tokens is negative", label);
@@ -176,7 +180,8 @@ kr_status kr_state_continues(const kr_train_state *saved, const kr_train_state *
                "--resume: the checkpoint is not one of this %s (--graph fingerprint %016" PRIx64 " there, %016" PRIx64
                " now)",
                now->graph_fingerprint ? "graph" : "model", saved->graph_fingerprint, now->graph_fingerprint);
-    char *then_text = kr_model_config_json(&saved->model), *now_text = kr_model_config_json(&now->model);
+    // What was said then must hold now, by being said again or as a default
+    char *then_text = kr_model_config_json(&saved->model), *now_text = kr_model_config_json_complete(&now->model);
     json_object *a = then_text ? json_tokener_parse(then_text) : NULL,
                 *b = now_text ? json_tokener_parse(now_text) : NULL;
     char difference[256];

@@ -51,14 +51,13 @@ typedef enum kr_option_type {
     KR_OPTION_LIST,     ///< kr_text_list: may be given several times
     KR_OPTION_WORDS,    ///< char[hi]: "a,b,c"; a list in krait.yaml
     KR_OPTION_RANGE,    ///< double[2], low <= high, high may be infinite: "0,inf"; a list of two in krait.yaml
-    KR_OPTION_SECTION,  ///< krait.yaml only: a map inside; its rows are `section`, over the same struct
 } kr_option_type;
 
 enum {
     KR_OPTION_COMMAND_LINE = 1, ///< not a key of krait.yaml
     KR_OPTION_REQUIRED = 2,     ///< the command line must have it
-    KR_OPTION_HIDDEN = 4,       ///< not in the help text
-    KR_OPTION_LOCAL = 8,        ///< of this machine, not of the work: kept out of state.json
+    KR_OPTION_LOCAL = 4,        ///< of this machine, not of the work: kept out of state.json
+    KR_OPTION_AUTO = 8,         ///< the word auto is a value too, and leaves the field as it is
 };
 
 /// Words collected by a KR_OPTION_LIST or as positional arguments. They point into argv.
@@ -77,7 +76,6 @@ typedef struct kr_option {
     const char *value;      ///< what the value is called in the help text, "N"
     const char *help;
     unsigned flags;
-    const struct kr_option *section; ///< KR_OPTION_SECTION
 } kr_option;
 
 /// What a command says about itself; drives `krait help NAME`, `krait NAME --help` and every message.
@@ -100,9 +98,8 @@ kr_status kr_options_parse(const kr_usage *, int argc, char **argv, void *to, kr
 kr_status kr_option_set(const kr_option *, const char *spelling, const char *text, void *to);
 /// The row of that name, '-' and '_' being the same; null when there is none.
 const kr_option *kr_option_find(const kr_option *table, const char *name);
-/// The nearest name in the table (in its spelling with dashes), or null when nothing is near.
-const char *kr_option_nearest(const kr_option *table, const char *name);
-void kr_usage_print(const kr_usage *, FILE *);
+/// Are two names the same, '-' and '_' being the same?
+bool kr_same_name(const char *a, const char *b);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Blocks of one's own (tools/block_file.c)

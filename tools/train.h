@@ -20,7 +20,7 @@ typedef struct kr_schedule {
     int64_t decay;    ///< WSD: steps of the final fall
     bool square_root; ///< WSD: fall with 1 - sqrt(p) instead of linearly
 } kr_schedule;
-/// Learning rate of step 0, 1, ... Pure; steps past `total` keep the last value.
+/// Learning rate of the update that follows `step` finished ones: 0, 1, ... Pure; steps past `total` keep the last value.
 double kr_schedule_lr(const kr_schedule *, int64_t step);
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -49,7 +49,9 @@ extern const kr_option kr_train_options[];
 kr_train_settings kr_train_defaults(void);
 /// What ranges of single values cannot say: a warm-up longer than the run, a minimum above the maximum.
 kr_status kr_train_check(const kr_train_settings *);
+/// What the learning rate of each step follows from, and what is compiled into the update.
 kr_schedule kr_train_schedule(const kr_train_settings *);
+kr_optimizer kr_train_optimizer(const kr_train_settings *);
 
 // ---------------------------------------------------------------------------------------------------------------
 // Data (tools/data.c)
@@ -219,6 +221,7 @@ typedef struct kr_train_state {
     double best_loss;    ///< NaN: never evaluated
     int64_t best_step;
     uint64_t data_fingerprint;
+    bool uncounted;      ///< read from an older version's state.json: optimiser state has no KR_OPTIMIZER_STEP there
     uint64_t graph_fingerprint; ///< of a graph written by hand, of which `model` has the name alone; 0: none
     kr_model_config model;
     kr_train_settings settings; ///< texts of a parsed state are null
@@ -262,6 +265,6 @@ const char *kr_layers_text(const kr_model_config *, char text[160]);
 // The loop (tools/trainer.c)
 
 /// Trains the model, or settings->graph (then model is null), as the settings say.
-kr_status kr_train(const kr_train_settings *, const kr_model_config *, const kr_target *, const char *config_label);
+kr_status kr_train(const kr_train_settings *, const kr_model_config *, const kr_machine *, const char *config_label);
 
 #endif

@@ -21,8 +21,7 @@ static kr_status compile(kr_trainer *t, kr_goal goal, size_t budget, kr_plan **p
         .curve = plan == &t->update && (budget || (s->memory_report && !s->memory)) ? &t->curve : NULL,
         // What is held out is measured as krait generate will run it.
         .precision = training ? (kr_precision)s->precision : KR_PRECISION_F32,
-        .optimizer = {.beta1 = s->beta1, .beta2 = s->beta2, .eps = s->epsilon, .weight_decay = s->weight_decay,
-                      .max_norm = s->grad_clip}};
+        .optimizer = kr_train_optimizer(s)};
     const kr_status status = kr_compile(g, &options, plan, stats);
     kr_graph_free(g);
     if (!status) t->plan[t->plan_count++] = *plan;
@@ -139,12 +138,16 @@ static kr_status resume(kr_trainer *t, const char *checkpoint) {
     kr_train_state saved;
     KR_TRY(kr_checkpoint_load(checkpoint, NULL, KR_LOAD_STATE, &text));
     snprintf(label, sizeof label, "%s/state.json", checkpoint);
-    kr_status status = kr_state_parse(text, strlen(text), label, &saved);
+    const kr_status status = kr_state_parse(text, strlen(text), label, &saved);
     free(text);
-    if (!status) status = kr_state_continues(&saved, &t->state, note, sizeof note);
-    const unsigned what = KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER | (t->settings->carry_state ? KR_LOAD_CARRIES : 0);
-    if (!status) status = kr_checkpoint_load(checkpoint, t->session, what, NULL);
-    if (status) return status;
+    KR_TRY(status);
+    KR_TRY(kr_state_continues(&saved, &t->state, note, sizeof note));
+    const unsigned what = KR_LOAD_PARAMS | KR_LOAD_OPTIMIZER | (t->settings->carry_state ? KR_LOAD_CARRIES : 0) |
+                          (saved.uncounted ? KR_LOAD_FEWER : 0);
+    KR_TRY(kr_checkpoint_load(checkpoint, t->session, what, NULL));
+    if (saved.uncounted)
+        KR_TRY(kr_session_write(t->session, kr_session_find(t->session, KR_OPTIMIZER_STEP), &saved.step,
+                                sizeof saved.step));
     if (*note) printf("note     settings changed since the checkpoint: %s\n", note);
     t->state.step = saved.step;
     t->state.row = saved.row;
@@ -220,7 +223,7 @@ static kr_status finish(kr_trainer *t) {
     return KR_OK;
 }
 
-static kr_status prepare(kr_trainer *t, const kr_target *target, const char *config_label) {
+static kr_status prepare(kr_trainer *t, const kr_machine *target, const char *config_label) {
     const kr_train_settings *s = t->settings;
     KR_TRY(kr_train_check(s));
     KR_FAIL_IF(t->model->vocab_size < 256, KR_BAD_ARGUMENT,
@@ -268,7 +271,7 @@ static kr_status open_graph(kr_trainer *t, kr_train_settings *s, kr_model_config
     return KR_OK;
 }
 
-kr_status kr_train(const kr_train_settings *settings, const kr_model_config *model, const kr_target *target,
+kr_status kr_train(const kr_train_settings *settings, const kr_model_config *model, const kr_machine *target,
                    const char *config_label) {
     kr_train_settings s = *settings;
     kr_model_config own = model ? *model : kr_model_defaults();

@@ -146,13 +146,8 @@ kr_status kr_yaml_parse(const char *text, size_t bytes, const char *label, kr_po
 }
 
 const kr_yaml *kr_yaml_find(const kr_yaml *map, const char *key) {
-    for (const kr_yaml *m = map->first; m; m = m->next) {
-        size_t k = 0;
-        while (m->key[k] && (m->key[k] == key[k] || (m->key[k] == '_' && key[k] == '-') ||
-                             (m->key[k] == '-' && key[k] == '_')))
-            k++;
-        if (!m->key[k] && !key[k]) return m;
-    }
+    for (const kr_yaml *m = map->first; m; m = m->next)
+        if (kr_same_name(m->key, key)) return m;
     return NULL;
 }
 
@@ -203,7 +198,7 @@ static kr_status join(const kr_yaml *list, const char *spelling, char *text, siz
     return KR_OK;
 }
 
-static kr_status apply_one(const kr_yaml *m, const char *label, const char *what, const kr_option *o, void *to) {
+kr_status kr_yaml_set(const kr_yaml *m, const char *label, const char *what, const kr_option *o, void *to) {
     const bool listed = o->type == KR_OPTION_WORDS || o->type == KR_OPTION_RANGE;
     const bool text = o->type == KR_OPTION_TEXT || o->type == KR_OPTION_NAME || o->type == KR_OPTION_CHOICE ||
                       o->type == KR_OPTION_SIZE;
@@ -222,19 +217,18 @@ static kr_status apply_one(const kr_yaml *m, const char *label, const char *what
     return kr_option_set(o, spelling, m->text, to);
 }
 
+kr_status kr_yaml_want_map(const kr_yaml *node, const char *label, const char *what) {
+    KR_FAIL_IF(node->kind != KR_YAML_MAP, KR_BAD_ARGUMENT, "%s:%d: %s is %s, want a map of keys and values", label,
+               node->line, what, kind_name(node));
+    return KR_OK;
+}
+
 kr_status kr_yaml_apply(const kr_yaml *map, const char *label, const char *what, const kr_option *table, void *to) {
-    KR_FAIL_IF(map->kind != KR_YAML_MAP, KR_BAD_ARGUMENT, "%s:%d: %s is %s, want a map of keys and values", label,
-               map->line, what, kind_name(map));
+    KR_TRY(kr_yaml_want_map(map, label, what));
     for (const kr_yaml *m = map->first; m; m = m->next) {
         const kr_option *o = kr_option_find(table, m->key);
         if (!o || o->flags & KR_OPTION_COMMAND_LINE) return unknown_key(m, label, what, table);
-        if (o->type == KR_OPTION_SECTION) {
-            char inside[160];
-            snprintf(inside, sizeof inside, "%s of %s", m->key, what);
-            KR_TRY(kr_yaml_apply(m, label, inside, o->section, to));
-        } else {
-            KR_TRY(apply_one(m, label, what, o, to));
-        }
+        KR_TRY(kr_yaml_set(m, label, what, o, to));
     }
     return KR_OK;
 }

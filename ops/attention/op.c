@@ -153,23 +153,26 @@ static const kr_stage backward_stages[] = {KR_STAGE(attention_grad_rows), KR_STA
 /// lse [B, H, Lq] is the second output.
 const kr_op kr_op_attention = {
     .name = "attention", .inputs = INPUTS, .outputs = OUTPUTS, .optional = BIT(KEY_COUNT) | BIT(RESET),
-    .zero_absent = BIT(RESET), .rows_in = BIT(Q) | BIT(K) | BIT(V), .rows_out = BIT(O), .skip_out = BIT(LSE),
-    .keeps_in = BIT(INPUTS) - 1, .keeps_out = BIT(O) | BIT(LSE),
+    .zero_absent = BIT(RESET), .keeps_in = BIT(INPUTS) - 1, .keeps_out = BIT(O) | BIT(LSE),
     .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}}, .shape = attention_shape,
-    .grad = attention_derivative, .cost = attention_cost, .work = attention_work, .stages = forward_stages,
-    .stage_count = 2,
+    .grad = attention_derivative, .cost = attention_cost,
 };
+KR_CPU(attention,
+    .rows_in = BIT(Q) | BIT(K) | BIT(V), .rows_out = BIT(O), .skip_out = BIT(LSE), .work = attention_work,
+    KR_STAGES(forward_stages))
 
 /// Reads do [B, Lq, H*Dh], dlse [B, H, Lq]?, the forward inputs, o and lse; gives dq, dk and dv.
 const kr_op kr_op_attention_grad = {
     .name = "attention_grad", .inputs = GRAD_INPUTS, .outputs = V + 1, .flags = KR_OP_NO_GRADIENT,
     .optional = BIT(DLSE) | BIT(FORWARD + KEY_COUNT) | BIT(FORWARD + RESET),
     .zero_absent = BIT(DLSE) | BIT(FORWARD + RESET),
-    .rows_in = BIT(DO) | BIT(FORWARD + Q) | BIT(FORWARD + K) | BIT(FORWARD + V) | BIT(GRAD_O),
-    .rows_out = BIT(Q) | BIT(K) | BIT(V), .skip_out = BIT(Q) | BIT(K) | BIT(V),
     .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}}, .shape = attention_grad_shape,
-    .cost = attention_grad_cost, .work = attention_grad_work, .stages = backward_stages, .stage_count = 3,
+    .cost = attention_grad_cost,
 };
+KR_CPU(attention_grad,
+    .rows_in = BIT(DO) | BIT(FORWARD + Q) | BIT(FORWARD + K) | BIT(FORWARD + V) | BIT(GRAD_O),
+    .rows_out = BIT(Q) | BIT(K) | BIT(V), .skip_out = BIT(Q) | BIT(K) | BIT(V), .work = attention_grad_work,
+    KR_STAGES(backward_stages))
 
 kr_value (kr_attention)(kr_graph *g, const kr_attention_args *a) {
     const kr_attrs t = {
@@ -206,9 +209,11 @@ static void cache_write_cost(const kr_attrs *t, const kr_shape *in, const kr_sha
 
 static const kr_stage cache_write_stages[] = {KR_STAGE(cache_write)};
 const kr_op kr_op_cache_write = {
-    .name = "cache_write", .inputs = 3, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .rows_in = BIT(1), .inplace = BIT(0),
-    .shape = cache_write_shape, .cost = cache_write_cost, .stages = cache_write_stages, .stage_count = 1,
+    .name = "cache_write", .inputs = 3, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .shape = cache_write_shape,
+    .cost = cache_write_cost,
 };
+KR_CPU(cache_write,
+    .rows_in = BIT(1), .inplace = {BIT(0)}, KR_STAGES(cache_write_stages))
 
 kr_value (kr_cache_write)(kr_graph *g, kr_value cache, kr_value x, kr_value position) {
     return kr_append(g, &kr_op_cache_write, &(kr_attrs){0}, (kr_value[]){cache, x, position}, 3);

@@ -123,22 +123,24 @@ static const kr_stage backward_stages[] = {KR_STAGE(causal_conv1d_grad_weights),
 
 const kr_op kr_op_causal_conv1d = {
     .name = "causal_conv1d", .inputs = INPUTS, .outputs = OUTPUTS, .optional = BIT(BIAS) | BIT(STATE) | BIT(RESET),
-    .zero_absent = BIT(BIAS) | BIT(STATE) | BIT(RESET), .rows_in = BIT(X), .rows_out = BIT(Y), .skip_out = BIT(NEXT),
-    .keeps_in = BIT(INPUTS) - 1, .attr = {.i = {"silu"}}, .shape = causal_conv1d_shape,
-    .grad = causal_conv1d_derivative, .cost = causal_conv1d_cost, .work = causal_conv1d_work,
-    .stages = forward_stages, .stage_count = 2,
+    .zero_absent = BIT(BIAS) | BIT(STATE) | BIT(RESET), .keeps_in = BIT(INPUTS) - 1, .attr = {.i = {"silu"}},
+    .shape = causal_conv1d_shape, .grad = causal_conv1d_derivative, .cost = causal_conv1d_cost,
 };
+KR_CPU(causal_conv1d,
+    .rows_in = BIT(X), .rows_out = BIT(Y), .skip_out = BIT(NEXT), .work = causal_conv1d_work,
+    KR_STAGES(forward_stages))
 
 /// Reads dy [B, L, C]? and dnext [B, W-1, C]?, then the forward inputs; gives dx, dweight, dbias and dstate (empty
 /// where the input is absent).
 const kr_op kr_op_causal_conv1d_grad = {
     .name = "causal_conv1d_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
     .optional = BIT(DY) | BIT(DNEXT) | BIT(FORWARD + BIAS) | BIT(FORWARD + STATE) | BIT(FORWARD + RESET),
-    .zero_absent = BIT(DY) | BIT(DNEXT) | BIT(FORWARD + RESET), .rows_in = BIT(DY) | BIT(FORWARD + X),
-    .rows_out = BIT(DX), .skip_out = BIT(GRAD_OUTPUTS) - 1, .inplace = BIT(DY), .attr = {.i = {"silu"}},
-    .shape = causal_conv1d_grad_shape, .cost = causal_conv1d_grad_cost, .work = causal_conv1d_grad_work,
-    .stages = backward_stages, .stage_count = 3,
+    .zero_absent = BIT(DY) | BIT(DNEXT) | BIT(FORWARD + RESET), .attr = {.i = {"silu"}},
+    .shape = causal_conv1d_grad_shape, .cost = causal_conv1d_grad_cost,
 };
+KR_CPU(causal_conv1d_grad,
+    .rows_in = BIT(DY) | BIT(FORWARD + X), .rows_out = BIT(DX), .skip_out = BIT(GRAD_OUTPUTS) - 1,
+    .inplace = {BIT(DY)}, .work = causal_conv1d_grad_work, KR_STAGES(backward_stages))
 
 kr_value (kr_causal_conv1d)(kr_graph *g, kr_value x, kr_value weight, kr_value bias, kr_value state, kr_value reset,
                             bool silu, kr_value *next) {

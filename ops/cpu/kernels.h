@@ -3,7 +3,7 @@
 #ifndef KRAIT_OPS_CPU_KERNELS_H
 #define KRAIT_OPS_CPU_KERNELS_H
 
-#include "runtime/kernel.h"
+#include "runtime/target.h"
 
 #define KR_JOIN_(a, b) a##b
 #define KR_JOIN(a, b) KR_JOIN_(a, b)
@@ -30,6 +30,12 @@
 #else
 #define KR_AVX512_(name) 0
 #endif
-#define KR_STAGE(name) {{kr_kernel_##name##_base, KR_AVX2_(name), KR_AVX512_(name)}, 0}
+#define KR_STAGE(name) {{kr_kernel_##name##_base, KR_AVX2_(name), KR_AVX512_(name)}}
+
+// The CPU's implementation of an op, by the designators of kr_impl: KR_CPU(rms_norm, .rows_in = 7, KR_STAGES(stages))
+#define KR_CPU(name, ...)            \
+    extern const kr_impl kr_cpu_##name; \
+    const kr_impl kr_cpu_##name = {__VA_ARGS__};
+#define KR_STAGES(array) .kernels = (array), .stages = sizeof(array) / sizeof *(array)
 
 #endif

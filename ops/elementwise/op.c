@@ -158,8 +158,8 @@ static kr_value simplify_cast(kr_graph *g, const kr_node *n) {
     static const kr_stage stages_##op_name[] = {KR_STAGE(op_name)};                                                \
     extern const kr_op kr_op_##op_name;                                                                            \
     const kr_op kr_op_##op_name = {.name = #op_name, .inputs = arity, .outputs = 1,                                \
-        .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP | (op_flags), .strided_in = ALL(arity), .rows_out = 1,            \
-        .inplace = ALL(arity), .stages = stages_##op_name, .stage_count = 1, __VA_ARGS__};
+        .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP | (op_flags), __VA_ARGS__};                                       \
+    KR_CPU(op_name, .strided_in = ALL(arity), .rows_out = 1, .inplace = {ALL(arity)}, KR_STAGES(stages_##op_name))
 
 #define MAP(name, arity, reals, flags, value) ELEMENTWISE(name, arity, flags, reals, TRAITS_##name)
 #define MAP_G(name, arity, reals, value) ELEMENTWISE(name, arity, KR_OP_NO_GRADIENT, reals, .shape = map_shape)
@@ -186,9 +186,12 @@ static kr_status cast_shape(const kr_attrs *attrs, const kr_shape *in_shape, con
 KR_KERNEL_DECLARE(cast)
 static const kr_stage stages_cast[] = {KR_STAGE(cast)};
 extern const kr_op kr_op_cast;
-const kr_op kr_op_cast = {.name = "cast", .inputs = 1, .outputs = 1, .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP,
-    .strided_in = 1, .rows_out = 1, .attr.i = {"dtype"}, .shape = cast_shape, .grad = grad_cast,
-    .simplify = simplify_cast, .stages = stages_cast, .stage_count = 1};
+const kr_op kr_op_cast = {
+    .name = "cast", .inputs = 1, .outputs = 1, .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP, .attr.i = {"dtype"},
+    .shape = cast_shape, .grad = grad_cast, .simplify = simplify_cast,
+};
+KR_CPU(cast,
+    .strided_in = 1, .rows_out = 1, KR_STAGES(stages_cast))
 
 // Builders --------------------------------------------------------------------------------------------------------
 

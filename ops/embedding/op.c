@@ -37,17 +37,12 @@ static void embedding_cost(const kr_attrs *attrs, const kr_shape *in, const kr_s
 }
 
 static const kr_stage embedding_stages[] = {KR_STAGE(embedding)};
-const kr_op kr_op_embedding = {.name = "embedding",
-                               .inputs = 2,
-                               .outputs = 1,
-                               .rows_in = 1u << 0,
-                               .rows_out = 1,
-                               .keeps_in = 1u << 1,
-                               .shape = embedding_shape,
-                               .grad = embedding_derivative,
-                               .cost = embedding_cost,
-                               .stages = embedding_stages,
-                               .stage_count = 1};
+const kr_op kr_op_embedding = {
+    .name = "embedding", .inputs = 2, .outputs = 1, .keeps_in = 1u << 1, .shape = embedding_shape,
+    .grad = embedding_derivative, .cost = embedding_cost,
+};
+KR_CPU(embedding,
+    .rows_in = 1u << 0, .rows_out = 1, KR_STAGES(embedding_stages))
 
 kr_value(kr_embedding)(kr_graph *g, kr_value weight, kr_value ids) {
     return kr_append(g, &kr_op_embedding, &(kr_attrs){0}, (kr_value[]){weight, ids}, 2);
@@ -83,17 +78,10 @@ static void embedding_grad_cost(const kr_attrs *attrs, const kr_shape *in, const
 }
 
 static const kr_stage embedding_grad_stages[] = {KR_STAGE(embedding_grad)};
-const kr_op kr_op_embedding_grad = {.name = "embedding_grad",
-                                    .inputs = 3,
-                                    .outputs = 1,
-                                    .flags = KR_OP_NO_GRADIENT,
-                                    .optional = 1u << 2,
-                                    .zero_absent = 1u << 2,
-                                    .rows_in = 1u << 1,
-                                    .inplace = 1u << 2,
-                                    .added = 1 + 2,
-                                    .attr = {.shape = "shape"},
-                                    .shape = embedding_grad_shape,
-                                    .cost = embedding_grad_cost,
-                                    .stages = embedding_grad_stages,
-                                    .stage_count = 1};
+const kr_op kr_op_embedding_grad = {
+    .name = "embedding_grad", .inputs = 3, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .optional = 1u << 2,
+    .zero_absent = 1u << 2, .added = 1 + 2, .attr = {.shape = "shape"}, .shape = embedding_grad_shape,
+    .cost = embedding_grad_cost,
+};
+KR_CPU(embedding_grad,
+    .rows_in = 1u << 1, .inplace = {1u << 2}, .fuses = KR_FUSES_ADDEND, KR_STAGES(embedding_grad_stages))

@@ -197,40 +197,22 @@ static const kr_stage fused_sum_stages[] = {KR_STAGE(fused_sum), KR_STAGE(fused_
 enum { ALL_INPUTS = (1 << KR_FUSED_INPUTS) - 1, ALL_OUTPUTS = (1 << KR_FUSED_OUTPUTS) - 1 };
 
 const kr_op kr_op_fused = {
-    .name = "fused",
-    .inputs = 1,
-    .outputs = KR_FUSED_OUTPUTS,
+    .name = "fused", .inputs = 1, .outputs = KR_FUSED_OUTPUTS,
     .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP | KR_OP_VARIADIC | KR_OP_NO_GRADIENT | KR_OP_PROGRAM,
-    .strided_in = ALL_INPUTS,
-    .rows_out = ALL_OUTPUTS,
-    .skip_out = ALL_OUTPUTS,
-    .inplace = ALL_INPUTS,
-    .inplace1 = ALL_INPUTS,
-    .inplace2 = ALL_INPUTS,
-    .shape = fused_shape,
-    .cost = cost,
-    .count = count,
-    .stages = fused_stages,
-    .stage_count = 1,
+    .shape = fused_shape, .cost = cost, .count = count,
 };
+KR_CPU(fused,
+    .strided_in = ALL_INPUTS, .rows_out = ALL_OUTPUTS, .skip_out = ALL_OUTPUTS,
+    .inplace = {ALL_INPUTS, ALL_INPUTS, ALL_INPUTS}, KR_STAGES(fused_stages))
 
 const kr_op kr_op_fused_sum = {
-    .name = "fused_sum",
-    .inputs = 1,
-    .outputs = 1 + KR_FUSED_OUTPUTS,
-    .flags = KR_OP_CHEAP | KR_OP_VARIADIC | KR_OP_NO_GRADIENT | KR_OP_PROGRAM,
-    .strided_in = ALL_INPUTS,
-    .rows_out = ALL_OUTPUTS << 1,
-    .skip_out = ALL_OUTPUTS << 1,
-    .inplace1 = ALL_INPUTS,
-    .inplace2 = ALL_INPUTS,
-    .shape = fused_sum_shape,
-    .cost = cost,
-    .work = sum_work,
+    .name = "fused_sum", .inputs = 1, .outputs = 1 + KR_FUSED_OUTPUTS,
+    .flags = KR_OP_CHEAP | KR_OP_VARIADIC | KR_OP_NO_GRADIENT | KR_OP_PROGRAM, .shape = fused_sum_shape, .cost = cost,
     .count = count,
-    .stages = fused_sum_stages,
-    .stage_count = 2,
 };
+KR_CPU(fused_sum,
+    .strided_in = ALL_INPUTS, .rows_out = ALL_OUTPUTS << 1, .skip_out = ALL_OUTPUTS << 1,
+    .inplace = {0, ALL_INPUTS, ALL_INPUTS}, .work = sum_work, KR_STAGES(fused_sum_stages))
 
 kr_value (kr_fused)(kr_graph *g, const kr_program *p, const kr_value *in, int inputs) {
     if (g->status) return KR_NONE;

@@ -3,45 +3,60 @@
 #include <stdlib.h>
 #include <string.h>
 
-/// Shapes and dtypes of one node's outputs, derived again, must be what the values say.
-static kr_status verify_node(const kr_graph *g, const kr_node *n, const bool *made) {
-    kr_shape *in_shape = malloc((size_t)(n->inputs + 1) * sizeof *in_shape), out_shape[KR_MAX_OUTPUTS];
-    kr_dtype *in_dtype = malloc((size_t)(n->inputs + 1) * sizeof *in_dtype), out_dtype[KR_MAX_OUTPUTS];
+/// Shapes and dtypes of a node's outputs by its op's rule, under these attributes.
+static kr_status derive(const kr_graph *g, const kr_node *n, const kr_attrs *attrs, kr_shape *out_shape,
+                        kr_dtype *out_dtype) {
+    kr_shape *in_shape = malloc((size_t)(n->inputs + 1) * sizeof *in_shape);
+    kr_dtype *in_dtype = malloc((size_t)(n->inputs + 1) * sizeof *in_dtype);
     kr_status status = KR_OK;
     if (!in_shape || !in_dtype) status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "verify: no memory");
     for (int i = 0; i < n->inputs && !status; i++) {
-        const kr_value v = n->in[i];
-        const bool optional = i < 32 && (n->op->optional >> i & 1);
-        if (v.id >= g->value_count || (!v.id && !optional))
-            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__, "verify: input %d of %s is missing", i,
-                                      n->op->name);
-        else if (v.id && !made[v.id])
-            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__,
-                                      "verify: input %d of %s (scope %s) is read before it is made", i, n->op->name,
-                                      n->scope ? n->scope : "");
-        else {
-            in_shape[i] = g->values[v.id].shape;
-            in_dtype[i] = g->values[v.id].dtype;
-        }
+        in_shape[i] = g->values[n->in[i].id].shape;
+        in_dtype[i] = g->values[n->in[i].id].dtype;
     }
-    memset(out_shape, 0, sizeof out_shape);
-    memset(out_dtype, 0, sizeof out_dtype);
-    if (!status) status = n->op->shape(&n->attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype);
-    for (int k = 0; k < n->outputs && !status; k++) {
-        const kr_value_info *v = &g->values[n->out[k].id];
-        char is[160], want[160];
-        if (v->node != n || v->output != k)
-            status = kr_status_record(KR_BAD_ARGUMENT, __FILE__, __LINE__,
-                                      "verify: output %d of %s has another producer", k, n->op->name);
-        else if (!kr_shape_equal(&v->shape, &out_shape[k]) || v->dtype != out_dtype[k])
-            status = kr_status_record(KR_BAD_SHAPE, __FILE__, __LINE__,
-                                      "verify: output %d of %s is %s %s, its rule gives %s %s", k, n->op->name,
-                                      kr_dtype_name(v->dtype), kr_shape_text(&v->shape, is),
-                                      kr_dtype_name(out_dtype[k]), kr_shape_text(&out_shape[k], want));
-    }
+    memset(out_shape, 0, KR_MAX_OUTPUTS * sizeof *out_shape);
+    memset(out_dtype, 0, KR_MAX_OUTPUTS * sizeof *out_dtype);
+    if (!status) status = n->op->shape(attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype);
     free(in_shape);
     free(in_dtype);
     return status;
+}
+
+kr_status kr_graph_set_attrs(kr_graph *g, kr_node *n, const kr_attrs *attrs) {
+    kr_shape out_shape[KR_MAX_OUTPUTS];
+    kr_dtype out_dtype[KR_MAX_OUTPUTS];
+    KR_TRY(derive(g, n, attrs, out_shape, out_dtype));
+    n->attrs = *attrs;
+    for (int k = 0; k < n->outputs; k++) {
+        g->values[n->out[k].id].shape = out_shape[k];
+        g->values[n->out[k].id].dtype = out_dtype[k];
+    }
+    return KR_OK;
+}
+
+/// What the rule derives again must be what the values say.
+static kr_status verify_node(const kr_graph *g, const kr_node *n, const bool *made) {
+    kr_shape out_shape[KR_MAX_OUTPUTS];
+    kr_dtype out_dtype[KR_MAX_OUTPUTS];
+    for (int i = 0; i < n->inputs; i++) {
+        const kr_value v = n->in[i];
+        const bool optional = i < 32 && (n->op->optional >> i & 1);
+        KR_FAIL_IF(v.id >= g->value_count || (!v.id && !optional), KR_BAD_ARGUMENT, "verify: input %d of %s is missing",
+                   i, n->op->name);
+        KR_FAIL_IF(v.id && !made[v.id], KR_BAD_ARGUMENT, "verify: input %d of %s (scope %s) is read before it is made",
+                   i, n->op->name, n->scope ? n->scope : "");
+    }
+    KR_TRY(derive(g, n, &n->attrs, out_shape, out_dtype));
+    for (int k = 0; k < n->outputs; k++) {
+        const kr_value_info *v = &g->values[n->out[k].id];
+        char is[160], want[160];
+        KR_FAIL_IF(v->node != n || v->output != k, KR_BAD_ARGUMENT, "verify: output %d of %s has another producer", k,
+                   n->op->name);
+        KR_FAIL_IF(!kr_shape_equal(&v->shape, &out_shape[k]) || v->dtype != out_dtype[k], KR_BAD_SHAPE,
+                   "verify: output %d of %s is %s %s, its rule gives %s %s", k, n->op->name, kr_dtype_name(v->dtype),
+                   kr_shape_text(&v->shape, is), kr_dtype_name(out_dtype[k]), kr_shape_text(&out_shape[k], want));
+    }
+    return KR_OK;
 }
 
 kr_status kr_graph_verify(const kr_graph *g) {

@@ -32,7 +32,7 @@ typedef struct loss_round {
 static loss_round describe(const kr_call *call) {
     const kr_arg *x = &call->in[X], *weight = &call->in[WEIGHT];
     const int64_t words = weight->shape.dim[0], valid = call->attrs->i[0], all = kr_arg_rows(x);
-    const int64_t each = kr_linear_loss_rows(all, words), first = call->round * each;
+    const int64_t each = call->attrs->i[2], first = call->round * each;
     loss_round b = {.all = all, .first = first, .D = kr_arg_cols(x), .V = valid > 0 ? valid : words};
     b.rows = all - first < each ? all - first : each;
     b.ldx = kr_arg_pitch(x), b.ldw = kr_arg_pitch(weight), b.pitch = kr_linear_loss_pitch(words);

@@ -21,7 +21,7 @@
 /// logits, losses and what is summed stay f32.
 ///
 /// What one block costs besides arithmetic is reading W twice and reading and writing dW, so blocks are as large as
-/// linear_loss.h allows: with few words the logits stay in the caches, with many there are 32 MiB of them.
+/// rounds.h and the target allow: with few words the logits stay in the caches, with many there are 32 MiB of them.
 #include "ops/linear_loss/rounds.h"
 #include "ops/graph/internal.h"
 #include "ops/cpu/kernels.h"
@@ -31,6 +31,7 @@ KR_KERNEL_DECLARE(linear_cross_entropy_rows)
 KR_KERNEL_DECLARE(linear_cross_entropy_products)
 
 enum { X, WEIGHT, TARGETS };
+enum { VALID_VOCAB, PRECISION, ROWS }; // rows of logits in memory at a time
 enum { PRECISIONS = 3 };
 enum { LOSS, PER_TOKEN, LSE, DX, DWEIGHT, OUTPUTS };
 #define BIT(i) (1u << (i))
@@ -56,6 +57,8 @@ static kr_status linear_cross_entropy_shape(const kr_attrs *attrs, const kr_shap
     KR_FAIL_IF(attrs->i[1] < 0 || attrs->i[1] >= PRECISIONS, KR_BAD_ARGUMENT,
                "linear_cross_entropy: precision is %lld, want 0 (f32), 1 (bf16) or 2 (bf16 emulated)",
                (long long)attrs->i[1]);
+    KR_FAIL_IF(attrs->i[ROWS] < 0, KR_BAD_ARGUMENT, "linear_cross_entropy: rows is %lld, want 1 or more, or 0 for the "
+               "target's choice", (long long)attrs->i[ROWS]);
     out[LOSS] = KR_SHAPE(1);
     out[PER_TOKEN] = out[LSE] = rows;
     out[DX] = in[X];
@@ -101,48 +104,49 @@ static void linear_cross_entropy_derivative(kr_graph *g, const kr_node *n, const
 /// One product for the logits and one for each gradient that is wanted; 8 for an exponential and 4 around it.
 static void linear_cross_entropy_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs,
                                       double *flops, double *bytes) {
-    (void)attrs, (void)inputs;
+    (void)inputs;
     const double rows = (double)kr_shape_count(&in[TARGETS]), V = (double)in[WEIGHT].dim[0];
     const double D = (double)in[WEIGHT].dim[1];
     const int dx = out[DX].rank >= 0, dweight = out[DWEIGHT].rank >= 0;
-    const double rounds = (double)kr_linear_loss_rounds(kr_shape_count(&in[TARGETS]), in[WEIGHT].dim[0]);
+    const double rounds = (double)kr_linear_loss_rounds(kr_shape_count(&in[TARGETS]), attrs->i[ROWS]);
     *flops = rows * V * (2 * D * (1 + dx + dweight) + 12);
     *bytes = 4 * (rows * D * (1 + dx + dweight) + rounds * V * D * (1 + dx + 2 * dweight));
 }
 
 static size_t linear_cross_entropy_work(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)attrs, (void)out, (void)inputs;
-    const int64_t V = in[WEIGHT].dim[0], each = kr_linear_loss_rows(kr_shape_count(&in[TARGETS]), V);
+    (void)out, (void)inputs;
+    const int64_t V = in[WEIGHT].dim[0], each = attrs->i[ROWS];
     const int64_t losses = (each + 15) / 16 * 16;
     return sizeof(kr_linear_loss_head) + (size_t)(losses + each * kr_linear_loss_pitch(V)) * sizeof(float);
 }
 
 static int64_t linear_cross_entropy_rounds(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)attrs, (void)out, (void)inputs;
-    return kr_linear_loss_rounds(kr_shape_count(&in[TARGETS]), in[WEIGHT].dim[0]);
+    (void)out, (void)inputs;
+    return kr_linear_loss_rounds(kr_shape_count(&in[TARGETS]), attrs->i[ROWS]);
+}
+
+static kr_status linear_cross_entropy_specialise(const kr_target *target, kr_attrs *attrs, const kr_shape *in,
+                                                 int inputs) {
+    (void)inputs;
+    const int64_t rows = kr_shape_count(&in[TARGETS]), most = (int64_t)(target->logits / sizeof(float));
+    if (attrs->i[ROWS] > rows) attrs->i[ROWS] = rows;
+    if (!attrs->i[ROWS]) attrs->i[ROWS] = kr_linear_loss_rows(rows, in[WEIGHT].dim[0], most);
+    return KR_OK;
 }
 
 static const kr_stage stages[] = {KR_STAGE(linear_cross_entropy_logits), KR_STAGE(linear_cross_entropy_rows),
                                   KR_STAGE(linear_cross_entropy_products)};
 
 const kr_op kr_op_linear_cross_entropy = {
-    .name = "linear_cross_entropy",
-    .inputs = 3,
-    .outputs = OUTPUTS,
-    .rows_in = BIT(X) | BIT(WEIGHT),
-    .rows_out = BIT(DX),
-    .skip_out = BIT(PER_TOKEN) | BIT(LSE) | BIT(DX) | BIT(DWEIGHT),
-    .keeps_in = BIT(X) | BIT(WEIGHT) | BIT(TARGETS),
-    .keeps_out = BIT(LSE) | BIT(DX) | BIT(DWEIGHT),
-    .attr = {.i = {"valid_vocab", "precision"}},
-    .shape = linear_cross_entropy_shape,
-    .grad = linear_cross_entropy_derivative,
-    .cost = linear_cross_entropy_cost,
-    .work = linear_cross_entropy_work,
-    .stages = stages,
-    .stage_count = 3,
-    .rounds = linear_cross_entropy_rounds,
+    .name = "linear_cross_entropy", .inputs = 3, .outputs = OUTPUTS, .keeps_in = BIT(X) | BIT(WEIGHT) | BIT(TARGETS),
+    .keeps_out = BIT(LSE) | BIT(DX) | BIT(DWEIGHT), .attr = {.i = {"valid_vocab", "precision", "rows"}},
+    .shape = linear_cross_entropy_shape, .grad = linear_cross_entropy_derivative, .cost = linear_cross_entropy_cost,
 };
+KR_CPU(linear_cross_entropy,
+    .rows_in = BIT(X) | BIT(WEIGHT), .rows_out = BIT(DX),
+    .skip_out = BIT(PER_TOKEN) | BIT(LSE) | BIT(DX) | BIT(DWEIGHT), .work = linear_cross_entropy_work,
+    .rounds = linear_cross_entropy_rounds,
+    .specialise = linear_cross_entropy_specialise, KR_STAGES(stages))
 
 kr_value(kr_linear_cross_entropy)(kr_graph *g, kr_value x, kr_value weight, kr_value targets, int64_t valid_vocab,
                                   kr_value *per_token, kr_value *lse) {

@@ -6,7 +6,6 @@
 
 enum {
     KR_LINEAR_LOSS_CACHED = 600000, ///< logits of a round that the caches of two workers hold
-    KR_LINEAR_LOSS_MOST = 8 << 20,  ///< logits of a round at most: 32 MiB
     KR_LINEAR_LOSS_ENOUGH = 252,    ///< rows that make good for reading the weights
     KR_LINEAR_LOSS_STEP = 12,       ///< rows of a round are multiples: those of one tile of a product
 };
@@ -22,21 +21,21 @@ static inline int64_t kr_linear_loss_step(int64_t rows) {
     return (rows + KR_LINEAR_LOSS_STEP - 1) / KR_LINEAR_LOSS_STEP * KR_LINEAR_LOSS_STEP;
 }
 
-/// Rows of a round of `rows` in all: as few rounds as the bounds allow, and all of about the same size.
-static inline int64_t kr_linear_loss_rows(int64_t rows, int64_t vocabulary) {
+/// Rows of a round of `rows` in all, of at most `logits` in memory: as few rounds as the bounds allow, and all of about
+/// the same size.
+static inline int64_t kr_linear_loss_rows(int64_t rows, int64_t vocabulary, int64_t logits) {
     const int64_t width = vocabulary ? vocabulary : 1;
     int64_t most = KR_LINEAR_LOSS_CACHED / width;
     if (most < KR_LINEAR_LOSS_ENOUGH) most = KR_LINEAR_LOSS_ENOUGH;
-    if (most > KR_LINEAR_LOSS_MOST / width) most = KR_LINEAR_LOSS_MOST / width;
+    if (most > logits / width) most = logits / width;
     most = most < KR_LINEAR_LOSS_STEP ? KR_LINEAR_LOSS_STEP : most / KR_LINEAR_LOSS_STEP * KR_LINEAR_LOSS_STEP;
     const int64_t rounds = (rows + most - 1) / most;
     return rounds < 2 ? rows : kr_linear_loss_step((rows + rounds - 1) / rounds);
 }
 
 /// At least one, so that what has no rows has a loss too.
-static inline int64_t kr_linear_loss_rounds(int64_t rows, int64_t vocabulary) {
-    const int64_t each = kr_linear_loss_rows(rows, vocabulary);
-    return rows > each ? (rows + each - 1) / each : 1;
+static inline int64_t kr_linear_loss_rounds(int64_t rows, int64_t each) {
+    return each > 0 && rows > each ? (rows + each - 1) / each : 1;
 }
 
 /// Floats from one row of logits to the next.

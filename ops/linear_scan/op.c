@@ -75,28 +75,23 @@ static const kr_stage backward_stages[] = {KR_STAGE(linear_scan_grad)};
 
 const kr_op kr_op_linear_scan = {
     .name = "linear_scan", .inputs = INPUTS, .outputs = OUTPUTS, .optional = BIT(H0) | BIT(RESET),
-    .zero_absent = BIT(H0) | BIT(RESET), .rows_in = BIT(A) | BIT(B), .rows_out = BIT(H), .skip_out = BIT(LAST),
-    .inplace = BIT(A) | BIT(B), .keeps_in = BIT(A) | BIT(H0) | BIT(RESET), .keeps_out = BIT(H),
-    .shape = linear_scan_shape, .grad = linear_scan_derivative, .stages = forward_stages, .stage_count = 1,
+    .zero_absent = BIT(H0) | BIT(RESET), .keeps_in = BIT(A) | BIT(H0) | BIT(RESET), .keeps_out = BIT(H),
+    .shape = linear_scan_shape, .grad = linear_scan_derivative,
 };
+KR_CPU(linear_scan,
+    .rows_in = BIT(A) | BIT(B), .rows_out = BIT(H), .skip_out = BIT(LAST), .inplace = {BIT(A) | BIT(B)},
+    KR_STAGES(forward_stages))
 
 /// Reads dh [B, L, C]? and dlast [B, C]?, a, h, h0? and reset?; gives da, db and dh0.
 const kr_op kr_op_linear_scan_grad = {
-    .name = "linear_scan_grad",
-    .inputs = GRAD_INPUTS,
-    .outputs = GRAD_OUTPUTS,
-    .flags = KR_OP_NO_GRADIENT,
+    .name = "linear_scan_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
     .optional = BIT(GRAD_DH) | BIT(GRAD_DLAST) | BIT(GRAD_H0) | BIT(GRAD_RESET),
-    .zero_absent = BIT(GRAD_DH) | BIT(GRAD_DLAST) | BIT(GRAD_H0) | BIT(GRAD_RESET),
-    .rows_in = BIT(GRAD_DH) | BIT(GRAD_A) | BIT(GRAD_H),
-    .rows_out = BIT(DA) | BIT(DB),
-    .skip_out = BIT(DA) | BIT(DB) | BIT(DH0),
-    .inplace = BIT(GRAD_DH) | BIT(GRAD_A) | BIT(GRAD_H),
-    .inplace1 = BIT(GRAD_DH) | BIT(GRAD_A),
-    .shape = linear_scan_grad_shape,
-    .stages = backward_stages,
-    .stage_count = 1,
+    .zero_absent = BIT(GRAD_DH) | BIT(GRAD_DLAST) | BIT(GRAD_H0) | BIT(GRAD_RESET), .shape = linear_scan_grad_shape,
 };
+KR_CPU(linear_scan_grad,
+    .rows_in = BIT(GRAD_DH) | BIT(GRAD_A) | BIT(GRAD_H), .rows_out = BIT(DA) | BIT(DB),
+    .skip_out = BIT(DA) | BIT(DB) | BIT(DH0),
+    .inplace = {BIT(GRAD_DH) | BIT(GRAD_A) | BIT(GRAD_H), BIT(GRAD_DH) | BIT(GRAD_A)}, KR_STAGES(backward_stages))
 
 kr_value (kr_linear_scan)(kr_graph *g, kr_value a, kr_value b, kr_value h0, kr_value reset, kr_value *last) {
     const kr_attrs t = {0};

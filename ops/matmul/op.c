@@ -135,26 +135,15 @@ static void matmul_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *o
 static const kr_stage matmul_stages[] = {KR_STAGE(matmul)};
 
 const kr_op kr_op_matmul = {
-    .name = "matmul",
-    .inputs = 4,
-    .outputs = 1,
-    .optional = 1 << BIAS | 1 << RESIDUAL,
-    .zero_absent = 1 << BIAS | 1 << RESIDUAL,
-    .rows_in = 1 << A | 1 << B | 1 << RESIDUAL,
-    .rows_out = 1,
-    .inplace = 1 << RESIDUAL,
-    .added = 1 + RESIDUAL,
-    .activations = activation_names,
-    .activation = ACTIVATION,
-    .keeps_in = 1 << A | 1 << B | 1 << BIAS,
-    .keeps_out = 1,
-    .attr = {.i = {"transpose_a", "transpose_b", "activation", "precision"}},
-    .shape = matmul_shape,
-    .grad = matmul_grad,
-    .cost = matmul_cost,
-    .stages = matmul_stages,
-    .stage_count = 1,
+    .name = "matmul", .inputs = 4, .outputs = 1, .optional = 1 << BIAS | 1 << RESIDUAL,
+    .zero_absent = 1 << BIAS | 1 << RESIDUAL, .added = 1 + RESIDUAL, .activations = activation_names,
+    .activation = ACTIVATION, .keeps_in = 1 << A | 1 << B | 1 << BIAS, .keeps_out = 1,
+    .attr = {.i = {"transpose_a", "transpose_b", "activation", "precision"}}, .shape = matmul_shape,
+    .grad = matmul_grad, .cost = matmul_cost,
 };
+KR_CPU(matmul,
+    .rows_in = 1 << A | 1 << B | 1 << RESIDUAL, .rows_out = 1, .inplace = {1 << RESIDUAL},
+    .fuses = KR_FUSES_ADDEND | KR_FUSES_ACTIVATION, KR_STAGES(matmul_stages))
 
 kr_value(kr_matmul)(kr_graph *g, kr_value a, kr_value b, bool transpose_a, bool transpose_b, kr_value bias,
                     kr_value residual, int activation) {

@@ -74,9 +74,9 @@ static kr_value simplify_reduction(kr_graph *g, const kr_node *n) {
     KR_KERNEL_DECLARE(op_name)                                                                                      \
     KR_KERNEL_DECLARE(op_name##_second)                                                                             \
     static const kr_stage stages_##op_name[] = {KR_STAGE(op_name), KR_STAGE(op_name##_second)};                     \
-    const kr_op kr_op_##op_name = {.name = #op_name, .inputs = 1, .outputs = 1, .rows_in = 1, .strided_in = 1,      \
-        .attr.i = {"axis", "keep"}, .simplify = simplify_reduction, .cost = reduce_cost, .work = reduce_work,       \
-        .stages = stages_##op_name, .stage_count = 2, __VA_ARGS__};
+    const kr_op kr_op_##op_name = {.name = #op_name, .inputs = 1, .outputs = 1, .attr.i = {"axis", "keep"},         \
+        .simplify = simplify_reduction, .cost = reduce_cost, __VA_ARGS__};                                          \
+    KR_CPU(op_name, .rows_in = 1, .strided_in = 1, .work = reduce_work, KR_STAGES(stages_##op_name))
 REDUCTION(sum, .flags = KR_OP_SUMS, .shape = reduce_shape, .grad = grad_sum)
 REDUCTION(mean, .shape = reduce_shape, .grad = grad_mean)
 REDUCTION(max, .shape = max_shape, .grad = grad_max, .keeps_in = 1, .keeps_out = 1)
@@ -94,8 +94,12 @@ static kr_status max_grad_shape(const kr_attrs *attrs, const kr_shape *in_shape,
 
 KR_KERNEL_DECLARE(max_grad)
 static const kr_stage stages_max_grad[] = {KR_STAGE(max_grad)};
-const kr_op kr_op_max_grad = {.name = "max_grad", .inputs = 3, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .inplace = 2,
-    .attr.i = {"axis", "keep"}, .shape = max_grad_shape, .stages = stages_max_grad, .stage_count = 1};
+const kr_op kr_op_max_grad = {
+    .name = "max_grad", .inputs = 3, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .attr.i = {"axis", "keep"},
+    .shape = max_grad_shape,
+};
+KR_CPU(max_grad,
+    .inplace = {2}, KR_STAGES(stages_max_grad))
 
 static kr_status cumsum_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                               kr_shape *out_shape, kr_dtype *out_dtype) {
@@ -113,9 +117,12 @@ static void grad_cumsum(kr_graph *g, const kr_node *n, const kr_value *dout, kr_
 
 KR_KERNEL_DECLARE(cumsum)
 static const kr_stage stages_cumsum[] = {KR_STAGE(cumsum)};
-const kr_op kr_op_cumsum = {.name = "cumsum", .inputs = 1, .outputs = 1, .rows_in = 1, .strided_in = 1, .inplace = 1,
-    .attr.i = {"axis", "reverse"}, .shape = cumsum_shape, .grad = grad_cumsum, .stages = stages_cumsum,
-    .stage_count = 1};
+const kr_op kr_op_cumsum = {
+    .name = "cumsum", .inputs = 1, .outputs = 1, .attr.i = {"axis", "reverse"}, .shape = cumsum_shape,
+    .grad = grad_cumsum,
+};
+KR_CPU(cumsum,
+    .rows_in = 1, .strided_in = 1, .inplace = {1}, KR_STAGES(stages_cumsum))
 
 // Builders --------------------------------------------------------------------------------------------------------
 

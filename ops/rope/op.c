@@ -51,11 +51,12 @@ static void rope_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out
 static const kr_stage rope_stages[] = {KR_STAGE(rope)};
 /// x, position?; `back` turns by the negative angles: the gradient.
 const kr_op kr_op_rope = {
-    .name = "rope", .inputs = 2, .outputs = 1, .optional = BIT(1), .zero_absent = BIT(1), .rows_in = BIT(0),
-    .rows_out = BIT(0), .inplace = BIT(0), .keeps_in = BIT(1),
+    .name = "rope", .inputs = 2, .outputs = 1, .optional = BIT(1), .zero_absent = BIT(1), .keeps_in = BIT(1),
     .attr = {.i = {"heads", "rotary_dim", "interleaved", "back"}, .r = {"base"}}, .shape = rope_shape,
-    .grad = rope_derivative, .cost = rope_cost, .stages = rope_stages, .stage_count = 1,
+    .grad = rope_derivative, .cost = rope_cost,
 };
+KR_CPU(rope,
+    .rows_in = BIT(0), .rows_out = BIT(0), .inplace = {BIT(0)}, KR_STAGES(rope_stages))
 
 kr_value(kr_rope)(kr_graph *g, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base,
                   bool interleaved) {

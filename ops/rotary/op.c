@@ -148,11 +148,12 @@ static const kr_stage backward_stages[] = {KR_STAGE(rotary_mix_grad_turns), KR_S
 
 const kr_op kr_op_rotary_mix = {
     .name = "rotary_mix", .inputs = INPUTS, .outputs = OUTPUTS, .optional = BIT(THETA0) | BIT(RESET),
-    .zero_absent = BIT(THETA0) | BIT(RESET), .rows_in = BIT(K_IN) | BIT(Q_IN) | BIT(ANG) | BIT(DT),
-    .rows_out = BIT(K_OUT) | BIT(Q_OUT), .skip_out = BIT(OUTPUTS) - 1, .keeps_in = BIT(INPUTS) - 1,
-    .attr = {.i = {"groups", "rank", "half"}}, .shape = rotary_mix_shape, .grad = rotary_mix_derivative,
-    .cost = rotary_mix_cost, .work = rotary_mix_work, .stages = forward_stages, .stage_count = 2,
+    .zero_absent = BIT(THETA0) | BIT(RESET), .keeps_in = BIT(INPUTS) - 1, .attr = {.i = {"groups", "rank", "half"}},
+    .shape = rotary_mix_shape, .grad = rotary_mix_derivative, .cost = rotary_mix_cost,
 };
+KR_CPU(rotary_mix,
+    .rows_in = BIT(K_IN) | BIT(Q_IN) | BIT(ANG) | BIT(DT), .rows_out = BIT(K_OUT) | BIT(Q_OUT),
+    .skip_out = BIT(OUTPUTS) - 1, .work = rotary_mix_work, KR_STAGES(forward_stages))
 
 /// Reads dk?, dq? [B, L, H*R*N] and dtheta? [B, H, S], then the forward inputs; gives the gradients of K, Q, k_bias,
 /// q_bias, ang, dt and theta0.
@@ -160,12 +161,12 @@ const kr_op kr_op_rotary_mix_grad = {
     .name = "rotary_mix_grad", .inputs = GRAD_INPUTS, .outputs = THETA0 + 1, .flags = KR_OP_NO_GRADIENT,
     .optional = BIT(DK_OUT) | BIT(DQ_OUT) | BIT(DTHETA) | BIT(FORWARD + THETA0) | BIT(FORWARD + RESET),
     .zero_absent = BIT(DK_OUT) | BIT(DQ_OUT) | BIT(DTHETA) | BIT(FORWARD + THETA0) | BIT(FORWARD + RESET),
-    .rows_in = BIT(DK_OUT) | BIT(DQ_OUT) | BIT(FORWARD + K_IN) | BIT(FORWARD + Q_IN) | BIT(FORWARD + ANG) |
-               BIT(FORWARD + DT),
-    .rows_out = BIT(K_IN) | BIT(Q_IN) | BIT(ANG) | BIT(DT), .skip_out = BIT(THETA0 + 1) - 1,
     .attr = {.i = {"groups", "rank", "half"}}, .shape = rotary_mix_grad_shape, .cost = rotary_mix_grad_cost,
-    .work = rotary_mix_grad_work, .stages = backward_stages, .stage_count = 3,
 };
+KR_CPU(rotary_mix_grad,
+    .rows_in = BIT(DK_OUT) | BIT(DQ_OUT) | BIT(FORWARD + K_IN) | BIT(FORWARD + Q_IN) | BIT(FORWARD + ANG) | BIT(FORWARD + DT),
+    .rows_out = BIT(K_IN) | BIT(Q_IN) | BIT(ANG) | BIT(DT), .skip_out = BIT(THETA0 + 1) - 1,
+    .work = rotary_mix_grad_work, KR_STAGES(backward_stages))
 
 kr_value (kr_rotary_mix)(kr_graph *g, const kr_rotary_mix_args *a, kr_value *q, kr_value *theta) {
     const kr_attrs t = {.i = {[GROUPS] = a->groups, [RANK] = a->rank, [HALF] = a->half}};

@@ -18,7 +18,7 @@ KR_KERNEL_DECLARE(selective_scan)
 KR_KERNEL_DECLARE(selective_scan_grad)
 KR_KERNEL_DECLARE(selective_scan_grad_sum)
 
-enum { DELTA_SOFTPLUS };
+enum { DELTA_SOFTPLUS, SAVED_SIZE };
 enum { U, DELTA, A, B, C, D, Z, DELTA_BIAS, H0, RESET, INPUTS };
 enum { OUT, LAST, SAVED, OUTPUTS };
 // The gradient op: dout, dlast, then the forward inputs without h0 (the saved states hold it).
@@ -75,19 +75,17 @@ static kr_status check_inputs(const char *op, const kr_shape *in, const kr_dtype
     return KR_OK;
 }
 
-static kr_shape saved_shape(const kr_scan_size *s) {
-    return KR_SHAPE(s->batch, s->chunks, s->tiles, s->states, KR_SCAN_LANES);
-}
-
 static kr_status selective_scan_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
                                       kr_shape *out, kr_dtype *out_dtype) {
-    (void)t, (void)inputs;
+    (void)inputs;
     char text[160];
+    KR_FAIL_IF(t->i[SAVED_SIZE] < 0, KR_BAD_SHAPE, "selective_scan: saved is %lld, want 0 or more",
+               (long long)t->i[SAVED_SIZE]);
     KR_TRY(check_inputs("selective_scan", in, dtype, &in[RESET], dtype[RESET]));
     const kr_scan_size s = kr_scan_measure(&in[U], &in[A], &in[B], &in[C]);
     out[OUT] = in[U];
     out[LAST] = KR_SHAPE(s.batch, s.channels, s.states);
-    out[SAVED] = saved_shape(&s);
+    out[SAVED] = kr_saved_shape(t->i[SAVED_SIZE]);
     for (int k = 0; k < OUTPUTS; k++) out_dtype[k] = KR_F32;
     KR_FAIL_IF(in[H0].rank >= 0 && (dtype[H0] != KR_F32 || !kr_shape_equal(&in[H0], &out[LAST])), KR_BAD_SHAPE,
                "selective_scan: h0 is %s %s, want f32 [%lld, %lld, %lld]", kr_dtype_name(dtype[H0]),
@@ -97,13 +95,13 @@ static kr_status selective_scan_shape(const kr_attrs *t, const kr_shape *in, con
 
 static kr_status selective_scan_grad_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
                                            kr_shape *out, kr_dtype *out_dtype) {
-    (void)t, (void)inputs;
+    (void)inputs;
     char text[160];
     const char *op = "selective_scan_grad";
     const kr_shape *x = in + FORWARD;
     KR_TRY(check_inputs(op, x, dtype + FORWARD, &in[GRAD_RESET], dtype[GRAD_RESET]));
     const kr_scan_size s = kr_scan_measure(&x[U], &x[A], &x[B], &x[C]);
-    const kr_shape state = KR_SHAPE(s.batch, s.channels, s.states), saved = saved_shape(&s);
+    const kr_shape state = KR_SHAPE(s.batch, s.channels, s.states), saved = kr_saved_shape(t->i[SAVED_SIZE]);
     KR_FAIL_IF(in[DOUT].rank >= 0 && (dtype[DOUT] != KR_F32 || !kr_shape_equal(&in[DOUT], &x[U])), KR_BAD_SHAPE,
                "%s: dout is %s, want the shape of u", op, kr_shape_text(&in[DOUT], text));
     KR_FAIL_IF(in[DLAST].rank >= 0 && (dtype[DLAST] != KR_F32 || !kr_shape_equal(&in[DLAST], &state)), KR_BAD_SHAPE,
@@ -155,6 +153,21 @@ static size_t selective_scan_grad_work(const kr_attrs *t, const kr_shape *in, co
     return floats(kr_scan_backward_floats(&s));
 }
 
+/// A state per chunk of KR_SCAN_CHUNK tokens, in tiles of channels: [B, chunks, tiles, N, LANES].
+static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *x) {
+    const kr_scan_size s = kr_scan_measure(&x[U], &x[A], &x[B], &x[C]);
+    return kr_settle_saved(op, target, &t->i[SAVED_SIZE],
+                           KR_SHAPE(s.batch, s.chunks, s.tiles, s.states, KR_SCAN_LANES));
+}
+static kr_status selective_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("selective_scan", target, t, in);
+}
+static kr_status selective_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("selective_scan_grad", target, t, in + FORWARD);
+}
+
 extern const kr_op kr_op_selective_scan_grad;
 
 static void selective_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -176,37 +189,30 @@ const kr_op kr_op_selective_scan = {
     .name = "selective_scan", .inputs = INPUTS, .outputs = OUTPUTS,
     .optional = BIT(D) | BIT(Z) | BIT(DELTA_BIAS) | BIT(H0) | BIT(RESET),
     .zero_absent = BIT(D) | BIT(DELTA_BIAS) | BIT(H0) | BIT(RESET),
-    .rows_in = BIT(U) | BIT(DELTA) | BIT(B) | BIT(C) | BIT(Z), .rows_out = BIT(OUT),
-    .skip_out = BIT(LAST) | BIT(SAVED), .inplace = BIT(U) | BIT(DELTA) | BIT(Z),
     .keeps_in = BIT(U) | BIT(DELTA) | BIT(A) | BIT(B) | BIT(C) | BIT(D) | BIT(Z) | BIT(DELTA_BIAS) | BIT(RESET),
-    .keeps_out = BIT(SAVED), .attr = {.i = {"delta_softplus"}}, .shape = selective_scan_shape,
-    .grad = selective_scan_derivative, .cost = selective_scan_cost, .work = selective_scan_work,
-    .stages = forward_stages, .stage_count = 1,
+    .keeps_out = BIT(SAVED), .attr = {.i = {"delta_softplus", "saved"}}, .shape = selective_scan_shape,
+    .grad = selective_scan_derivative, .cost = selective_scan_cost,
 };
+KR_CPU(selective_scan,
+    .rows_in = BIT(U) | BIT(DELTA) | BIT(B) | BIT(C) | BIT(Z), .rows_out = BIT(OUT),
+    .skip_out = BIT(LAST) | BIT(SAVED), .inplace = {BIT(U) | BIT(DELTA) | BIT(Z)}, .specialise = selective_scan_specialise,
+    .work = selective_scan_work,
+    KR_STAGES(forward_stages))
 
 /// Reads dout [B, L, E]? and dlast [B, E, N]?, the forward inputs u to delta_bias, reset? and the saved states; gives
 /// the gradients of u, delta, A, B, C, D, z, delta_bias (empty where the input is absent) and h0.
 const kr_op kr_op_selective_scan_grad = {
-    .name = "selective_scan_grad",
-    .inputs = GRAD_INPUTS,
-    .outputs = GRAD_OUTPUTS,
-    .flags = KR_OP_NO_GRADIENT,
-    .optional = BIT(DOUT) | BIT(DLAST) | BIT(FORWARD + D) | BIT(FORWARD + Z) | BIT(FORWARD + DELTA_BIAS) |
-                BIT(GRAD_RESET),
-    .zero_absent = BIT(DOUT) | BIT(DLAST) | BIT(GRAD_RESET),
-    .rows_in = BIT(DOUT) | BIT(FORWARD + U) | BIT(FORWARD + DELTA) | BIT(FORWARD + B) | BIT(FORWARD + C) |
-               BIT(FORWARD + Z),
-    .rows_out = BIT(DU) | BIT(DDELTA) | BIT(DB) | BIT(DC) | BIT(DZ),
-    .skip_out = BIT(GRAD_OUTPUTS) - 1,
-    .inplace = BIT(DOUT) | BIT(FORWARD + U),
-    .inplace1 = BIT(FORWARD + DELTA),
-    .attr = {.i = {"delta_softplus"}},
-    .shape = selective_scan_grad_shape,
-    .cost = selective_scan_grad_cost,
-    .work = selective_scan_grad_work,
-    .stages = backward_stages,
-    .stage_count = 2,
+    .name = "selective_scan_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
+    .optional = BIT(DOUT) | BIT(DLAST) | BIT(FORWARD + D) | BIT(FORWARD + Z) | BIT(FORWARD + DELTA_BIAS) | BIT(GRAD_RESET),
+    .zero_absent = BIT(DOUT) | BIT(DLAST) | BIT(GRAD_RESET), .attr = {.i = {"delta_softplus", "saved"}},
+    .shape = selective_scan_grad_shape, .cost = selective_scan_grad_cost,
 };
+KR_CPU(selective_scan_grad,
+    .rows_in = BIT(DOUT) | BIT(FORWARD + U) | BIT(FORWARD + DELTA) | BIT(FORWARD + B) | BIT(FORWARD + C) | BIT(FORWARD + Z),
+    .rows_out = BIT(DU) | BIT(DDELTA) | BIT(DB) | BIT(DC) | BIT(DZ), .skip_out = BIT(GRAD_OUTPUTS) - 1,
+    .inplace = {BIT(DOUT) | BIT(FORWARD + U), BIT(FORWARD + DELTA)}, .specialise = selective_scan_grad_specialise,
+    .work = selective_scan_grad_work,
+    KR_STAGES(backward_stages))
 
 kr_value (kr_selective_scan)(kr_graph *g, const kr_selective_scan_args *a, kr_value *last) {
     const kr_attrs t = {.i = {[DELTA_SOFTPLUS] = a->delta_softplus}};

@@ -39,30 +39,19 @@ static void softmax_cost(const kr_attrs *attrs, const kr_shape *in, const kr_sha
 }
 
 static const kr_stage softmax_stages[] = {KR_STAGE(softmax)};
-const kr_op kr_op_softmax = {.name = "softmax",
-                             .inputs = 1,
-                             .outputs = 1,
-                             .rows_in = 1,
-                             .rows_out = 1,
-                             .inplace = 1,
-                             .keeps_out = 1,
-                             .shape = softmax_shape,
-                             .grad = softmax_derivative,
-                             .cost = softmax_cost,
-                             .stages = softmax_stages,
-                             .stage_count = 1};
+const kr_op kr_op_softmax = {
+    .name = "softmax", .inputs = 1, .outputs = 1, .keeps_out = 1, .shape = softmax_shape, .grad = softmax_derivative,
+    .cost = softmax_cost,
+};
+KR_CPU(softmax,
+    .rows_in = 1, .rows_out = 1, .inplace = {1}, KR_STAGES(softmax_stages))
 static const kr_stage softmax_grad_stages[] = {KR_STAGE(softmax_grad)};
-const kr_op kr_op_softmax_grad = {.name = "softmax_grad",
-                                  .inputs = 2,
-                                  .outputs = 1,
-                                  .flags = KR_OP_NO_GRADIENT,
-                                  .rows_in = 3,
-                                  .rows_out = 1,
-                                  .inplace = 3,
-                                  .shape = softmax_shape,
-                                  .cost = softmax_cost,
-                                  .stages = softmax_grad_stages,
-                                  .stage_count = 1};
+const kr_op kr_op_softmax_grad = {
+    .name = "softmax_grad", .inputs = 2, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .shape = softmax_shape,
+    .cost = softmax_cost,
+};
+KR_CPU(softmax_grad,
+    .rows_in = 3, .rows_out = 1, .inplace = {3}, KR_STAGES(softmax_grad_stages))
 
 kr_value(kr_softmax)(kr_graph *g, kr_value x) { return kr_append(g, &kr_op_softmax, &(kr_attrs){0}, &x, 1); }
 
@@ -113,20 +102,12 @@ static size_t cross_entropy_work(const kr_attrs *attrs, const kr_shape *in, cons
 }
 
 static const kr_stage cross_entropy_stages[] = {KR_STAGE(cross_entropy), KR_STAGE(cross_entropy_combine)};
-const kr_op kr_op_cross_entropy = {.name = "cross_entropy",
-                                   .inputs = 2,
-                                   .outputs = 3,
-                                   .rows_in = 1,
-                                   .skip_out = 6,
-                                   .keeps_in = 3,
-                                   .keeps_out = 4,
-                                   .attr = {.i = {"valid_vocab"}},
-                                   .shape = cross_entropy_shape,
-                                   .grad = cross_entropy_derivative,
-                                   .cost = cross_entropy_cost,
-                                   .work = cross_entropy_work,
-                                   .stages = cross_entropy_stages,
-                                   .stage_count = 2};
+const kr_op kr_op_cross_entropy = {
+    .name = "cross_entropy", .inputs = 2, .outputs = 3, .keeps_in = 3, .keeps_out = 4, .attr = {.i = {"valid_vocab"}},
+    .shape = cross_entropy_shape, .grad = cross_entropy_derivative, .cost = cross_entropy_cost,
+};
+KR_CPU(cross_entropy,
+    .rows_in = 1, .skip_out = 6, .work = cross_entropy_work, KR_STAGES(cross_entropy_stages))
 
 kr_value(kr_cross_entropy)(kr_graph *g, kr_value logits, kr_value targets, int64_t valid_vocab, kr_value *per_token,
                            kr_value *lse) {
@@ -166,16 +147,9 @@ static void cross_entropy_grad_cost(const kr_attrs *attrs, const kr_shape *in, c
 }
 
 static const kr_stage cross_entropy_grad_stages[] = {KR_STAGE(cross_entropy_grad)};
-const kr_op kr_op_cross_entropy_grad = {.name = "cross_entropy_grad",
-                                        .inputs = 6,
-                                        .outputs = 1,
-                                        .flags = KR_OP_NO_GRADIENT,
-                                        .optional = 7u << 3,
-                                        .rows_in = 1,
-                                        .rows_out = 1,
-                                        .inplace = 1,
-                                        .attr = {.i = {"valid_vocab"}},
-                                        .shape = cross_entropy_grad_shape,
-                                        .cost = cross_entropy_grad_cost,
-                                        .stages = cross_entropy_grad_stages,
-                                        .stage_count = 1};
+const kr_op kr_op_cross_entropy_grad = {
+    .name = "cross_entropy_grad", .inputs = 6, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .optional = 7u << 3,
+    .attr = {.i = {"valid_vocab"}}, .shape = cross_entropy_grad_shape, .cost = cross_entropy_grad_cost,
+};
+KR_CPU(cross_entropy_grad,
+    .rows_in = 1, .rows_out = 1, .inplace = {1}, KR_STAGES(cross_entropy_grad_stages))

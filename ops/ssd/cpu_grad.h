@@ -20,7 +20,7 @@ typedef struct grad {
 /// in: dout, dlast, x, dt, A, B, C, D, z, dt_bias, reset, saved.
 /// out: dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dh0.
 static inline grad grad_of(const kr_call *call) {
-    enum { ZERO_START = 3 };
+    enum { ZERO_START = 4 };
     grad g = {.s = ssd_of(call->attrs, call->in + 2, &call->in[10]),
               .dout = source_of(&call->in[0]),
               .dlast = call->in[1].data,

@@ -18,7 +18,7 @@ KR_KERNEL_DECLARE(ssd_scan_grad_carry)
 KR_KERNEL_DECLARE(ssd_scan_grad)
 KR_KERNEL_DECLARE(ssd_scan_grad_sum)
 
-enum { GROUPS, CHUNK, DT_SOFTPLUS, ZERO_START };
+enum { GROUPS, CHUNK, DT_SOFTPLUS, SAVED_SIZE, ZERO_START };
 enum { DT_MIN, DT_MAX };
 enum { X, DT, A, B, C, D, Z, DT_BIAS, H0, RESET, INPUTS };
 enum { OUT, LAST, SAVED, OUTPUTS };
@@ -45,6 +45,8 @@ static kr_status check_inputs(const char *op, const kr_attrs *t, const kr_shape 
                    kr_dtype_name(dtype[k]));
     KR_FAIL_IF(groups < 1, KR_BAD_SHAPE, "%s: %lld groups, want at least 1", op, (long long)groups);
     KR_FAIL_IF(t->i[CHUNK] < 0, KR_BAD_SHAPE, "%s: chunk is %lld, want 0 or more", op, (long long)t->i[CHUNK]);
+    KR_FAIL_IF(t->i[SAVED_SIZE] < 0, KR_BAD_SHAPE, "%s: saved is %lld, want 0 or more", op,
+               (long long)t->i[SAVED_SIZE]);
     KR_FAIL_IF(in[X].rank != 3, KR_BAD_SHAPE, "%s: x is %s, want [batch, length, channels]", op,
                kr_shape_text(&in[X], text));
     const int64_t batch = in[X].dim[0], length = in[X].dim[1], channels = in[X].dim[2];
@@ -75,9 +77,6 @@ static kr_status check_inputs(const char *op, const kr_attrs *t, const kr_shape 
 }
 
 static kr_shape state_shape(const kr_chunk_size *s) { return KR_SHAPE(s->batch, s->heads, s->width, s->states); }
-static kr_shape saved_shape(const kr_chunk_size *s) {
-    return KR_SHAPE(s->batch, s->chunks, s->heads, s->states, s->width);
-}
 
 static kr_status ssd_scan_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
                                 kr_dtype *out_dtype) {
@@ -87,7 +86,7 @@ static kr_status ssd_scan_shape(const kr_attrs *t, const kr_shape *in, const kr_
     const kr_chunk_size s = measure(t, in);
     out[OUT] = in[X];
     out[LAST] = state_shape(&s);
-    out[SAVED] = saved_shape(&s);
+    out[SAVED] = kr_saved_shape(t->i[SAVED_SIZE]);
     for (int k = 0; k < OUTPUTS; k++) out_dtype[k] = KR_F32;
     KR_FAIL_IF(in[H0].rank >= 0 && (dtype[H0] != KR_F32 || !kr_shape_equal(&in[H0], &out[LAST])), KR_BAD_SHAPE,
                "ssd_scan: h0 is %s %s, want f32 [%lld, %lld, %lld, %lld]", kr_dtype_name(dtype[H0]),
@@ -104,7 +103,7 @@ static kr_status ssd_scan_grad_shape(const kr_attrs *t, const kr_shape *in, cons
     const kr_shape *x = in + FORWARD;
     KR_TRY(check_inputs(op, t, x, dtype + FORWARD, &in[GRAD_RESET], dtype[GRAD_RESET]));
     const kr_chunk_size s = measure(t, x);
-    const kr_shape state = state_shape(&s), saved = saved_shape(&s);
+    const kr_shape state = state_shape(&s), saved = kr_saved_shape(t->i[SAVED_SIZE]);
     KR_FAIL_IF(in[DOUT].rank >= 0 && (dtype[DOUT] != KR_F32 || !kr_shape_equal(&in[DOUT], &x[X])), KR_BAD_SHAPE,
                "%s: dout is %s, want the shape of x", op, kr_shape_text(&in[DOUT], text));
     KR_FAIL_IF(in[DLAST].rank >= 0 && (dtype[DLAST] != KR_F32 || !kr_shape_equal(&in[DLAST], &state)), KR_BAD_SHAPE,
@@ -159,6 +158,21 @@ static size_t ssd_scan_grad_work(const kr_attrs *t, const kr_shape *in, const kr
     return bytes_of(kr_ssd_floats(&s, true));
 }
 
+/// The best chunk for the shapes; the states before each are saved: [B, chunks, H, N, P].
+static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
+    const kr_chunk_size s = measure(t, in);
+    if (!t->i[CHUNK]) t->i[CHUNK] = s.chunk;
+    return kr_settle_saved(op, target, &t->i[SAVED_SIZE], KR_SHAPE(s.batch, s.chunks, s.heads, s.states, s.width));
+}
+static kr_status ssd_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("ssd_scan", target, t, in);
+}
+static kr_status ssd_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("ssd_scan_grad", target, t, in + FORWARD);
+}
+
 extern const kr_op kr_op_ssd_scan_grad;
 
 static void ssd_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -184,37 +198,30 @@ const kr_op kr_op_ssd_scan = {
     .name = "ssd_scan", .inputs = INPUTS, .outputs = OUTPUTS,
     .optional = BIT(D) | BIT(Z) | BIT(DT_BIAS) | BIT(H0) | BIT(RESET),
     .zero_absent = BIT(D) | BIT(DT_BIAS) | BIT(H0) | BIT(RESET),
-    .rows_in = BIT(X) | BIT(DT) | BIT(B) | BIT(C) | BIT(Z), .rows_out = BIT(OUT), .skip_out = BIT(LAST) | BIT(SAVED),
-    .inplace = BIT(X) | BIT(Z), .inplace1 = BIT(H0),
     .keeps_in = BIT(X) | BIT(DT) | BIT(A) | BIT(B) | BIT(C) | BIT(D) | BIT(Z) | BIT(DT_BIAS) | BIT(RESET),
-    .keeps_out = BIT(SAVED), .attr = {.i = {"groups", "chunk", "dt_softplus"}, .r = {"dt_min", "dt_max"}},
-    .shape = ssd_scan_shape, .grad = ssd_scan_derivative, .cost = ssd_scan_cost, .work = ssd_scan_work,
-    .stages = forward_stages, .stage_count = 1,
+    .keeps_out = BIT(SAVED), .attr = {.i = {"groups", "chunk", "dt_softplus", "saved"}, .r = {"dt_min", "dt_max"}},
+    .shape = ssd_scan_shape, .grad = ssd_scan_derivative, .cost = ssd_scan_cost,
 };
+KR_CPU(ssd_scan,
+    .rows_in = BIT(X) | BIT(DT) | BIT(B) | BIT(C) | BIT(Z), .rows_out = BIT(OUT), .skip_out = BIT(LAST) | BIT(SAVED),
+    .inplace = {BIT(X) | BIT(Z), BIT(H0)}, .specialise = ssd_scan_specialise, .work = ssd_scan_work, KR_STAGES(forward_stages))
 
 /// Reads dout [B, L, H*P]? and dlast [B, H, P, N]?, the forward inputs x to dt_bias, reset? and the saved states; gives
 /// the gradients of x, dt, A, B, C, D, z, dt_bias (empty where the input is absent) and h0. zero_start: the scan had no
 /// h0, so what is saved of the first chunk is zero.
 const kr_op kr_op_ssd_scan_grad = {
-    .name = "ssd_scan_grad",
-    .inputs = GRAD_INPUTS,
-    .outputs = GRAD_OUTPUTS,
-    .flags = KR_OP_NO_GRADIENT,
+    .name = "ssd_scan_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
     .optional = BIT(DOUT) | BIT(DLAST) | BIT(FORWARD + D) | BIT(FORWARD + Z) | BIT(FORWARD + DT_BIAS) | BIT(GRAD_RESET),
     .zero_absent = BIT(DOUT) | BIT(DLAST) | BIT(GRAD_RESET),
-    .rows_in = BIT(DOUT) | BIT(FORWARD + X) | BIT(FORWARD + DT) | BIT(FORWARD + B) | BIT(FORWARD + C) |
-               BIT(FORWARD + Z),
-    .rows_out = BIT(DX) | BIT(DDT) | BIT(DB) | BIT(DC) | BIT(DZ),
-    .skip_out = BIT(GRAD_OUTPUTS) - 1,
-    .inplace = BIT(DOUT) | BIT(FORWARD + X),
-    .inplace1 = BIT(FORWARD + DT),
-    .attr = {.i = {"groups", "chunk", "dt_softplus", "zero_start"}, .r = {"dt_min", "dt_max"}},
-    .shape = ssd_scan_grad_shape,
-    .cost = ssd_scan_grad_cost,
-    .work = ssd_scan_grad_work,
-    .stages = backward_stages,
-    .stage_count = 3,
+    .attr = {.i = {"groups", "chunk", "dt_softplus", "saved", "zero_start"}, .r = {"dt_min", "dt_max"}},
+    .shape = ssd_scan_grad_shape, .cost = ssd_scan_grad_cost,
 };
+KR_CPU(ssd_scan_grad,
+    .rows_in = BIT(DOUT) | BIT(FORWARD + X) | BIT(FORWARD + DT) | BIT(FORWARD + B) | BIT(FORWARD + C) | BIT(FORWARD + Z),
+    .rows_out = BIT(DX) | BIT(DDT) | BIT(DB) | BIT(DC) | BIT(DZ), .skip_out = BIT(GRAD_OUTPUTS) - 1,
+    .inplace = {BIT(DOUT) | BIT(FORWARD + X), BIT(FORWARD + DT)}, .specialise = ssd_scan_grad_specialise,
+    .work = ssd_scan_grad_work,
+    KR_STAGES(backward_stages))
 
 kr_value (kr_ssd_scan)(kr_graph *g, const kr_ssd_scan_args *a, kr_value *last) {
     // attributes are finite, so that they print: 0 stands for no limit

@@ -1,6 +1,7 @@
 #include "ops/cpu/lanes.h"
 
 #include "ops/train/blocks.h"
+#include "ops/train/correction.h"
 
 /// Sum of squares of at most KR_NORM_BLOCK elements, in sixteen lanes and two chains.
 static double block_square(const float *x, int64_t n) {
@@ -46,30 +47,43 @@ KR_KERNEL(sq_norm_combine) {
     *(float *)call->out[0].data = (float)sum;
 }
 
-/// Decoupled AdamW (MATH: p <- p (1 - lr wd) - lr m^ / (sqrt(v^) + eps)), with the gradient scaled by
-/// min(1, max_norm / (norm + 1e-6)) first. When the norm is not finite nothing changes: the caller sees it in the norm
-/// and still has good parameters.
+/// Of the squared gradient norm. Where there is none nothing is known to be wrong.
+static int is_finite(const float *square) { return !square || (*square >= 0 && *square <= 3.402823466e38f); }
+
+/// Decoupled AdamW, with the gradient scaled by min(1, max_norm / (norm + 1e-6)) first:
+///
+///     p <- p (1 - lr wd) - lr m^ / (sqrt(v^) + eps)        m^ = m / (1 - beta1^t),  v^ = v / (1 - beta2^t)
+///
+/// In the loop the factors that do not depend on the element are one number each: `keep` = 1 - lr wd,
+/// `rate` = lr / (1 - beta1^t), `root` = 1 / sqrt(1 - beta2^t). When the norm is not finite nothing changes: the caller
+/// sees it in the norm and still has good parameters.
 KR_KERNEL(adamw) {
-    enum { P, G, M, V, HYPER, SQUARE };
+    enum { P, G, M, V, LEARNING_RATE, STEP, SQ_NORM };
     const int64_t n = kr_shape_count(&call->in[P].shape), block = 4096, blocks = (n + block - 1) / block;
     const float *p = call->in[P].data, *g = call->in[G].data, *m = call->in[M].data, *v = call->in[V].data;
-    const float *hyper = call->in[HYPER].data, *square = call->in[SQUARE].data;
+    const float *square = call->in[SQ_NORM].data;
     float *new_p = call->out[0].data, *new_m = call->out[1].data, *new_v = call->out[2].data;
-    const double beta1 = call->attrs->r[0], beta2 = call->attrs->r[1], max_norm = call->attrs->r[4];
+    const double beta1 = call->attrs->r[0], beta2 = call->attrs->r[1], weight_decay = call->attrs->r[3],
+                 max_norm = call->attrs->r[4];
+    const double learning_rate = (double)*(const float *)call->in[LEARNING_RATE].data;
+    const int64_t t = *(const int64_t *)call->in[STEP].data;
+    const int finite = is_finite(square);
+    int64_t begin, end;
+    kr_share(blocks, part, parts, &begin, &end);
+    if (begin == end) return;
     double scale = 1;
-    int finite = 1;
     if (square) {
-        finite = *square >= 0 && *square <= 3.402823466e38f;
         const double norm = __builtin_sqrt((double)*square);
         if (max_norm > 0 && max_norm < norm + 1e-6) scale = max_norm / (norm + 1e-6);
     }
+    // Through f32, so that builds that round the last bit of the double in another way give the same weights.
+    const float correction1 = (float)kr_bias_correction(beta1, t),
+                correction2 = (float)kr_bias_correction(beta2, t);
     const kr_vf b1 = kr_v_set((float)beta1), c1 = kr_v_set((float)(1 - beta1)), b2 = kr_v_set((float)beta2),
                 c2 = kr_v_set((float)(1 - beta2)), eps = kr_v_set((float)call->attrs->r[2]),
-                keep = kr_v_set((float)(1 - (double)hyper[0] * call->attrs->r[3])),
-                rate = kr_v_set((float)((double)hyper[0] / (double)hyper[1])),
-                root = kr_v_set((float)(1 / __builtin_sqrt((double)hyper[2]))), factor = kr_v_set((float)scale);
-    int64_t begin, end;
-    kr_share(blocks, part, parts, &begin, &end);
+                keep = kr_v_set((float)(1 - learning_rate * weight_decay)),
+                rate = kr_v_set((float)(learning_rate / (double)correction1)),
+                root = kr_v_set((float)(1 / __builtin_sqrt((double)correction2))), factor = kr_v_set((float)scale);
     begin *= block;
     end = end * block < n ? end * block : n;
     for (int64_t i = begin; i < end; i += KR_LANES) {
@@ -82,4 +96,10 @@ KR_KERNEL(adamw) {
         kr_v_store_n(new_m + i, finite ? m1 : m0, left);
         kr_v_store_n(new_v + i, finite ? v1 : v0, left);
     }
+}
+
+KR_KERNEL(count_step) {
+    (void)parts;
+    if (part) return;
+    *(int64_t *)call->out[0].data = *(const int64_t *)call->in[0].data + is_finite(call->in[1].data);
 }

@@ -5,7 +5,7 @@
 #include "ops/trapezoid/cpu_engine.h"
 #include "ops/trapezoid/work.h"
 
-enum { RANK, CHUNK, GROUPS, APART, ZERO_START };
+enum { RANK, CHUNK, GROUPS, APART, SAVED_SIZE, ANGLES_SIZE, ZERO_START };
 /// Inputs that the forward and the backward pass have in one order.
 enum { K, Q, X, ADT, DT, TRAP, MIMO_X, SKIP, Z, K_BIAS, Q_BIAS, ANG };
 

@@ -19,7 +19,7 @@ KR_KERNEL_DECLARE(trapezoid_scan)
 KR_KERNEL_DECLARE(trapezoid_scan_grad)
 KR_KERNEL_DECLARE(trapezoid_scan_grad_sum)
 
-enum { RANK, CHUNK, GROUPS, HALF, ZERO_START };
+enum { RANK, CHUNK, GROUPS, HALF, SAVED_SIZE, ANGLES_SIZE, ZERO_START };
 enum { K, Q, X, ADT, DT, TRAP, MIMO_X, D, Z, K_BIAS, Q_BIAS, ANG, H0, K0, V0, THETA0, RESET, INPUTS };
 enum { OUT, H_LAST, K_LAST, V_LAST, THETA_LAST, SAVED, ANGLES, OUTPUTS };
 // The gradient op: upstream gradients, then the forward inputs without h0 and theta0 (what is saved holds them).
@@ -111,6 +111,9 @@ static kr_status check_inputs(const char *op, const kr_attrs *t, const kr_shape 
     char text[160];
     KR_FAIL_IF(rank < 1, KR_BAD_SHAPE, "%s: rank is %lld, want at least 1", op, (long long)rank);
     KR_FAIL_IF(t->i[CHUNK] < 0, KR_BAD_SHAPE, "%s: chunk is %lld, want 0 or more", op, (long long)t->i[CHUNK]);
+    KR_FAIL_IF(t->i[SAVED_SIZE] < 0 || t->i[ANGLES_SIZE] < 0, KR_BAD_SHAPE,
+               "%s: saved is %lld and angles %lld, want 0 or more", op, (long long)t->i[SAVED_SIZE],
+               (long long)t->i[ANGLES_SIZE]);
     KR_FAIL_IF(in[X].rank != 3, KR_BAD_SHAPE, "%s: x is %s, want [batch, length, channels]", op,
                kr_shape_text(&in[X], text));
     KR_FAIL_IF(in[ADT].rank != 3, KR_BAD_SHAPE, "%s: adt is %s, want [batch, length, heads]", op,
@@ -144,13 +147,7 @@ static kr_shape value_shape(const kr_chunk_size *s) { return KR_SHAPE(s->batch, 
 static kr_shape out_shape_of(const kr_chunk_size *s) {
     return KR_SHAPE(s->batch, s->length, s->rank * s->heads * s->width);
 }
-static kr_shape saved_shape(const kr_chunk_size *s) {
-    return KR_SHAPE(s->batch, s->chunks, s->heads, s->states, s->width);
-}
 static kr_shape theta_shape(const sizes *s) { return KR_SHAPE(s->scan.batch, s->scan.heads, s->turn.pairs); }
-static kr_shape angles_shape(const sizes *s) {
-    return KR_SHAPE(s->scan.batch, s->scan.chunks, s->scan.heads, s->turn.pairs);
-}
 
 static kr_status trapezoid_scan_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
                                       kr_shape *out, kr_dtype *out_dtype) {
@@ -164,8 +161,8 @@ static kr_status trapezoid_scan_shape(const kr_attrs *t, const kr_shape *in, con
     out[K_LAST] = key_shape(&s.scan);
     out[V_LAST] = value_shape(&s.scan);
     out[THETA_LAST] = theta_shape(&s);
-    out[SAVED] = saved_shape(&s.scan);
-    out[ANGLES] = angles_shape(&s);
+    out[SAVED] = kr_saved_shape(t->i[SAVED_SIZE]);
+    out[ANGLES] = kr_saved_shape(t->i[ANGLES_SIZE]);
     for (int k = 0; k < OUTPUTS; k++) out_dtype[k] = KR_F32;
     KR_TRY(check_one(op, "theta0", &in[THETA0], dtype[THETA0], true, KR_F32, out[THETA_LAST]));
     return check_one(op, "h0", &in[H0], dtype[H0], true, KR_F32, out[H_LAST]);
@@ -183,8 +180,8 @@ static kr_status trapezoid_scan_grad_shape(const kr_attrs *t, const kr_shape *in
     KR_TRY(check_one(op, "dk_last", &in[DK_LAST], dtype[DK_LAST], true, KR_F32, key_shape(&s.scan)));
     KR_TRY(check_one(op, "dv_last", &in[DV_LAST], dtype[DV_LAST], true, KR_F32, value_shape(&s.scan)));
     KR_TRY(check_one(op, "dtheta", &in[DTHETA], dtype[DTHETA], true, KR_F32, theta_shape(&s)));
-    KR_TRY(check_one(op, "saved", &in[GRAD_SAVED], dtype[GRAD_SAVED], false, KR_F32, saved_shape(&s.scan)));
-    KR_TRY(check_one(op, "angles", &in[GRAD_ANGLES], dtype[GRAD_ANGLES], false, KR_F32, angles_shape(&s)));
+    KR_TRY(check_one(op, "saved", &in[GRAD_SAVED], dtype[GRAD_SAVED], false, KR_F32, kr_saved_shape(t->i[SAVED_SIZE])));
+    KR_TRY(check_one(op, "angles", &in[GRAD_ANGLES], dtype[GRAD_ANGLES], false, KR_F32, kr_saved_shape(t->i[ANGLES_SIZE])));
     KR_TRY(check_one(op, "out", &in[GRAD_OUT], dtype[GRAD_OUT], x[Z].rank < 0, KR_F32, out_shape_of(&s.scan)));
     for (int k = DK; k <= DANG; k++) out[k] = x[k].rank >= 0 ? x[k] : KR_SHAPE(0);
     out[DH0] = state_shape(&s.scan);
@@ -236,6 +233,24 @@ static size_t trapezoid_scan_grad_work(const kr_attrs *t, const kr_shape *in, co
     return bytes_of(kr_turn_floats(&s.scan, &s.turn, true));
 }
 
+/// As ssd_scan: [B, chunks, H, N, P]; and the angles before each chunk, [B, chunks, H, S].
+static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
+    const sizes s = measure(t, in);
+    if (!t->i[CHUNK]) t->i[CHUNK] = s.scan.chunk;
+    KR_TRY(kr_settle_saved(op, target, &t->i[SAVED_SIZE],
+                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.scan.states, s.scan.width)));
+    return kr_settle_saved(op, target, &t->i[ANGLES_SIZE],
+                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.turn.pairs));
+}
+static kr_status trapezoid_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("trapezoid_scan", target, t, in);
+}
+static kr_status trapezoid_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
+    (void)inputs;
+    return settle("trapezoid_scan_grad", target, t, in + FORWARD);
+}
+
 extern const kr_op kr_op_trapezoid_scan_grad;
 
 static void trapezoid_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
@@ -264,51 +279,34 @@ enum {
 };
 
 const kr_op kr_op_trapezoid_scan = {
-    .name = "trapezoid_scan",
-    .inputs = INPUTS,
-    .outputs = OUTPUTS,
+    .name = "trapezoid_scan", .inputs = INPUTS, .outputs = OUTPUTS,
     .optional = EXTRAS | BIT(H0) | BIT(K0) | BIT(V0) | BIT(THETA0) | BIT(RESET),
     .zero_absent = BIT(D) | BIT(H0) | BIT(K0) | BIT(V0) | BIT(THETA0) | BIT(RESET),
-    .rows_in = STEPS,
-    .rows_out = BIT(OUT),
-    .skip_out = BIT(OUTPUTS) - 1 - BIT(OUT),
-    .inplace = BIT(X) | BIT(Z),
-    .inplace1 = BIT(H0),
-    .inplace2 = BIT(K0),
-    .keeps_in = STEPS | EXTRAS | BIT(K0) | BIT(V0) | BIT(RESET),
-    .keeps_out = BIT(OUT) | BIT(SAVED) | BIT(ANGLES),
-    .attr = {.i = {"rank", "chunk", "groups", "half"}},
-    .shape = trapezoid_scan_shape,
-    .grad = trapezoid_scan_derivative,
-    .cost = trapezoid_scan_cost,
-    .work = trapezoid_scan_work,
-    .stages = forward_stages,
-    .stage_count = 1,
+    .keeps_in = STEPS | EXTRAS | BIT(K0) | BIT(V0) | BIT(RESET), .keeps_out = BIT(OUT) | BIT(SAVED) | BIT(ANGLES),
+    .attr = {.i = {"rank", "chunk", "groups", "half", "saved", "angles"}}, .shape = trapezoid_scan_shape,
+    .grad = trapezoid_scan_derivative, .cost = trapezoid_scan_cost,
 };
+KR_CPU(trapezoid_scan,
+    .rows_in = STEPS, .rows_out = BIT(OUT), .skip_out = BIT(OUTPUTS) - 1 - BIT(OUT),
+    .inplace = {BIT(X) | BIT(Z), BIT(H0), BIT(K0)}, .specialise = trapezoid_scan_specialise,
+    .work = trapezoid_scan_work, KR_STAGES(forward_stages))
 
 /// Reads the gradients of o [B, L, R*H*P]?, of the last state, key, x and angles (all optional), the forward inputs k
 /// to ang, k0?, v0?, reset?, the saved states and angles, and with a gate the output; gives the gradients of k to ang
 /// (empty where the input is absent), h0, k0, v0 and theta0. zero_start: the scan had neither h0 nor k0 and v0, so the
 /// state before it is zero.
 const kr_op kr_op_trapezoid_scan_grad = {
-    .name = "trapezoid_scan_grad",
-    .inputs = GRAD_INPUTS,
-    .outputs = GRAD_OUTPUTS,
-    .flags = KR_OP_NO_GRADIENT,
+    .name = "trapezoid_scan_grad", .inputs = GRAD_INPUTS, .outputs = GRAD_OUTPUTS, .flags = KR_OP_NO_GRADIENT,
     .optional = (BIT(FORWARD) - 1) | EXTRAS << FORWARD | BIT(GRAD_K0) | BIT(GRAD_V0) | BIT(GRAD_RESET) | BIT(GRAD_OUT),
     .zero_absent = (BIT(FORWARD) - 1) | BIT(GRAD_RESET),
+    .attr = {.i = {"rank", "chunk", "groups", "half", "saved", "angles", "zero_start"}}, .shape = trapezoid_scan_grad_shape,
+    .cost = trapezoid_scan_grad_cost,
+};
+KR_CPU(trapezoid_scan_grad,
     .rows_in = BIT(DOUT) | STEPS << FORWARD | BIT(GRAD_OUT),
     .rows_out = BIT(DK) | BIT(DQ) | BIT(DX) | BIT(DADT) | BIT(DDT) | BIT(DTRAP) | BIT(DZ) | BIT(DANG),
-    .skip_out = BIT(GRAD_OUTPUTS) - 1,
-    .inplace = BIT(FORWARD + K),
-    .inplace1 = BIT(FORWARD + Q),
-    .attr = {.i = {"rank", "chunk", "groups", "half", "zero_start"}},
-    .shape = trapezoid_scan_grad_shape,
-    .cost = trapezoid_scan_grad_cost,
-    .work = trapezoid_scan_grad_work,
-    .stages = backward_stages,
-    .stage_count = 2,
-};
+    .skip_out = BIT(GRAD_OUTPUTS) - 1, .inplace = {BIT(FORWARD + K), BIT(FORWARD + Q)},
+    .specialise = trapezoid_scan_grad_specialise, .work = trapezoid_scan_grad_work, KR_STAGES(backward_stages))
 
 kr_value(kr_trapezoid_scan)(kr_graph *g, const kr_trapezoid_scan_args *a, kr_trapezoid_scan_state *last) {
     const kr_attrs t = {.i = {[RANK] = a->rank ? a->rank : 1,

@@ -110,7 +110,7 @@ static kr_value simplify_reshape(kr_graph *g, const kr_node *n) {
 }
 
 const kr_op kr_op_reshape = {.name = "reshape", .inputs = 1, .outputs = 1,
-    .flags = KR_OP_VIEW | KR_OP_CHEAP | KR_OP_SAME_ORDER, .strided_in = 1, .attr.shape = "shape",
+    .flags = KR_OP_VIEW | KR_OP_CHEAP | KR_OP_SAME_ORDER, .attr.shape = "shape",
     .shape = reshape_shape, .grad = grad_reshape, .simplify = simplify_reshape, .view = reshape_view, .cost = no_cost};
 
 kr_value (kr_reshape)(kr_graph *g, kr_value v, kr_shape shape) {
@@ -183,7 +183,7 @@ static kr_value simplify_slice(kr_graph *g, const kr_node *n) {
 }
 
 const kr_op kr_op_slice = {.name = "slice", .inputs = 1, .outputs = 1, .flags = KR_OP_VIEW | KR_OP_CHEAP,
-    .strided_in = 1, .attr.i = {"axis", "start", "length"}, .shape = slice_shape, .grad = grad_slice,
+    .attr.i = {"axis", "start", "length"}, .shape = slice_shape, .grad = grad_slice,
     .simplify = simplify_slice, .view = slice_view, .cost = no_cost};
 
 kr_value (kr_slice)(kr_graph *g, kr_value v, int axis, int64_t start, int64_t length) {
@@ -244,7 +244,7 @@ static kr_value simplify_transpose(kr_graph *g, const kr_node *n) {
 }
 
 const kr_op kr_op_transpose = {.name = "transpose", .inputs = 1, .outputs = 1, .flags = KR_OP_VIEW | KR_OP_CHEAP,
-    .strided_in = 1, .attr.i = {"a", "b"}, .shape = transpose_shape, .grad = grad_transpose,
+    .attr.i = {"a", "b"}, .shape = transpose_shape, .grad = grad_transpose,
     .simplify = simplify_transpose, .view = transpose_view, .cost = no_cost};
 
 kr_value (kr_transpose)(kr_graph *g, kr_value v, int axis_a, int axis_b) {
@@ -292,7 +292,7 @@ static kr_value simplify_broadcast(kr_graph *g, const kr_node *n) {
 }
 
 const kr_op kr_op_broadcast = {.name = "broadcast", .inputs = 1, .outputs = 1, .flags = KR_OP_VIEW | KR_OP_CHEAP,
-    .strided_in = 1, .attr.shape = "shape", .shape = broadcast_shape, .grad = grad_broadcast,
+    .attr.shape = "shape", .shape = broadcast_shape, .grad = grad_broadcast,
     .simplify = simplify_broadcast, .view = broadcast_view, .cost = no_cost};
 
 kr_value (kr_broadcast)(kr_graph *g, kr_value v, kr_shape shape) {
@@ -323,7 +323,7 @@ static void grad_nothing(kr_graph *g, const kr_node *n, const kr_value *dout, kr
 }
 
 const kr_op kr_op_stop_gradient = {.name = "stop_gradient", .inputs = 1, .outputs = 1,
-    .flags = KR_OP_VIEW | KR_OP_CHEAP, .strided_in = 1, .shape = same_shape, .grad = grad_nothing,
+    .flags = KR_OP_VIEW | KR_OP_CHEAP, .shape = same_shape, .grad = grad_nothing,
     .view = same_view, .cost = no_cost};
 
 kr_value (kr_stop_gradient)(kr_graph *g, kr_value v) {

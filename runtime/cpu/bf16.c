@@ -1,7 +1,7 @@
 /// CPUID says which instructions for bf16 there are. AMX also has 8 KiB of registers that Linux keeps for a process
 /// only when asked (arch_prctl, since 5.16): an instruction on them without that permission ends the process.
 #include "runtime/cpu/bf16.h"
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
 #include <stdlib.h>
 #include <string.h>

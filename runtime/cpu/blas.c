@@ -6,7 +6,7 @@
 /// is slower by a factor of ten or more. The features say what can really run, so the choice is corrected here: the
 /// library chooses again with the name of a fitting table in its own variable OPENBLAS_CORETYPE, which is put back at
 /// once. A core type that the user set in that variable is kept, and warned of when it is slow.
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
 #include <cblas.h>
 #include <dlfcn.h>

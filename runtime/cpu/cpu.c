@@ -3,7 +3,7 @@
 /// A level is usable when every feature that the compiler may emit for it (x86-64-v3, x86-64-v4 of the psABI) is
 /// reported by CPUID and the system saves the registers it needs (XCR0). A feature list that is shorter than what
 /// the compiler may emit ends in an illegal instruction on some machine, so the lists below are the whole levels.
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
 #include <sched.h>
 #include <stdlib.h>
@@ -134,7 +134,7 @@ kr_status kr_isa_environment(void) {
 
 kr_kernel *kr_stage_kernel(const kr_stage *stage, kr_isa level) {
     for (int k = level < KR_ISA_COUNT ? (int)level : KR_ISA_COUNT - 1; k >= 0; k--)
-        if (stage->cpu[k]) return stage->cpu[k];
+        if (stage->build[k]) return stage->build[k];
     return NULL;
 }
 

@@ -1,7 +1,7 @@
 /// The CPU as a device: arenas are host memory, copies are memcpy, and nothing is ever under way when a call returns.
 /// Bytes that a session fences off (between and behind slots) are poisoned under AddressSanitizer, so that a kernel
 /// that reads or writes past its tensor is caught at the instruction.
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +39,7 @@ static kr_status cpu_copy(kr_device *device, void *to, const void *from, size_t 
 }
 
 static kr_status cpu_zero(kr_device *device, void *to, size_t bytes) {
-    kr_zero_parallel(to, bytes, device->threads);
+    kr_zero_parallel(to, bytes, ((kr_cpu_device *)device)->threads);
     return KR_OK;
 }
 
@@ -62,6 +62,10 @@ static void cpu_fence(kr_device *device, void *address, size_t bytes) {
 
 static const kr_device_class cpu = {
     .name = "cpu",
+    .target = "cpu",
+    .team = kr_cpu_team,
+    .bind = kr_cpu_bind,
+    .unbind = kr_cpu_unbind,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .write = cpu_copy,
@@ -74,8 +78,11 @@ static const kr_device_class cpu = {
 };
 
 kr_status kr_device_cpu(kr_device **out) {
-    *out = calloc(1, sizeof **out);
-    KR_FAIL_IF(!*out, KR_NO_MEMORY, "no memory for a device");
-    (*out)->class = &cpu;
+    *out = NULL;
+    KR_TRY(kr_cpu_prepare());
+    kr_cpu_device *d = calloc(1, sizeof *d);
+    KR_FAIL_IF(!d, KR_NO_MEMORY, "no memory for a device");
+    d->device.class = &cpu;
+    *out = &d->device;
     return KR_OK;
 }

@@ -3,7 +3,7 @@
 ///
 /// Decaying states run into denormal numbers, which cost a hundred cycles each on x86 and mean nothing here, so they
 /// are flushed to zero for the time of a run.
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
 #include <omp.h>
 #include <string.h>
@@ -66,16 +66,10 @@ int64_t kr_first_not_finite(const kr_arg *arg, double *value) {
     return -1;
 }
 
-/// What KR_RUN_CHECK found; written by thread 0 between barriers.
-typedef struct finding {
-    const kr_bound_step *step; // null: nothing yet
-    int output, input;         // input: the first that was not finite before the step, or -1
-    int64_t at, input_at;
-    double value, input_value;
-} finding;
+// What is found is written by thread 0 between barriers.
 
 /// Before a step, because its outputs may take the place of its inputs.
-static void check_inputs(const kr_bound_step *s, finding *f) {
+static void check_inputs(const kr_bound_step *s, kr_finding *f) {
     f->input = -1;
     for (int k = 0; k < s->call.inputs && f->input < 0; k++) {
         f->input_at = kr_first_not_finite(&s->call.in[k], &f->input_value);
@@ -83,42 +77,13 @@ static void check_inputs(const kr_bound_step *s, finding *f) {
     }
 }
 
-static void check_outputs(const kr_bound_step *s, finding *f) {
+static void check_outputs(const kr_bound_step *s, kr_finding *f) {
     for (int k = 0; k < s->call.outputs && !f->step; k++) {
         f->at = kr_first_not_finite(&s->call.out[k], &f->value);
         if (f->at < 0) continue;
         f->step = s;
         f->output = k;
     }
-}
-
-/// "[3, 17]" for the element of that row-major number.
-static const char *index_text(const kr_shape *shape, int64_t at, char text[160]) {
-    kr_shape index = {shape->rank, {0}};
-    for (int k = shape->rank - 1; k >= 0; k--) {
-        index.dim[k] = at % shape->dim[k];
-        at /= shape->dim[k];
-    }
-    return kr_shape_text(&index, text);
-}
-
-static const char *value_text(double value) { return value != value ? "nan" : value < 0 ? "-inf" : "inf"; }
-
-static const char *slot_name(const kr_bound *bound, const kr_operand *operand) {
-    const kr_slot *slot = bound->plan->slots[operand->slot];
-    return slot->name ? slot->name : "computed before";
-}
-
-static kr_status report(const kr_bound *bound, const finding *f) {
-    char where[160], input_where[160], origin[320] = "";
-    const kr_step *step = f->step->step;
-    if (f->input >= 0)
-        snprintf(origin, sizeof origin, "; its input %d (%s) already holds %s at %s", f->input,
-                 slot_name(bound, &step->in[f->input]), value_text(f->input_value),
-                 index_text(&step->in[f->input].shape, f->input_at, input_where));
-    KR_FAIL(KR_NOT_FINITE, "the first non-finite value: %s at %s of output %d of %s (node %d, %s)%s",
-            value_text(f->value), index_text(&step->out[f->output].shape, f->at, where), f->output, step->op,
-            step->node, step->scope, origin);
 }
 
 // Running --------------------------------------------------------------------------
@@ -128,14 +93,16 @@ static void wait_for_all(int parts) {
 #pragma omp barrier
 }
 
-static void run_step(const kr_bound_step *s, int part, int parts) {
+static void run_step(const kr_bound *bound, int i, int part, int parts) {
+    const kr_bound_step *s = &bound->steps[i];
+    kr_kernel *const *kernel = ((const kr_cpu_choice *)bound->state)->kernel[i];
     kr_call call = s->call;
     do {
         if (call.round) wait_for_all(parts);
-        s->kernel[0](&call, part, parts);
-        for (int stage = 1; stage < s->step->stage_count; stage++) {
+        kernel[0](&call, part, parts);
+        for (int stage = 1; stage < s->step->stages; stage++) {
             wait_for_all(parts);
-            s->kernel[stage](&call, part, parts);
+            kernel[stage](&call, part, parts);
         }
     } while (++call.round < s->step->rounds);
 }
@@ -143,19 +110,19 @@ static void run_step(const kr_bound_step *s, int part, int parts) {
 static void run_freely(const kr_bound *bound, int part, int parts) {
     for (int i = 0; i < bound->step_count; i++) {
         if (bound->steps[i].step->barrier) wait_for_all(parts);
-        run_step(&bound->steps[i], part, parts);
+        run_step(bound, i, part, parts);
     }
 }
 
 /// Step by step, so that thread 0 can look at results and at the clock in between.
-static void run_watched(const kr_bound *bound, int part, int parts, unsigned flags, finding *f) {
+static void run_watched(const kr_bound *bound, int part, int parts, unsigned flags, kr_finding *f) {
     const bool check = flags & KR_RUN_CHECK, profile = flags & KR_RUN_PROFILE;
     for (int i = 0; i < bound->step_count; i++) {
         const kr_bound_step *s = &bound->steps[i];
         if (check && part == 0) check_inputs(s, f);
         wait_for_all(parts);
         const double start = profile ? kr_seconds() : 0;
-        run_step(s, part, parts);
+        run_step(bound, i, part, parts);
         wait_for_all(parts);
         if (profile && part == 0) bound->plan->profile[i] += 1e9 * (kr_seconds() - start);
         if (!check) continue;
@@ -166,13 +133,13 @@ static void run_watched(const kr_bound *bound, int part, int parts, unsigned fla
 }
 
 kr_status kr_execute(kr_bound *bound, int threads, unsigned flags) {
-    KR_TRY(kr_bound_choose(bound, kr_isa_best()));
+    KR_TRY(kr_cpu_choose(bound, kr_isa_best())); // the level may be lowered between runs
     if (bound->step_count == 0) return KR_OK;
     // In a parallel region of the caller there is a team of one; nothing else may cut the team behind our back.
     const int team = omp_in_parallel() ? 1 : threads;
     const int caller_dynamic = omp_get_dynamic();
     omp_set_dynamic(0);
-    finding found = {0};
+    kr_finding found = {0};
 #pragma omp parallel num_threads(team) shared(found)
     {
         const unsigned before = flush_denormals();
@@ -188,7 +155,7 @@ kr_status kr_execute(kr_bound *bound, int threads, unsigned flags) {
     }
     omp_set_dynamic(caller_dynamic);
     if (flags & KR_RUN_PROFILE) bound->plan->profiled_runs++;
-    return found.step ? report(bound, &found) : KR_OK;
+    return kr_report_not_finite(bound, &found);
 }
 
 void kr_zero_parallel(void *to, size_t bytes, int threads) {

@@ -1,7 +1,7 @@
 /// A device for tests. It runs the CPU's kernels, but its memory stands for memory that the host cannot see: arenas
 /// are pages without any access, opened for the time of a copy or a run and closed behind it. A host pointer into an
 /// arena that somebody kept and used would pass every test on the CPU and fail on a GPU; here it faults at once.
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -17,7 +17,7 @@ typedef struct arena {
 } arena;
 
 typedef struct guarded {
-    kr_device device;
+    kr_cpu_device cpu;
     pthread_mutex_t lock; // one copy or run at a time: when a second one was open, the first could not close
     arena *arenas;
 } guarded;
@@ -81,7 +81,7 @@ static kr_status guarded_copy(guarded *g, void *to, const void *from, size_t byt
     kr_status status = guarded_own(g, own, bytes);
     if (!status) status = guarded_protect(g, PROT_READ | PROT_WRITE);
     if (!status && from) memcpy(to, from, bytes);
-    if (!status && !from) kr_zero_parallel(to, bytes, g->device.threads);
+    if (!status && !from) kr_zero_parallel(to, bytes, g->cpu.threads);
     const kr_status closed = guarded_protect(g, PROT_NONE);
     pthread_mutex_unlock(&g->lock);
     return status ? status : closed;
@@ -123,6 +123,10 @@ static void guarded_close(kr_device *device) {
 
 static const kr_device_class class = {
     .name = "guarded",
+    .target = "cpu",
+    .team = kr_cpu_team,
+    .bind = kr_cpu_bind,
+    .unbind = kr_cpu_unbind,
     .alloc = guarded_alloc,
     .free = guarded_free,
     .write = guarded_write,
@@ -134,11 +138,12 @@ static const kr_device_class class = {
 };
 
 kr_status kr_device_guarded(kr_device **out) {
-    guarded *g = calloc(1, sizeof *g);
     *out = NULL;
+    KR_TRY(kr_cpu_prepare());
+    guarded *g = calloc(1, sizeof *g);
     KR_FAIL_IF(!g, KR_NO_MEMORY, "no memory for a device");
-    g->device.class = &class;
+    g->cpu.device.class = &class;
     pthread_mutex_init(&g->lock, NULL);
-    *out = &g->device;
+    *out = &g->cpu.device;
     return KR_OK;
 }

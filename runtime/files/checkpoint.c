@@ -232,9 +232,10 @@ static kr_status open_packed(part *p) {
     return KR_OK;
 }
 
-static kr_status check_slot(const kr_slot *s, const part *p) {
+static kr_status check_slot(const kr_slot *s, const part *p, bool fewer) {
     char have[160], want[160];
     const kr_tensor_entry *e = kr_tensors_find(p->tensors, s->name);
+    if (!e && fewer && s->kind == KR_SLOT_OPTIMIZER) return KR_OK;
     KR_FAIL_IF(!e, KR_BAD_FILE, "%s: has no '%s', which the model has", p->label, s->name);
     KR_FAIL_IF(e->dtype != s->dtype || !kr_shape_equal(&e->shape, &s->shape), KR_BAD_SHAPE,
                "%s: '%s' is %s %s, the model's is %s %s", p->label, s->name, kr_dtype_name(e->dtype),
@@ -242,8 +243,8 @@ static kr_status check_slot(const kr_slot *s, const part *p) {
     return KR_OK;
 }
 
-/// Every slot has its tensor and every tensor its slot.
-static kr_status check_group(const struct group *g, const kr_session *session, part *p) {
+/// Every slot has its tensor (but for KR_LOAD_FEWER) and every tensor its slot.
+static kr_status check_group(const struct group *g, const kr_session *session, part *p, bool fewer) {
     int wanted = 0;
     for (int k = 0; k < kr_session_slots(session); k++) wanted += belongs(g, kr_session_slot(session, k));
     KR_FAIL_IF(!p->there && wanted, KR_BAD_FILE, "%s: the checkpoint was saved without %s, and %d tensors need it",
@@ -253,7 +254,7 @@ static kr_status check_group(const struct group *g, const kr_session *session, p
     KR_TRY(g->compressed ? open_packed(p) : kr_tensors_parse(p->mapped.data, p->mapped.bytes, p->label, &p->tensors));
     for (int k = 0; k < kr_session_slots(session); k++) {
         const kr_slot *s = kr_session_slot(session, k);
-        if (belongs(g, s)) KR_TRY(check_slot(s, p));
+        if (belongs(g, s)) KR_TRY(check_slot(s, p, fewer));
     }
     for (int k = 0; k < p->tensors->count; k++) {
         char shown[128];
@@ -297,7 +298,7 @@ static kr_status load_state(const part *p, char **state) {
 /// Everything is checked before the first tensor changes.
 static kr_status load_parts(kr_session *session, unsigned what, part parts[PARTS], char **state) {
     for (int k = 0; k < GROUPS; k++)
-        if (what & groups[k].load) KR_TRY(check_group(&groups[k], session, &parts[k]));
+        if (what & groups[k].load) KR_TRY(check_group(&groups[k], session, &parts[k], what & KR_LOAD_FEWER));
     if (what & KR_LOAD_STATE) KR_TRY(load_state(&parts[STATE], state));
     for (int k = 0; k < GROUPS; k++)
         if (parts[k].tensors) KR_TRY(load_group(session, &parts[k]));

@@ -40,11 +40,10 @@ static kr_status learn(kr_session *session, float *first, float *last) {
     status = kr_session_add(session, plan);
     if (status == KR_OK) status = kr_session_init(session, 1);
     for (int t = 1; t <= STEPS && status == KR_OK; t++) {
-        float x[BATCH][2], y[BATCH], loss = 0;
-        float hyper[3] = {0.03f, 1 - powf(0.9f, (float)t), 1 - powf(0.99f, (float)t)};
+        float x[BATCH][2], y[BATCH], learning_rate = 0.03f, loss = 0;
         examples((uint64_t)t, x, y);
-        kr_binding run[] = {{"x", x, sizeof x}, {"y", y, sizeof y}, {"optimizer", hyper, sizeof hyper},
-                            {"loss", &loss, sizeof loss}};
+        kr_binding run[] = {{"x", x, sizeof x}, {"y", y, sizeof y}, {"loss", &loss, sizeof loss},
+                            {"learning_rate", &learning_rate, sizeof learning_rate}};
         status = kr_plan_run(session, plan, run, 4, 0);
         if (t == 1) *first = loss;
         *last = loss;

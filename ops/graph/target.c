@@ -1,0 +1,100 @@
+/// Targets by name: the CPU's, and those in shared objects of their own.
+#include "ops/graph/internal.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { NAME_LENGTH = 32, PATH_LENGTH = 4096 };
+
+/// Letters, digits and _, so that a name cannot lead out of the directories that are searched.
+static bool well_formed(const char *name) {
+    const size_t n = name ? strlen(name) : 0;
+    return n > 0 && n < NAME_LENGTH && strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == n;
+}
+
+static void *open_in(const char *directory, size_t length, const char *name) {
+    char path[PATH_LENGTH];
+    if (!length) return NULL;
+    const int n = snprintf(path, sizeof path, "%.*s/libkrait_%s.so", (int)length, directory, name);
+    return n > 0 && (size_t)n < sizeof path && !access(path, R_OK) ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+}
+
+/// The directories of KRAIT_TARGET_PATH, then the one that this library was loaded from, then those of the system.
+static void *open_object(const char *name) {
+    void *object = NULL;
+    for (const char *at = getenv("KRAIT_TARGET_PATH"); at && *at && !object;) {
+        const size_t length = strcspn(at, ":");
+        object = open_in(at, length, name);
+        at += length + (at[length] == ':');
+    }
+    Dl_info here;
+    if (!object && dladdr((const void *)kr_target_find, &here) && here.dli_fname) {
+        const char *slash = strrchr(here.dli_fname, '/');
+        if (slash) object = open_in(here.dli_fname, (size_t)(slash - here.dli_fname), name);
+    }
+    char file[NAME_LENGTH + 32];
+    snprintf(file, sizeof file, "libkrait_%s.so", name);
+    return object ? object : dlopen(file, RTLD_NOW | RTLD_LOCAL);
+}
+
+kr_status kr_target_find(const char *name, const kr_target **out) {
+    *out = NULL;
+    KR_FAIL_IF(!well_formed(name), KR_BAD_ARGUMENT,
+               "\"%s\" is not the name of a device: known is cpu, others come with a libkrait_NAME.so",
+               name ? name : "");
+    if (!strcmp(name, kr_target_cpu.name)) {
+        *out = &kr_target_cpu;
+        return KR_OK;
+    }
+    void *object = open_object(name); // stays loaded: plans point into it
+    const char *why = object ? NULL : dlerror();
+    KR_FAIL_IF(!object, KR_UNSUPPORTED, "unknown device \"%s\": known is cpu, and there is no libkrait_%s.so that can be "
+               "loaded (%s)", name, name, why ? why : "no reason given");
+    char symbol[NAME_LENGTH + 16];
+    snprintf(symbol, sizeof symbol, "kr_target_%s", name);
+    const kr_target *target = dlsym(object, symbol);
+    KR_FAIL_IF(!target, KR_UNSUPPORTED, "libkrait_%s.so exports no %s", name, symbol);
+    KR_FAIL_IF(target->abi != KR_TARGET_ABI, KR_UNSUPPORTED,
+               "libkrait_%s.so was built for another Krait (interface %u, want %d): build both together", name,
+               target->abi, KR_TARGET_ABI);
+    *out = target;
+    return KR_OK;
+}
+
+const kr_impl *kr_op_impl(const kr_op *op, const kr_target *target) {
+    for (const kr_own_impl *o = op->own; o && o->target; o++)
+        if (!strcmp(o->target, target->name)) return o->impl;
+    return op->flags & (KR_OP_VIEW | KR_OP_SOURCE) ? NULL : target->impl(target, op->name);
+}
+
+kr_status kr_target_impl(const kr_target *target, const kr_op *op, const kr_impl **out) {
+    *out = kr_op_impl(op, target);
+    KR_FAIL_IF(!*out, KR_UNSUPPORTED, "%s: target %s has no kernel for it", op->name, target->name);
+    return KR_OK;
+}
+
+kr_status kr_settle_saved(const char *op, const kr_target *target, int64_t *attribute, kr_shape shape) {
+    const size_t bytes = kr_tensor_bytes(KR_F32, &shape);
+    char text[160];
+    KR_FAIL_IF(bytes == SIZE_MAX, KR_BAD_SHAPE, "%s: states %s are too many to save", op, kr_shape_text(&shape, text));
+    const int64_t elements = (int64_t)(bytes / sizeof(float));
+    KR_FAIL_IF(*attribute && *attribute != elements, KR_BAD_SHAPE,
+               "%s: the graph says that %lld elements are saved, target %s saves %lld: leave the attribute out", op,
+               (long long)*attribute, target->name, (long long)elements);
+    *attribute = elements;
+    return KR_OK;
+}
+
+kr_status kr_device_open(const char *name, const kr_target **target, kr_device **out) {
+    char head[NAME_LENGTH];
+    *out = NULL;
+    const char *colon = name ? strchr(name, ':') : NULL;
+    const size_t length = colon ? (size_t)(colon - name) : name ? strlen(name) : 0;
+    const kr_target *found;
+    snprintf(head, sizeof head, "%.*s", (int)(length < sizeof head ? length : sizeof head - 1), name ? name : "");
+    KR_TRY(kr_target_find(length < sizeof head ? head : name, &found));
+    if (target) *target = found;
+    return found->open(found, colon ? colon + 1 : NULL, out);
+}
