@@ -10,8 +10,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-TestSuite(cpu, .timeout = 60);
-
 /// A flag of /proc/cpuinfo, which the kernel shows only where it saves the state that goes with it.
 static bool system_has(const char *flag) {
     bool found = false;

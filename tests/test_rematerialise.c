@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-TestSuite(rematerialise, .timeout = 300);
-
 enum { VOCABULARY = 11, BATCH = 2, LENGTH = 16, STEPS = 5 };
 static const kr_optimizer adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .max_norm = 1};
 
