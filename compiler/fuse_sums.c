@@ -34,7 +34,7 @@ static bool takes_input(const kr_target *target, const kr_graph *g, const kr_nod
         in_shape[k] = kr_value_shape(g, in);
         in_dtype[k] = kr_value_dtype(g, in);
     }
-    return n->op->shape(&n->attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) == KR_OK;
+    return kr_op_shapes(n->op, &n->attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) == KR_OK;
 }
 
 /// n once more at the place of `where`, with other attributes and inputs.
@@ -113,7 +113,8 @@ static bool into_activation(kr_reads *r, kr_node *act, int index) {
     }
     const kr_group s = pair(r->index[n->out[0].id], index);
     if (kr_group_puts_out(r, &s, n->out[0]) || !kr_group_may_form(r, &s) ||
-        n->op->shape(&attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) != KR_OK) return false;
+        kr_op_shapes(n->op, &attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype) != KR_OK)
+        return false;
     const kr_node *one = remade(g, n, act, &attrs, n->in);
     if (!one) return false;
     kr_graph_replace(g, act->out[0], one->out[0]);

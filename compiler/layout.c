@@ -70,6 +70,11 @@ static kr_status copy_unreadable(const kr_target *t, kr_graph *g, const kr_home 
             }
             if (fine) continue;
             n->in[k] = copy_before(g, n, v);
+            KR_TRY(kr_graph_status(g));
+            const kr_node *copy = kr_value_node(g, n->in[k]);
+            KR_FAIL_IF(!kr_layout_accepted(t, copy, 0, &homes[v.id].layout), KR_UNSUPPORTED,
+                       "target %s: %s has to take inputs with any strides, or nothing can be copied together", t->name,
+                       copy->op->name);
             ++*copies;
         }
     }

@@ -30,6 +30,11 @@ const kr_block_kind *kr_block_find(const char *name) {
     return NULL;
 }
 
+/// Has `b` a section or key with the name of the section of `a`?
+static bool section_taken(const kr_block_kind *a, const kr_block_kind *b) {
+    return a->section && (kr_key_find(b, a->section) || (b->section && !strcmp(a->section, b->section)));
+}
+
 kr_status kr_block_register(const kr_block_kind *kind) {
     KR_FAIL_IF(!kind || !kind->build || !kind->name || !kind->name[0] || strlen(kind->name) > 31 ||
                    strchr(kind->name, ','),
@@ -37,11 +42,13 @@ kr_status kr_block_register(const kr_block_kind *kind) {
     if (kr_block_find(kind->name) == kind) return KR_OK;
     KR_FAIL_IF(kr_block_find(kind->name) || (kind->official && kr_block_find(kind->official)), KR_BAD_ARGUMENT,
                "block: there is a block \"%s\" already", kr_block_find(kind->name) ? kind->name : kind->official);
-    for (int i = 0; kind->section && kr_block_at(i); i++)
-        KR_FAIL_IF(kr_block_at(i)->section && !strcmp(kr_block_at(i)->section, kind->section), KR_BAD_ARGUMENT,
-                   "block: the section \"%s\" of \"%s\" belongs to the block \"%s\"", kind->section, kind->name,
-                   kr_block_at(i)->name);
     KR_TRY(kr_keys_check(kind));
+    for (int i = 0; kr_block_at(i); i++) { // in krait.yaml sections stand among the keys of all blocks
+        const kr_block_kind *other = kr_block_at(i);
+        KR_FAIL_IF(section_taken(kind, other) || section_taken(other, kind), KR_BAD_ARGUMENT,
+                   "block: \"%s\" and \"%s\" have a section and a key, or two sections, of the same name", kind->name,
+                   other->name);
+    }
     KR_FAIL_IF(registered_count == (int)(sizeof registered / sizeof *registered), KR_UNSUPPORTED,
                "block: \"%s\" is one too many, at most %zu can be registered", kind->name,
                sizeof registered / sizeof *registered);

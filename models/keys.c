@@ -177,23 +177,29 @@ kr_status kr_keys_check(const kr_block_kind *kind) {
     KR_FAIL_IF(kind->config_bytes > KR_BLOCK_KEYS_BYTES, KR_BAD_ARGUMENT,
                "block: %s has %zu bytes of keys, want at most %d", kind->name, kind->config_bytes, KR_BLOCK_KEYS_BYTES);
     KR_FAIL_IF(kind->section && !is_word(kind->section, 31), KR_BAD_ARGUMENT,
-               "block: the section '%s' of %s is no word, or a key that models have", kind->section, kind->name);
+               "block: the section '%s' of %s must be a word of letters, digits and _ that is not a key of models",
+               kind->section, kind->name);
     for (const kr_key *k = kind->keys; k && k->name; k++) {
         const bool number = k->type == KR_KEY_IS_INT || k->type == KR_KEY_IS_REAL;
         char spelling[128], text[32];
         kr_key_value value;
         snprintf(spelling, sizeof spelling, "block: the default of %s in %s", k->name, kind->name);
         KR_FAIL_IF(!is_word(k->name, 31), KR_BAD_ARGUMENT,
-                   "block: the key '%s' of %s is no word of at most 31 characters, or a key that models have", k->name,
-                   kind->name);
+                   "block: the key '%s' of %s must be a word of at most 31 letters, digits and _ that is not a key of "
+                   "models",
+                   k->name, kind->name);
         KR_FAIL_IF(kr_key_find(kind, k->name) != k, KR_BAD_ARGUMENT, "block: %s has the key %s twice", kind->name,
                    k->name);
         KR_FAIL_IF(k->type < KR_KEY_IS_INT || k->type > KR_KEY_IS_RANGE ||
                        k->offset + bytes[k->type] > kind->config_bytes || !k->help ||
                        (k->type == KR_KEY_IS_CHOICE && !k->choices) || (isnan(k->value) && !number),
-                   KR_BAD_ARGUMENT, "block: the key %s of %s has a type, field, help or default that cannot be",
+                   KR_BAD_ARGUMENT, "block: the key %s of %s has a type, field, help or default that cannot be used",
                    k->name, kind->name);
-        snprintf(text, sizeof text, "%.17g", k->value);
+        int choices = k->type == KR_KEY_IS_CHOICE;
+        for (const char *c = choices ? k->choices : ""; *c; c++) choices += *c == '|';
+        KR_FAIL_IF(choices && !(k->value >= 0 && k->value < choices), KR_BAD_ARGUMENT, "%s is %g, want 0 to %d",
+                   spelling, k->value, choices - 1);
+        snprintf(text, sizeof text, k->type == KR_KEY_IS_INT ? "%.0f" : "%.17g", k->value);
         if (number && !isnan(k->value)) KR_TRY(kr_key_parse(k, spelling, text, &value));
     }
     return KR_OK;

@@ -1,5 +1,5 @@
-/// A language model is a list of blocks on a residual stream (MATH: pre-norm, x + mixer(norm(x))), with the add fused
-/// into the next norm as the official code does it.
+/// A language model is a list of blocks on a residual stream, x + mixer(norm(x)), with the add fused into the next norm
+/// as the official code does it (docs/book/5).
 #include "models/internal.h"
 #include "models/keys.h"
 

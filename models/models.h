@@ -133,7 +133,7 @@ int64_t kr_block_count(kr_graph *, const char *whole_name, int64_t whole, const 
 /// applies it).
 double kr_block_output_scale(const kr_block_config *);
 
-/// A language model: embedding, pre-norm residual blocks, final norm, tied head (MATH 11).
+/// A language model: embedding, pre-norm residual blocks, final norm, tied head (docs/book/5).
 typedef struct kr_model_config {
     char name[64];
     int64_t vocab_size;                ///< without padding

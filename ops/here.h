@@ -64,7 +64,6 @@
 #define kr_linear_scan(g, ...) kr_linear_scan(KR_HERE(g), __VA_ARGS__)
 #define kr_selective_scan(g, ...) kr_selective_scan(KR_HERE(g), __VA_ARGS__)
 #define kr_ssd_scan(g, ...) kr_ssd_scan(KR_HERE(g), __VA_ARGS__)
-#define kr_rotary_mix(g, ...) kr_rotary_mix(KR_HERE(g), __VA_ARGS__)
 #define kr_trapezoid_scan(g, ...) kr_trapezoid_scan(KR_HERE(g), __VA_ARGS__)
 #define kr_rope(g, ...) kr_rope(KR_HERE(g), __VA_ARGS__)
 #define kr_attention(g, ...) kr_attention(KR_HERE(g), __VA_ARGS__)

@@ -160,6 +160,8 @@ enum {
     KR_OP_SUMS = 1024,     ///< output is the sum of in[0] over axis attrs.i[0]: it may end a tile program
     KR_OP_SAME_ORDER = 2048, ///< a view of all elements in their order: its own `view` with the input's shape undoes it
 };
+/// Most that a signature has.
+enum { KR_MAX_INPUTS = 24, KR_MAX_OUTPUTS = 16 };
 
 /// What a layout looks like to the compiler: strides in elements and an offset in elements from the root buffer.
 typedef struct kr_layout {
@@ -167,6 +169,27 @@ typedef struct kr_layout {
     int64_t stride[KR_MAX_RANK];
     int64_t offset;
 } kr_layout;
+
+/// An input or output by name, with its shapes in the language of ops/graph/signature.h.
+typedef struct kr_operand_rule {
+    const char *name, *shape;
+    unsigned flags; ///< of inputs: KR_OPTIONAL
+    kr_dtype dtype; ///< KR_F32 is 0
+} kr_operand_rule;
+enum { KR_OPTIONAL = 1 }; ///< the input may be absent
+/// Values that an attribute may have.
+typedef struct kr_range {
+    bool given;
+    double least, most;
+} kr_range;
+/// What an op takes and gives. Lists of operands end at the first without a name; of variadic ops the last input stands
+/// for all that follow.
+typedef struct kr_signature {
+    kr_operand_rule in[KR_MAX_INPUTS + 1], out[KR_MAX_OUTPUTS + 1];
+    kr_range i[KR_ATTR_INTEGERS], r[KR_ATTR_REALS];
+} kr_signature;
+/// The lengths that letters stand for, for `check` (ops/graph/signature.h).
+typedef struct kr_letters kr_letters;
 
 /// An implementation that an op brings along.
 typedef struct kr_own_impl {
@@ -191,7 +214,12 @@ struct kr_op {
     uint32_t keeps_in;  ///< mask of inputs that the gradient rule reads
     uint32_t keeps_out; ///< mask of outputs that the gradient rule reads
     kr_attr_names attr;
-    /// Output shapes and dtypes, or why not (status with a message "op: what it got, what it wants").
+    /// Operands, shapes and dtypes, declared; null: `shape` has code of its own.
+    const kr_signature *signature;
+    /// What a signature cannot say: relations between attributes and lengths, and lengths that only the op knows. All
+    /// inputs fit the signature by then. May be null.
+    kr_status (*check)(const kr_op *, const kr_attrs *, const kr_shape *in_shape, kr_letters *);
+    /// Where there is no signature: output shapes and dtypes, or why not (status with a message "op: what it got, what it wants").
     /// in_shape/in_dtype of absent inputs: rank -1.
     kr_status (*shape)(const kr_attrs *, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                        kr_shape *out_shape, kr_dtype *out_dtype);
@@ -212,6 +240,13 @@ struct kr_op {
     const kr_own_impl *own;
 };
 int kr_op_outputs(const kr_op *, const kr_attrs *);
+/// Shapes and dtypes of the outputs by the op's signature or rule, or why there are none.
+kr_status kr_op_shapes(const kr_op *, const kr_attrs *, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
+                       kr_shape *out_shape, kr_dtype *out_dtype);
+/// Null where the op declares no names.
+const char *kr_op_input_name(const kr_op *, int input);
+/// May the input be absent (under some attributes)?
+bool kr_op_may_miss(const kr_op *, int input);
 
 /// The table: every op there is.
 extern const kr_op *const kr_ops[];
@@ -405,28 +440,16 @@ typedef struct kr_ssd_scan_args {
 } kr_ssd_scan_args;
 kr_value kr_ssd_scan(kr_graph *, const kr_ssd_scan_args *, kr_value *last);
 
-/// Data-dependent rotary state mixing of Mamba-3, MATH 7.1 to 7.3: bias, then rotation by cumulative angles
-///   theta_t = theta_{t-1} + pi tanh(ang_t) dt_t (mod 2 pi).
-///   K, Q [B, L, R*G*N] after their norm, laid out (r g n); k_bias, q_bias [H, R, N]; ang [B, L, S] (one for all heads) or
-///   [B, L, H, S], before tanh; dt [B, L, H] after softplus; theta0? [B, H, S]; reset? i32 [B, L] (theta counts as 0 before)
-///   half: pairs (j, j + N/2), else pairs (2j, 2j + 1); S <= N/2 pairs turn, the rest pass
-///   gives k [B, L, H*R*N] laid out (h r n); *q the same; *theta (may be null) the final angle [B, H, S]
-typedef struct kr_rotary_mix_args {
-    kr_value K, Q, k_bias, q_bias, ang, dt, theta0, reset;
-    int64_t groups, rank;
-    bool half;
-} kr_rotary_mix_args;
-kr_value kr_rotary_mix(kr_graph *, const kr_rotary_mix_args *, kr_value *q, kr_value *theta);
-
 /// The Mamba-3 scan, MATH 7.2 and 7.5: trapezoid rule and MIMO rank, in the same chunks as ssd_scan.
 ///   S_t = exp(adt_t) (S_{t-1} + (1 - lambda_t) dt_t U_{t-1}) + lambda_t dt_t U_t,   o_{t,r} = S_t q_{t,r} + D v_{t,r}
 ///   with lambda = sigmoid(trap), v_{t,r} = mimo_x_r x_t, U_t = sum_r v_{t,r} (outer) k_{t,r}
 ///   k, q [B, L, H*R*N] laid out (h r n), rotated; x [B, L, H*P]; adt [B, L, H] = A*dt < 0; dt [B, L, H] > 0;
 ///   trap [B, L, H] before sigmoid; mimo_x? [H, R, P] (absent: R = 1, ones); D? [H]; z? [B, L, H*P] (R = 1 only);
 ///   h0? [B, H, P, N]; k0? [B, R, H, N] (rotated); v0? [B, H, P] (previous raw x); reset? i32 [B, L]
-///   With k_bias, q_bias [H, R, N] and ang [B, L, S] or [B, L, H, S], k and q are K and Q [B, L, R*G*N] of
-///   kr_rotary_mix: k_{t,r} = Rot(theta_t) (K_{t,r} + k_bias_r), q alike, theta_t = theta_{t-1} + pi tanh(ang_t) dt_t from theta0?
-///   [B, H, S] on; the heads' k and q are never written down.
+///   With k_bias, q_bias [H, R, N] and ang (before tanh) [B, L, S], one for all heads, or [B, L, H, S], k and q come as
+///   K and Q [B, L, R*G*N], laid out (r g n), and are rotated here: k_{t,r} = Rot(theta_t) (K_{t,r} + k_bias_r), q alike,
+///   theta_t = theta_{t-1} + pi tanh(ang_t) dt_t (mod 2 pi) from theta0? [B, H, S] on (from 0 after a reset). S <= N/2
+///   pairs rotate, the rest pass; the heads' k and q are never written down.
 ///   gives o [B, L, R*H*P] laid out (r h p), with z o silu(z); *last (may be null): the state, rotated k, raw x and
 ///   angle after the last token
 ///   source Lahoti et al. 2026, arXiv:2603.15569

@@ -97,8 +97,6 @@
     X(ssd_scan_grad) \
     X(trapezoid_scan) \
     X(trapezoid_scan_grad) \
-    X(rotary_mix) \
-    X(rotary_mix_grad) \
     X(rope) \
     X(attention) \
     X(attention_grad) \

@@ -63,7 +63,8 @@ typedef struct kr_program_limits {
 /// Rates are fixed, not measured: plans must not depend on the mood of a machine.
 struct kr_target {
     const char *name;             ///< "cpu"
-    /// The implementation of an op by its name, or null when the target has none. Views need none.
+    /// The implementation of an op by its name, or null when the target has none. Views need none. `copy` has to take
+    /// inputs with any strides: the compiler puts it before readers that do not.
     const kr_impl *(*impl)(const kr_target *, const char *op);
     double flops_per_ns, bytes_per_ns, ns_per_step; ///< what a training step sustains; the last: starting, waiting
     size_t align;                 ///< of every buffer in an arena: a power of 2, at least 64

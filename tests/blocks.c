@@ -142,7 +142,8 @@ kr_plan *blocks_plan(const variant *v, int64_t length, int64_t capacity, unsigne
         kr_output(g, "loss", kr_sum(g, kr_reshape(g, weighed, KR_SHAPE(-1)), 0, true));
     }
     check_ok(kr_graph_status(g), blocks_label(v));
-    const kr_compile_options options = {.goal = flags & BLOCKS_LOSS ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD};
+    const kr_compile_options options = {.goal = flags & BLOCKS_LOSS ? KR_GOAL_GRADIENTS : KR_GOAL_FORWARD,
+                                        .target = check_device(NULL)};
     check_ok(kr_compile(g, &options, &plan, NULL), blocks_label(v));
     kr_graph_free(g);
     return plan;
@@ -156,7 +157,7 @@ float *blocks_random(int64_t n, uint64_t stream) {
 
 place blocks_open(const variant *v, int threads) {
     place p;
-    check_ok(kr_device_cpu(&p.device), "device");
+    check_device(&p.device);
     check_ok(kr_session_open(p.device, threads, &p.session), "session");
     p.goal = blocks_random(v->batch * v->config.d_model, 77);
     return p;

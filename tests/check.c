@@ -107,6 +107,16 @@ static void copy_view(const kr_arg *from, const kr_layout *layout, const kr_arg 
                (unsigned char *)from->data + (size_t)(layout->offset + offset_of(&v, i)) * size, size);
 }
 
+const kr_target *check_device(kr_device **device) {
+    const char *name = getenv("KRAIT_TEST_DEVICE");
+    const kr_target *target;
+    kr_device *opened;
+    check_ok(kr_device_open(name ? name : "cpu", &target, &opened), "device");
+    if (device) *device = opened;
+    else kr_device_close(opened);
+    return target;
+}
+
 const char *check_level_name(kr_isa level) { return level == CHECK_REFERENCE ? "reference" : kr_isa_name(level); }
 
 const kr_target *check_target(kr_isa level) {
@@ -160,7 +170,7 @@ static bool settle(check_case *c, const kr_target *target) {
     kr_shape out_shape[CHECK_MAX] = {{0}};
     kr_dtype out_dtype[CHECK_MAX] = {0};
     return target == &kr_target_cpu ||
-           op->shape(&c->attrs, c->shape, c->dtype, c->inputs, out_shape, out_dtype) == KR_OK;
+           kr_op_shapes(op, &c->attrs, c->shape, c->dtype, c->inputs, out_shape, out_dtype) == KR_OK;
 }
 
 const kr_op *check_shapes(const check_case *given, kr_shape *in_shape, kr_dtype *in_dtype, kr_shape *out_shape,
@@ -175,7 +185,7 @@ const kr_op *check_shapes(const check_case *given, kr_shape *in_shape, kr_dtype 
     }
     memset(out_shape, 0, CHECK_MAX * sizeof *out_shape);
     memset(out_dtype, 0, CHECK_MAX * sizeof *out_dtype);
-    check_ok(op->shape(&c->attrs, in_shape, in_dtype, c->inputs, out_shape, out_dtype), c->op);
+    check_ok(kr_op_shapes(op, &c->attrs, in_shape, in_dtype, c->inputs, out_shape, out_dtype), c->op);
     return op;
 }
 

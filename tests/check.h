@@ -8,6 +8,10 @@
 
 enum { CHECK_MAX = 24 };
 
+/// Where suites about contracts run plans: the CPU, or what KRAIT_TEST_DEVICE names (their second run in meson). Gives the
+/// target, for kr_compile; `device` may be null.
+const kr_target *check_device(kr_device **device);
+
 /// In place of an instruction set level: the second target (tests/reference), which promises less and chooses otherwise.
 #define CHECK_REFERENCE KR_ISA_COUNT
 /// "avx2", "reference".

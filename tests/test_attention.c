@@ -1,11 +1,10 @@
 /// attention, its gradient and cache_write against naive oracles in double.
+#include "ops/attention/args.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
 #include <string.h>
-
-enum { Q, K, V, KEY_COUNT, RESET, INPUTS };
 
 typedef struct heads {
     int64_t B, Lq, Lk, H, Hkv, D, count, window;
@@ -15,17 +14,17 @@ typedef struct heads {
 } heads;
 
 static heads heads_of(const kr_attrs *a, const kr_shape *s, const double *const *in) {
-    heads v = {.B = s[Q].dim[0],
-               .Lq = s[Q].dim[1],
-               .Lk = s[K].dim[1],
-               .H = a->i[0],
-               .Hkv = a->i[1],
-               .D = s[Q].dim[2] / a->i[0],
-               .window = a->i[2],
-               .causal = !a->i[3],
+    heads v = {.B = s[ATTENTION_Q].dim[0],
+               .Lq = s[ATTENTION_Q].dim[1],
+               .Lk = s[ATTENTION_K].dim[1],
+               .H = a->i[ATTENTION_HEADS],
+               .Hkv = a->i[ATTENTION_KV_HEADS],
+               .D = s[ATTENTION_Q].dim[2] / a->i[ATTENTION_HEADS],
+               .window = a->i[ATTENTION_WINDOW],
+               .causal = !a->i[ATTENTION_NOT_CAUSAL],
                .in = in};
-    v.scale = a->r[0] != 0 ? a->r[0] : v.D ? 1 / sqrt((double)v.D) : 1;
-    v.count = in[KEY_COUNT] ? (int64_t)in[KEY_COUNT][0] : v.Lk;
+    v.scale = a->r[ATTENTION_SCALE] != 0 ? a->r[ATTENTION_SCALE] : v.D ? 1 / sqrt((double)v.D) : 1;
+    v.count = in[ATTENTION_KEY_COUNT] ? (int64_t)in[ATTENTION_KEY_COUNT][0] : v.Lk;
     if (v.count > v.Lk) v.count = v.Lk;
     if (v.count < 0) v.count = 0;
     return v;
@@ -34,7 +33,7 @@ static heads heads_of(const kr_attrs *a, const kr_shape *s, const double *const 
 /// Which document key s is of.
 static int64_t document(const heads *v, int64_t b, int64_t s) {
     int64_t n = 0;
-    for (int64_t k = 1; k <= s && v->in[RESET]; k++) n += v->in[RESET][b * v->Lk + k] > 0;
+    for (int64_t k = 1; k <= s && v->in[ATTENTION_RESET]; k++) n += v->in[ATTENTION_RESET][b * v->Lk + k] > 0;
     return n;
 }
 
@@ -61,37 +60,40 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
     for (int64_t b = 0; b < v.B; b++)
         for (int64_t h = 0; h < v.H; h++)
             for (int64_t t = 0; t < v.Lq; t++) {
-                double total = 0, *o = out[0] + q_at(&v, b, t, h);
+                double total = 0, *o = out[ATTENTION_O] + q_at(&v, b, t, h);
                 for (int64_t s = 0; s < v.Lk; s++) {
                     if (!sees(&v, b, t, s)) continue;
-                    const double p = exp(v.scale * dot(in[Q] + q_at(&v, b, t, h), in[K] + k_at(&v, b, s, h), v.D));
+                    const double p = exp(
+                        v.scale * dot(in[ATTENTION_Q] + q_at(&v, b, t, h), in[ATTENTION_K] + k_at(&v, b, s, h), v.D));
                     total += p;
-                    for (int64_t n = 0; n < v.D; n++) o[n] += p * in[V][k_at(&v, b, s, h) + n];
+                    for (int64_t n = 0; n < v.D; n++) o[n] += p * in[ATTENTION_V][k_at(&v, b, s, h) + n];
                 }
                 for (int64_t n = 0; n < v.D && total > 0; n++) o[n] /= total;
-                out[1][(b * v.H + h) * v.Lq + t] = log(total);
+                out[ATTENTION_LSE][(b * v.H + h) * v.Lq + t] = log(total);
             }
 }
 
-/// in: do, dlse, q, k, v, key_count, reset, o, lse.
 static void backward(const kr_attrs *a, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
                      double *const *out) {
     (void)out_shape;
-    const heads v = heads_of(a, shape + 2, in + 2);
+    const heads v = heads_of(a, shape + ATTENTION_GRAD_FORWARD, in + ATTENTION_GRAD_FORWARD);
     for (int64_t b = 0; b < v.B; b++)
         for (int64_t h = 0; h < v.H; h++)
             for (int64_t t = 0; t < v.Lq; t++) {
                 const int64_t q = q_at(&v, b, t, h), row = (b * v.H + h) * v.Lq + t;
-                const double delta = dot(in[0] + q, in[7] + q, v.D) - (in[1] ? in[1][row] : 0);
+                const double delta = dot(in[ATTENTION_GRAD_DO] + q, in[ATTENTION_GRAD_O] + q, v.D) -
+                                     (in[ATTENTION_GRAD_DLSE] ? in[ATTENTION_GRAD_DLSE][row] : 0);
                 for (int64_t s = 0; s < v.Lk; s++) {
                     const int64_t k = k_at(&v, b, s, h);
                     if (!sees(&v, b, t, s)) continue;
-                    const double p = exp(v.scale * dot(v.in[Q] + q, v.in[K] + k, v.D) - in[8][row]);
-                    const double ds = v.scale * p * (dot(in[0] + q, v.in[V] + k, v.D) - delta);
+                    const double p = exp(v.scale * dot(v.in[ATTENTION_Q] + q, v.in[ATTENTION_K] + k, v.D) -
+                                         in[ATTENTION_GRAD_LSE][row]);
+                    const double ds = v.scale * p *
+                                      (dot(in[ATTENTION_GRAD_DO] + q, v.in[ATTENTION_V] + k, v.D) - delta);
                     for (int64_t n = 0; n < v.D; n++) {
-                        out[Q][q + n] += ds * v.in[K][k + n];
-                        out[K][k + n] += ds * v.in[Q][q + n];
-                        out[V][k + n] += p * in[0][q + n];
+                        out[ATTENTION_GRAD_DQ][q + n] += ds * v.in[ATTENTION_K][k + n];
+                        out[ATTENTION_GRAD_DK][k + n] += ds * v.in[ATTENTION_Q][q + n];
+                        out[ATTENTION_GRAD_DV][k + n] += p * in[ATTENTION_GRAD_DO][q + n];
                     }
                 }
             }
@@ -104,34 +106,43 @@ typedef struct options {
 } options;
 
 static check_case make(int64_t B, int64_t Lq, int64_t Lk, int64_t H, int64_t Hkv, int64_t D, options o) {
-    const check_case c = {.op = "attention",
-                          .attrs = {.i = {H, Hkv, o.window, o.not_causal}, .r = {o.scale}},
-                          .inputs = INPUTS,
-                          .shape = {KR_SHAPE(B, Lq, H * D), KR_SHAPE(B, Lk, Hkv * D), KR_SHAPE(B, Lk, Hkv * D),
-                                    o.count ? KR_SHAPE(1) : CHECK_ABSENT, o.reset ? KR_SHAPE(B, Lk) : CHECK_ABSENT},
-                          .dtype = {[KEY_COUNT] = KR_I32, [RESET] = KR_I32},
-                          .lo = {[Q] = -2, [K] = -2, [KEY_COUNT] = (double)o.count, [RESET] = -4},
-                          .hi = {[Q] = 2, [K] = 2, [KEY_COUNT] = (double)o.count, [RESET] = 1},
-                          .tolerance = 2e-6,
-                          .grad_tolerance = 3e-6,
-                          .seed = (uint64_t)(Lq * 1000 + Lk * 100 + D)};
+    const check_case c = {
+        .op = "attention",
+        .attrs = {.i = {[ATTENTION_HEADS] = H,
+                        [ATTENTION_KV_HEADS] = Hkv,
+                        [ATTENTION_WINDOW] = o.window,
+                        [ATTENTION_NOT_CAUSAL] = o.not_causal},
+                  .r = {[ATTENTION_SCALE] = o.scale}},
+        .inputs = ATTENTION_INPUTS,
+        .shape = {[ATTENTION_Q] = KR_SHAPE(B, Lq, H * D),
+                  [ATTENTION_K] = KR_SHAPE(B, Lk, Hkv * D),
+                  [ATTENTION_V] = KR_SHAPE(B, Lk, Hkv * D),
+                  [ATTENTION_KEY_COUNT] = o.count ? KR_SHAPE(1) : CHECK_ABSENT,
+                  [ATTENTION_RESET] = o.reset ? KR_SHAPE(B, Lk) : CHECK_ABSENT},
+        .dtype = {[ATTENTION_KEY_COUNT] = KR_I32, [ATTENTION_RESET] = KR_I32},
+        .lo = {[ATTENTION_Q] = -2, [ATTENTION_K] = -2, [ATTENTION_KEY_COUNT] = (double)o.count, [ATTENTION_RESET] = -4},
+        .hi = {[ATTENTION_Q] = 2, [ATTENTION_K] = 2, [ATTENTION_KEY_COUNT] = (double)o.count, [ATTENTION_RESET] = 1},
+        .tolerance = 2e-6,
+        .grad_tolerance = 3e-6,
+        .seed = (uint64_t)(Lq * 1000 + Lk * 100 + D)};
     return c;
 }
 
 static check_case make_backward(const check_case *f, bool with_lse) {
-    check_case c = {.op = "attention_grad", .attrs = f->attrs, .inputs = 9, .tolerance = 3e-6, .seed = f->seed};
+    check_case c = {
+        .op = "attention_grad", .attrs = f->attrs, .inputs = ATTENTION_GRAD_INPUTS, .tolerance = 3e-6, .seed = f->seed};
     kr_shape in[CHECK_MAX], out[CHECK_MAX];
     kr_dtype in_type[CHECK_MAX], out_type[CHECK_MAX];
     check_shapes(f, in, in_type, out, out_type);
-    c.shape[0] = c.shape[7] = out[0];
-    c.shape[1] = with_lse ? out[1] : CHECK_ABSENT;
-    c.shape[8] = out[1];
-    c.lo[8] = 1, c.hi[8] = 3;
-    for (int k = 0; k < INPUTS; k++) {
-        c.shape[k + 2] = f->shape[k];
-        c.dtype[k + 2] = f->dtype[k];
-        c.lo[k + 2] = f->lo[k];
-        c.hi[k + 2] = f->hi[k];
+    c.shape[ATTENTION_GRAD_DO] = c.shape[ATTENTION_GRAD_O] = out[ATTENTION_O];
+    c.shape[ATTENTION_GRAD_DLSE] = with_lse ? out[ATTENTION_LSE] : CHECK_ABSENT;
+    c.shape[ATTENTION_GRAD_LSE] = out[ATTENTION_LSE];
+    c.lo[ATTENTION_GRAD_LSE] = 1, c.hi[ATTENTION_GRAD_LSE] = 3;
+    for (int k = 0; k < ATTENTION_INPUTS; k++) {
+        c.shape[ATTENTION_GRAD_FORWARD + k] = f->shape[k];
+        c.dtype[ATTENTION_GRAD_FORWARD + k] = f->dtype[k];
+        c.lo[ATTENTION_GRAD_FORWARD + k] = f->lo[k];
+        c.hi[ATTENTION_GRAD_FORWARD + k] = f->hi[k];
     }
     return c;
 }
@@ -207,10 +218,10 @@ Test(attention, blocks) {
 }
 Test(attention, blocks_of_documents) {
     check_case c = make(2, 210, 210, 1, 1, 3, (options){.reset = true});
-    c.lo[RESET] = -40;
+    c.lo[ATTENTION_RESET] = -40;
     check_kernels(c);
     c = make(1, 210, 210, 1, 1, 3, (options){.reset = true, .not_causal = true});
-    c.lo[RESET] = -70;
+    c.lo[ATTENTION_RESET] = -70;
     check_kernels(c);
 }
 Test(attention, many_heads_of_one_key_head) { check_kernels(make(1, 1, 120, 100, 1, 3, (options){0})); }
@@ -229,24 +240,28 @@ static void refuse(check_case c, int input, kr_shape shape, const char *part) {
     c.shape[input] = shape;
     kr_shape out[CHECK_MAX];
     kr_dtype type[CHECK_MAX];
-    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_OK);
+    cr_assert_neq(kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_OK);
     cr_assert(strstr(kr_status_message(), part), "\"%s\" is not in \"%s\"", part, kr_status_message());
 }
 
 Test(attention, bad_shapes) {
     const check_case c = make(2, 5, 6, 4, 2, 8, (options){.count = 3, .reset = true});
-    refuse(c, Q, KR_SHAPE(5, 32), "q is [5, 32], want [batch, length, heads*coordinates]");
-    refuse(c, K, KR_SHAPE(6, 16), "k is [6, 16], want [batch, length, heads*coordinates]");
-    refuse(c, Q, KR_SHAPE(2, 5, 33), "q is [2, 5, 33], want columns for 4 heads");
-    refuse(c, K, KR_SHAPE(2, 6, 17), "k is f32 [2, 6, 17], want f32 [2, 6, 16]");
-    refuse(c, V, KR_SHAPE(2, 5, 16), "v is f32 [2, 5, 16], want f32 [2, 6, 16]");
-    refuse(c, KEY_COUNT, KR_SHAPE(2), "key_count is i32 [2], want i32 [1]");
-    refuse(c, RESET, KR_SHAPE(2, 5), "reset is i32 [2, 5], want i32 [2, 6]");
+    refuse(c, ATTENTION_Q, KR_SHAPE(5, 32), "q is [5, 32], want [B Lq heads*D] with heads = 4");
+    refuse(c, ATTENTION_K, KR_SHAPE(6, 16),
+           "k is [6, 16], want [B Lk kv_heads*D] with B = 2 (from q), kv_heads = 2, D = 8 (from q)");
+    refuse(c, ATTENTION_Q, KR_SHAPE(2, 5, 33), "q is [2, 5, 33], want [B Lq heads*D] with heads = 4");
+    refuse(c, ATTENTION_K, KR_SHAPE(2, 6, 17), "k is [2, 6, 17], want [B Lk kv_heads*D]");
+    refuse(c, ATTENTION_V, KR_SHAPE(2, 5, 16), "v is [2, 5, 16], want [B Lk kv_heads*D] = [2, 6, 16]");
+    refuse(c, ATTENTION_KEY_COUNT, KR_SHAPE(2), "key_count is [2], want [1]");
+    refuse(c, ATTENTION_RESET, KR_SHAPE(2, 5), "reset is [2, 5], want [B Lk] = [2, 6]");
     check_case bad = c;
-    bad.attrs.i[1] = 3;
-    refuse(bad, Q, c.shape[Q], "4 heads and 3 key heads");
+    bad.attrs.i[ATTENTION_KV_HEADS] = 3;
+    refuse(bad, ATTENTION_Q, c.shape[ATTENTION_Q],
+           "k is [2, 6, 16], want [B Lk kv_heads*D] with B = 2 (from q), kv_heads = 3");
+    bad = make(2, 5, 6, 4, 3, 8, (options){0});
+    refuse(bad, ATTENTION_Q, c.shape[ATTENTION_Q], "4 heads and 3 key heads, want a multiple");
     bad = make(2, 5, 6, 4, 2, 8, (options){.window = 3, .not_causal = true});
-    refuse(bad, Q, c.shape[Q], "a window of 3 keys without causal order");
+    refuse(bad, ATTENTION_Q, c.shape[ATTENTION_Q], "a window of 3 keys without causal order");
 }
 
 // cache_write -------------------------------------------------------------------------------------------------------
@@ -254,10 +269,12 @@ Test(attention, bad_shapes) {
 static void write_rows(const kr_attrs *a, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
                        double *const *out) {
     (void)a, (void)out_shape;
-    const int64_t B = shape[0].dim[0], capacity = shape[0].dim[1], C = shape[0].dim[2], L = shape[1].dim[1];
+    const int64_t B = shape[CACHE_WRITE_CACHE].dim[0], capacity = shape[CACHE_WRITE_CACHE].dim[1],
+                  C = shape[CACHE_WRITE_CACHE].dim[2], L = shape[CACHE_WRITE_X].dim[1];
     for (int64_t i = 0; i < B * capacity * C; i++) {
-        const int64_t t = i / C % capacity - (int64_t)in[2][0];
-        out[0][i] = t >= 0 && t < L ? in[1][(i / C / capacity * L + t) * C + i % C] : in[0][i];
+        const int64_t t = i / C % capacity - (int64_t)in[CACHE_WRITE_POSITION][0];
+        out[CACHE_WRITE_Y][i] = t >= 0 && t < L ? in[CACHE_WRITE_X][(i / C / capacity * L + t) * C + i % C]
+                                                : in[CACHE_WRITE_CACHE][i];
     }
 }
 
@@ -266,21 +283,25 @@ Test(cache_write, positions) {
     for (int k = 0; k < 9; k++)
         for (int64_t length = 0; length <= 4; length += 2) {
             const check_case c = {.op = "cache_write",
-                                  .inputs = 3,
-                                  .shape = {KR_SHAPE(3, 9, 5), KR_SHAPE(3, length, 5), KR_SHAPE(1)},
-                                  .dtype = {[2] = KR_I32},
-                                  .lo = {[2] = positions[k]},
-                                  .hi = {[2] = positions[k]},
+                                  .inputs = CACHE_WRITE_INPUTS,
+                                  .shape = {[CACHE_WRITE_CACHE] = KR_SHAPE(3, 9, 5),
+                                            [CACHE_WRITE_X] = KR_SHAPE(3, length, 5),
+                                            [CACHE_WRITE_POSITION] = KR_SHAPE(1)},
+                                  .dtype = {[CACHE_WRITE_POSITION] = KR_I32},
+                                  .lo = {[CACHE_WRITE_POSITION] = positions[k]},
+                                  .hi = {[CACHE_WRITE_POSITION] = positions[k]},
                                   .tolerance = 1e-30};
             check_forward(&c, write_rows);
         }
 }
 Test(cache_write, bad_shapes) {
     const check_case c = {.op = "cache_write",
-                          .inputs = 3,
-                          .shape = {KR_SHAPE(3, 9, 5), KR_SHAPE(3, 2, 5), KR_SHAPE(1)},
-                          .dtype = {[2] = KR_I32}};
-    refuse(c, 0, KR_SHAPE(9, 5), "cache is [9, 5], want [batch, capacity, columns]");
-    refuse(c, 1, KR_SHAPE(3, 2, 4), "x is f32 [3, 2, 4], want f32 [3, 2, 5]");
-    refuse(c, 2, KR_SHAPE(3), "position is i32 [3], want i32 [1]");
+                          .inputs = CACHE_WRITE_INPUTS,
+                          .shape = {[CACHE_WRITE_CACHE] = KR_SHAPE(3, 9, 5),
+                                    [CACHE_WRITE_X] = KR_SHAPE(3, 2, 5),
+                                    [CACHE_WRITE_POSITION] = KR_SHAPE(1)},
+                          .dtype = {[CACHE_WRITE_POSITION] = KR_I32}};
+    refuse(c, CACHE_WRITE_CACHE, KR_SHAPE(9, 5), "cache is [9, 5], want [B Lmax C]");
+    refuse(c, CACHE_WRITE_X, KR_SHAPE(3, 2, 4), "x is [3, 2, 4], want [B L C]");
+    refuse(c, CACHE_WRITE_POSITION, KR_SHAPE(3), "position is [3], want [1]");
 }

@@ -147,7 +147,7 @@ Test(table, every_op_is_complete) {
     for (int i = 0; i < kr_op_count; i++) {
         const kr_op *o = kr_ops[i];
         const bool quiet = o->flags & (KR_OP_VIEW | KR_OP_SOURCE);
-        cr_expect(o->shape != NULL, "%s has no shape rule", o->name);
+        cr_expect(!o->shape != !o->signature, "%s has no shape rule, or two", o->name);
         const kr_impl *impl = kr_op_impl(o, &kr_target_cpu);
         cr_expect_eq(quiet, !impl, "%s: views and sources have no implementation, all others have", o->name);
         cr_expect(!impl || (impl->kernels && impl->stages >= 1 && impl->stages <= KR_MAX_STAGES), "%s has no kernel",

@@ -1,5 +1,6 @@
 // linear_cross_entropy: against an oracle, against the two ops that it stands for, and what it saves.
 #include "models/models.h"
+#include "ops/linear_loss/args.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>
@@ -7,16 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { X, WEIGHT, TARGETS };
-enum { LOSS, PER_TOKEN, LSE, DX, DWEIGHT };
-
 typedef struct sizes {
     int64_t rows, width, words, valid;
 } sizes;
 
 static sizes sizes_of(const kr_attrs *t, const kr_shape *shape) {
-    const int64_t words = shape[WEIGHT].dim[0];
-    return (sizes){kr_shape_count(&shape[TARGETS]), shape[WEIGHT].dim[1], words, t->i[0] ? t->i[0] : words};
+    const int64_t words = shape[LINEAR_LOSS_WEIGHT].dim[0];
+    return (sizes){kr_shape_count(&shape[LINEAR_LOSS_TARGETS]), shape[LINEAR_LOSS_WEIGHT].dim[1], words,
+                   t->i[LINEAR_LOSS_VALID_VOCAB] ? t->i[LINEAR_LOSS_VALID_VOCAB] : words};
 }
 
 /// The logits of one row, and the log of the sum of their exponentials.
@@ -37,20 +36,20 @@ static void oracle(const kr_attrs *t, const kr_shape *shape, const double *const
     (void)out_shape;
     const sizes s = sizes_of(t, shape);
     double *z = malloc((size_t)(s.valid + 1) * sizeof *z), count = 0;
-    for (int64_t r = 0; r < s.rows; r++) count += in[TARGETS][r] >= 0;
+    for (int64_t r = 0; r < s.rows; r++) count += in[LINEAR_LOSS_TARGETS][r] >= 0;
     for (int64_t r = 0; r < s.rows; r++) {
-        const double *x = in[X] + r * s.width;
-        double *dx = out[DX] + r * s.width;
-        const int64_t id = (int64_t)in[TARGETS][r];
-        out[LSE][r] = logits_of(&s, x, in[WEIGHT], z);
+        const double *x = in[LINEAR_LOSS_X] + r * s.width;
+        double *dx = out[LINEAR_LOSS_DX] + r * s.width;
+        const int64_t id = (int64_t)in[LINEAR_LOSS_TARGETS][r];
+        out[LINEAR_LOSS_LSE][r] = logits_of(&s, x, in[LINEAR_LOSS_WEIGHT], z);
         if (id < 0) continue;
-        out[PER_TOKEN][r] = out[LSE][r] - z[id];
-        out[LOSS][0] += out[PER_TOKEN][r] / count;
+        out[LINEAR_LOSS_PER_TOKEN][r] = out[LINEAR_LOSS_LSE][r] - z[id];
+        out[LINEAR_LOSS_LOSS][0] += out[LINEAR_LOSS_PER_TOKEN][r] / count;
         for (int64_t v = 0; v < s.valid; v++) {
-            const double dz = (exp(z[v] - out[LSE][r]) - (v == id)) / count;
+            const double dz = (exp(z[v] - out[LINEAR_LOSS_LSE][r]) - (v == id)) / count;
             for (int64_t d = 0; d < s.width; d++) {
-                dx[d] += dz * in[WEIGHT][v * s.width + d];
-                out[DWEIGHT][v * s.width + d] += dz * x[d];
+                dx[d] += dz * in[LINEAR_LOSS_WEIGHT][v * s.width + d];
+                out[LINEAR_LOSS_DWEIGHT][v * s.width + d] += dz * x[d];
             }
         }
     }
@@ -60,13 +59,13 @@ static void oracle(const kr_attrs *t, const kr_shape *shape, const double *const
 /// Some targets are ignored; the others lie in the valid vocabulary.
 static check_case loss_case(int64_t rows, int64_t width, int64_t words, int64_t valid) {
     return (check_case){.op = "linear_cross_entropy",
-                        .attrs.i = {valid},
-                        .inputs = 3,
+                        .attrs.i = {[LINEAR_LOSS_VALID_VOCAB] = valid},
+                        .inputs = LINEAR_LOSS_INPUTS,
                         .shape = {KR_SHAPE(1, rows, width), KR_SHAPE(words, width), KR_SHAPE(1, rows)},
                         .dtype = {KR_F32, KR_F32, KR_I32},
                         .lo = {0, 0, -2},
                         .hi = {0, 0, (double)(valid ? valid : words) - 1},
-                        .no_loss = 1u << DX | 1u << DWEIGHT};
+                        .no_loss = 1u << LINEAR_LOSS_DX | 1u << LINEAR_LOSS_DWEIGHT};
 }
 
 Test(linear_loss, forward) {
@@ -82,7 +81,7 @@ Test(linear_loss, forward) {
 Test(linear_loss, forward_of_nothing) {
     for (int zero = 1; zero < 8; zero++) {
         check_case c = loss_case(zero & 1 ? 0 : 5, zero & 2 ? 0 : 3, zero & 4 ? 0 : 6, 0);
-        if (zero & 4) c.hi[TARGETS] = -1;
+        if (zero & 4) c.hi[LINEAR_LOSS_TARGETS] = -1;
         check_forward(&c, oracle);
     }
 }
@@ -124,7 +123,7 @@ static kr_arg packed(void *data, kr_dtype dtype, kr_shape shape) {
 static result run(float *x, float *weight, int32_t *targets, int64_t valid, int precision, kr_isa isa) {
     result r;
     memset(&r, 0xff, sizeof r);
-    const kr_attrs t = {.i = {valid, precision, T}};
+    const kr_attrs t = {.i = {[LINEAR_LOSS_VALID_VOCAB] = valid, [LINEAR_LOSS_PRECISION] = precision, [LINEAR_LOSS_ROWS] = T}};
     const kr_arg in[] = {packed(x, KR_F32, KR_SHAPE(T, D)), packed(weight, KR_F32, KR_SHAPE(V, D)),
                          packed(targets, KR_I32, KR_SHAPE(T))};
     const kr_arg out[] = {packed(&r.loss, KR_F32, KR_SHAPE(1)), packed(r.per_token, KR_F32, KR_SHAPE(T)),
@@ -140,15 +139,16 @@ Test(linear_loss, rounded_to_bf16) {
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (int precision = KR_PRECISION_BF16; precision <= KR_PRECISION_BF16_EMULATED; precision++) {
             check_case c = loss_case(sizes[s][0], sizes[s][1], sizes[s][2], 0);
-            c.attrs.i[1] = precision;
+            c.attrs.i[LINEAR_LOSS_PRECISION] = precision;
             c.tolerance = 2e-2;
             check_forward(&c, oracle);
         }
     check_case wrong = loss_case(2, 3, 4, 0);
-    wrong.attrs.i[1] = 3;
+    wrong.attrs.i[LINEAR_LOSS_PRECISION] = 3;
     kr_shape out[CHECK_MAX];
     kr_dtype type[CHECK_MAX];
-    cr_assert_eq(kr_op_find(wrong.op)->shape(&wrong.attrs, wrong.shape, wrong.dtype, 3, out, type), KR_BAD_ARGUMENT);
+    cr_assert_eq(kr_op_shapes(kr_op_find(wrong.op), &wrong.attrs, wrong.shape, wrong.dtype, 3, out, type),
+                 KR_BAD_ARGUMENT);
     cr_assert(strstr(kr_status_message(), "precision is 3"), "%s", kr_status_message());
     float x[T * D] = {1.001f, 2.003f, 3.005f, 4.007f, 5.009f, 6.011f}, weight[V * D] = {1, -1, 2, -2};
     int32_t targets[T] = {0, 1, 2};
@@ -198,8 +198,8 @@ Test(linear_loss, values_that_are_not_finite_show_in_the_loss) {
 // The softmax of logits far above what an exponential holds.
 Test(linear_loss, large_logits) {
     check_case c = loss_case(6, 3, 40, 0);
-    c.lo[X] = -1e3, c.hi[X] = 1e3;
-    c.lo[WEIGHT] = -8, c.hi[WEIGHT] = 8;
+    c.lo[LINEAR_LOSS_X] = -1e3, c.hi[LINEAR_LOSS_X] = 1e3;
+    c.lo[LINEAR_LOSS_WEIGHT] = -8, c.hi[LINEAR_LOSS_WEIGHT] = 8;
     c.no_loss = 0;
     check_forward(&c, oracle);
 }
@@ -207,24 +207,24 @@ Test(linear_loss, large_logits) {
 static void fails(check_case c, const char *words) {
     kr_shape out[CHECK_MAX];
     kr_dtype dtype[CHECK_MAX];
-    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
+    cr_assert_neq(kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
                   "no error, want \"%s\"", words);
     cr_assert(strstr(kr_status_message(), words), "\"%s\" lacks \"%s\"", kr_status_message(), words);
 }
 
 Test(linear_loss, bad_inputs_are_named) {
     check_case c = loss_case(3, 2, 4, 0);
-    c.shape[WEIGHT] = KR_SHAPE(4, 5);
-    fails(c, "x is f32 [1, 3, 2], want f32 [..., 5]");
+    c.shape[LINEAR_LOSS_WEIGHT] = KR_SHAPE(4, 5);
+    fails(c, "weight is [4, 5], want [V D] with D = 2 (from x)");
     c = loss_case(3, 2, 4, 0);
-    c.shape[WEIGHT] = KR_SHAPE(4);
-    fails(c, "weight is f32 [4], want f32 [V, D]");
+    c.shape[LINEAR_LOSS_WEIGHT] = KR_SHAPE(4);
+    fails(c, "weight is [4], want [V D]");
     c = loss_case(3, 2, 4, 0);
-    c.shape[TARGETS] = KR_SHAPE(3);
-    fails(c, "targets are i32 [3], want i32 [1, 3]");
+    c.shape[LINEAR_LOSS_TARGETS] = KR_SHAPE(3);
+    fails(c, "targets is [3], want [...] = [1, 3]");
     c = loss_case(3, 2, 4, 0);
-    c.dtype[TARGETS] = KR_I64;
-    fails(c, "targets are i64");
+    c.dtype[LINEAR_LOSS_TARGETS] = KR_I64;
+    fails(c, "targets is i64 [1, 3], want i32 [...]");
     fails(loss_case(3, 2, 4, 5), "valid_vocab is 5, want 0 to 4");
 }
 

@@ -9,14 +9,14 @@
 
 static kr_plan *plan_of(kr_graph *g, kr_goal goal) {
     kr_plan *plan;
-    check_ok(kr_compile(g, &(kr_compile_options){.goal = goal}, &plan, NULL), "compile");
+    check_ok(kr_compile(g, &(kr_compile_options){.goal = goal, .target = check_device(NULL)}, &plan, NULL), "compile");
     kr_graph_free(g);
     return plan;
 }
 
 static kr_session *open_session(kr_device **device, int threads) {
     kr_session *session;
-    check_ok(kr_device_cpu(device), "device");
+    check_device(device);
     check_ok(kr_session_open(*device, threads, &session), "session");
     return session;
 }

@@ -51,9 +51,9 @@ static result run(const kr_model_config *m, int64_t length, const int32_t *token
     kr_device *device;
     kr_session *session;
     check_ok(kr_model_build(m, KR_MODE_TRAIN, 1, length, &g), "build");
-    check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS}, &plan, NULL), "compile");
+    check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_GRADIENTS, .target = check_device(NULL)}, &plan, NULL), "compile");
     kr_graph_free(g);
-    check_ok(kr_device_cpu(&device), "device");
+    check_device(&device);
     check_ok(kr_session_open(device, 2, &session), "session");
     check_ok(kr_session_add(session, plan), "add");
     check_ok(kr_session_init(session, 7), "init");
@@ -132,15 +132,16 @@ static void check_stream(const kr_model_config *model, int64_t L, int pieces) {
     int32_t tokens[LONGEST], targets[LONGEST], reset[LONGEST] = {0};
     fill(tokens, LONGEST, 4);
     fill(targets, LONGEST, 5);
-    const kr_compile_options train = {.goal = KR_GOAL_TRAIN, .optimizer = {0.9, 0.95, 1e-8, 0.1, 1}};
+    const kr_compile_options train = {.goal = KR_GOAL_TRAIN, .optimizer = {0.9, 0.95, 1e-8, 0.1, 1},
+                                      .target = check_device(NULL)};
     m.carry_state = m.reset_input = true;
     check_ok(kr_model_build(&m, KR_MODE_TRAIN, 1, L, &g), "build");
     check_ok(kr_compile(g, &train, &plan[0], NULL), "compile");
     kr_graph_free(g);
     check_ok(kr_model_build(model, KR_MODE_EVAL, 1, L * pieces, &g), "build");
-    check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD}, &plan[1], NULL), "compile");
+    check_ok(kr_compile(g, &(kr_compile_options){.goal = KR_GOAL_FORWARD, .target = check_device(NULL)}, &plan[1], NULL), "compile");
     kr_graph_free(g);
-    check_ok(kr_device_cpu(&device), "device");
+    check_device(&device);
     check_ok(kr_session_open(device, 2, &session), "session");
     for (int k = 0; k < 2; k++) check_ok(kr_session_add(session, plan[k]), "add");
     check_ok(kr_session_init(session, 7), "init");

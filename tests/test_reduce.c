@@ -1,3 +1,4 @@
+#include "ops/reduce/args.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>
@@ -19,7 +20,7 @@ static axes around(const kr_shape *s, int64_t axis) {
 static void oracle_sum(const kr_attrs *attrs, const kr_shape *in_shape, const double *const *in,
                        const kr_shape *out_shape, double *const *out) {
     (void)out_shape;
-    const axes a = around(in_shape, attrs->i[0]);
+    const axes a = around(in_shape, attrs->i[REDUCE_AXIS]);
     EACH_RESULT(a) {
         double sum = 0;
         for (int64_t k = 0; k < a.n; k++) sum += in[0][AT(a, k)];
@@ -30,13 +31,13 @@ static void oracle_sum(const kr_attrs *attrs, const kr_shape *in_shape, const do
 static void oracle_mean(const kr_attrs *attrs, const kr_shape *in_shape, const double *const *in,
                         const kr_shape *out_shape, double *const *out) {
     oracle_sum(attrs, in_shape, in, out_shape, out);
-    for (int64_t i = 0; i < kr_shape_count(out_shape); i++) out[0][i] /= (double)in_shape->dim[attrs->i[0]];
+    for (int64_t i = 0; i < kr_shape_count(out_shape); i++) out[0][i] /= (double)in_shape->dim[attrs->i[REDUCE_AXIS]];
 }
 
 static void oracle_max(const kr_attrs *attrs, const kr_shape *in_shape, const double *const *in,
                        const kr_shape *out_shape, double *const *out) {
     (void)out_shape;
-    const axes a = around(in_shape, attrs->i[0]);
+    const axes a = around(in_shape, attrs->i[REDUCE_AXIS]);
     EACH_RESULT(a) {
         double most = -INFINITY;
         for (int64_t k = 0; k < a.n; k++) most = fmax(most, in[0][AT(a, k)]);
@@ -47,12 +48,12 @@ static void oracle_max(const kr_attrs *attrs, const kr_shape *in_shape, const do
 static void oracle_max_grad(const kr_attrs *attrs, const kr_shape *in_shape, const double *const *in,
                             const kr_shape *out_shape, double *const *out) {
     (void)out_shape;
-    const axes a = around(&in_shape[1], attrs->i[0]);
+    const axes a = around(&in_shape[MAX_GRAD_X], attrs->i[REDUCE_AXIS]);
     EACH_RESULT(a) {
         bool found = false;
         for (int64_t k = 0; k < a.n; k++) {
-            const bool here = !found && in[1][AT(a, k)] == in[2][o * a.inner + c];
-            out[0][AT(a, k)] = here ? in[0][o * a.inner + c] : 0;
+            const bool here = !found && in[MAX_GRAD_X][AT(a, k)] == in[MAX_GRAD_Y][o * a.inner + c];
+            out[0][AT(a, k)] = here ? in[MAX_GRAD_DY][o * a.inner + c] : 0;
             found |= here;
         }
     }
@@ -61,11 +62,11 @@ static void oracle_max_grad(const kr_attrs *attrs, const kr_shape *in_shape, con
 static void oracle_cumsum(const kr_attrs *attrs, const kr_shape *in_shape, const double *const *in,
                           const kr_shape *out_shape, double *const *out) {
     (void)out_shape;
-    const axes a = around(in_shape, attrs->i[0]);
+    const axes a = around(in_shape, attrs->i[CUMSUM_AXIS]);
     EACH_RESULT(a) {
         double sum = 0;
         for (int64_t j = 0; j < a.n; j++) {
-            const int64_t k = attrs->i[1] ? a.n - 1 - j : j;
+            const int64_t k = attrs->i[CUMSUM_REVERSE] ? a.n - 1 - j : j;
             out[0][AT(a, k)] = sum += in[0][AT(a, k)];
         }
     }
@@ -119,9 +120,12 @@ Test(reduce, gradient) {
 
 Test(reduce, max_grad) {
     for (int axis = 0; axis < 3; axis++) { // integers of a small range: many ties
-        check_case c = {.op = "max_grad", .attrs.i = {axis, 1}, .inputs = 3, .seed = 9,
+        check_case c = {.op = "max_grad",
+                        .attrs.i = {[REDUCE_AXIS] = axis, [REDUCE_KEEP] = 1},
+                        .inputs = MAX_GRAD_INPUTS,
+                        .seed = 9,
                         .shape = {KR_SHAPE(4, 6, 5), KR_SHAPE(4, 6, 5), KR_SHAPE(4, 6, 5)}};
-        c.shape[0].dim[axis] = c.shape[2].dim[axis] = 1;
+        c.shape[MAX_GRAD_DY].dim[axis] = c.shape[MAX_GRAD_Y].dim[axis] = 1;
         check_forward(&c, oracle_max_grad);
     }
     const float x[] = {1, 3, 3, 2}, y[] = {3}, dy[] = {5};
@@ -131,7 +135,8 @@ Test(reduce, max_grad) {
                          {.data = (void *)(uintptr_t)y, .shape = KR_SHAPE(1), .stride = {1}}};
     const kr_arg out = {.data = dx, .shape = KR_SHAPE(4), .stride = {1}};
     for (kr_isa isa = 0; isa <= kr_isa_best(); isa++) {
-        check_ok(check_call(kr_op_find("max_grad"), &(kr_attrs){.i = {0, 1}}, in, 3, &out, isa, 1, false), "max_grad");
+        check_ok(check_call(kr_op_find("max_grad"), &(kr_attrs){.i = {[REDUCE_KEEP] = 1}}, in, 3, &out, isa, 1, false),
+                 "max_grad");
         cr_assert(dx[0] == 0 && dx[1] == 5 && dx[2] == 0 && dx[3] == 0);
     }
 }

@@ -1,3 +1,4 @@
+#include "ops/selective_scan/args.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>
@@ -5,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { U, DELTA, A, B, C, D, Z, DELTA_BIAS, H0, RESET, INPUTS };
 enum { CHUNK = 32, LANES = 16 }; // what the saved states are laid out for
 
 static double softplus(double x) { return x > 20 ? x : log1p(exp(x)); }
@@ -18,9 +18,9 @@ typedef struct sizes {
 } sizes;
 
 static sizes sizes_of(const kr_shape *in) {
-    sizes s = {in[U].dim[0], in[U].dim[1], in[U].dim[2], in[A].dim[1], 1, in};
-    if (in[B].rank == 4) s.groups = in[B].dim[2];
-    if (in[C].rank == 4) s.groups = in[C].dim[2];
+    sizes s = {in[SELECTIVE_U].dim[0], in[SELECTIVE_U].dim[1], in[SELECTIVE_U].dim[2], in[SELECTIVE_A].dim[1], 1, in};
+    if (in[SELECTIVE_B].rank == 4) s.groups = in[SELECTIVE_B].dim[2];
+    if (in[SELECTIVE_C].rank == 4) s.groups = in[SELECTIVE_C].dim[2];
     return s;
 }
 
@@ -39,8 +39,9 @@ static int64_t saved_at(const sizes *s, int64_t b, int64_t c, int64_t e, int64_t
 }
 
 static double step(const kr_attrs *a, const double *const *in, int64_t row, int64_t e, int64_t channels) {
-    const double raw = in[DELTA][row * channels + e] + (in[DELTA_BIAS] ? in[DELTA_BIAS][e] : 0);
-    return a->i[0] ? softplus(raw) : raw;
+    const double raw = in[SELECTIVE_DELTA][row * channels + e] +
+                       (in[SELECTIVE_DELTA_BIAS] ? in[SELECTIVE_DELTA_BIAS][e] : 0);
+    return a->i[SELECTIVE_DELTA_SOFTPLUS] ? softplus(raw) : raw;
 }
 
 static void forward(const kr_attrs *a, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
@@ -50,29 +51,33 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
     for (int64_t b = 0; b < s.batch; b++)
         for (int64_t e = 0; e < s.channels; e++) {
             double h[s.states + 1];
-            for (int64_t n = 0; n < s.states; n++) h[n] = in[H0] ? in[H0][(b * s.channels + e) * s.states + n] : 0;
+            for (int64_t n = 0; n < s.states; n++)
+                h[n] = in[SELECTIVE_H0] ? in[SELECTIVE_H0][(b * s.channels + e) * s.states + n] : 0;
             for (int64_t t = 0; t < s.length; t++) {
                 const int64_t row = b * s.length + t, i = row * s.channels + e;
-                const double dt = step(a, in, row, e, s.channels), u = in[U][i];
-                double y = in[D] ? in[D][e] * u : 0;
+                const double dt = step(a, in, row, e, s.channels), u = in[SELECTIVE_U][i];
+                double y = in[SELECTIVE_D] ? in[SELECTIVE_D][e] * u : 0;
                 for (int64_t n = 0; n < s.states; n++) {
-                    if (t % CHUNK == 0) out[2][saved_at(&s, b, t / CHUNK, e, n)] = h[n];
-                    if (in[RESET] && in[RESET][row] > 0) h[n] = 0;
-                    h[n] = exp(dt * in[A][e * s.states + n]) * h[n] + dt * in[B][at(&s, B, b, t, e, n)] * u;
-                    y += in[C][at(&s, C, b, t, e, n)] * h[n];
+                    if (t % CHUNK == 0) out[SELECTIVE_SAVED][saved_at(&s, b, t / CHUNK, e, n)] = h[n];
+                    if (in[SELECTIVE_RESET] && in[SELECTIVE_RESET][row] > 0) h[n] = 0;
+                    h[n] = exp(dt * in[SELECTIVE_A][e * s.states + n]) * h[n] +
+                           dt * in[SELECTIVE_B][at(&s, SELECTIVE_B, b, t, e, n)] * u;
+                    y += in[SELECTIVE_C][at(&s, SELECTIVE_C, b, t, e, n)] * h[n];
                 }
-                out[0][i] = in[Z] ? y * in[Z][i] * sigmoid(in[Z][i]) : y;
+                out[SELECTIVE_OUT][i] = in[SELECTIVE_Z] ? y * in[SELECTIVE_Z][i] * sigmoid(in[SELECTIVE_Z][i]) : y;
             }
-            for (int64_t n = 0; n < s.states; n++) out[1][(b * s.channels + e) * s.states + n] = h[n];
+            for (int64_t n = 0; n < s.states; n++) out[SELECTIVE_LAST][(b * s.channels + e) * s.states + n] = h[n];
         }
 }
 
-/// The gradient op by the recurrence of MATH 5, from whatever states are in `saved`.
+/// The gradient op by its recurrence (docs/book/2-mamba.md), from whatever states are in `saved`.
 static void backward(const kr_attrs *a, const kr_shape *shape, const double *const *all, const kr_shape *out_shape,
                      double *const *out) {
     (void)out_shape;
-    const double *dout = all[0], *dlast = all[1], *reset = all[10], *saved = all[11], *const *in = all + 2;
-    const sizes s = sizes_of(shape + 2);
+    const double *dout = all[SELECTIVE_GRAD_DOUT], *dlast = all[SELECTIVE_GRAD_DLAST],
+                 *reset = all[SELECTIVE_GRAD_RESET],
+                 *saved = all[SELECTIVE_GRAD_SAVED], *const *in = all + SELECTIVE_GRAD_FORWARD;
+    const sizes s = sizes_of(shape + SELECTIVE_GRAD_FORWARD);
     for (int64_t b = 0; b < s.batch; b++)
         for (int64_t e = 0; e < s.channels; e++)
             for (int64_t n = 0; n < s.states; n++) {
@@ -82,40 +87,47 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
                     const double dt = step(a, in, row, e, s.channels);
                     before[t] = t % CHUNK ? after[t - 1] : saved[saved_at(&s, b, t / CHUNK, e, n)];
                     if (reset && reset[row] > 0) before[t] = 0;
-                    after[t] = exp(dt * in[A][e * s.states + n]) * before[t] +
-                               dt * in[B][at(&s, B, b, t, e, n)] * in[U][i];
+                    after[t] = exp(dt * in[SELECTIVE_A][e * s.states + n]) * before[t] +
+                               dt * in[SELECTIVE_B][at(&s, SELECTIVE_B, b, t, e, n)] * in[SELECTIVE_U][i];
                 }
                 const int64_t state = (b * s.channels + e) * s.states + n;
                 double g = dlast ? dlast[state] : 0;
                 for (int64_t t = s.length - 1; t >= 0; t--) {
                     const int64_t row = b * s.length + t, i = row * s.channels + e;
-                    const double dt = step(a, in, row, e, s.channels), u = in[U][i], An = in[A][e * s.states + n];
-                    const double raw = in[DELTA][i] + (in[DELTA_BIAS] ? in[DELTA_BIAS][e] : 0),
-                                 z = in[Z] ? in[Z][i] : 0;
-                    const double slope = a->i[0] ? sigmoid(raw) : 1, decay = exp(dt * An), d = dout ? dout[i] : 0;
-                    const double dy = in[Z] ? d * z * sigmoid(z) : d, Bn = in[B][at(&s, B, b, t, e, n)];
-                    const double Cn = in[C][at(&s, C, b, t, e, n)];
+                    const double dt = step(a, in, row, e, s.channels), u = in[SELECTIVE_U][i],
+                                 An = in[SELECTIVE_A][e * s.states + n];
+                    const double raw = in[SELECTIVE_DELTA][i] +
+                                       (in[SELECTIVE_DELTA_BIAS] ? in[SELECTIVE_DELTA_BIAS][e] : 0),
+                                 z = in[SELECTIVE_Z] ? in[SELECTIVE_Z][i] : 0;
+                    const double slope = a->i[SELECTIVE_DELTA_SOFTPLUS] ? sigmoid(raw) : 1, decay = exp(dt * An),
+                                 d = dout ? dout[i] : 0;
+                    const double dy = in[SELECTIVE_Z] ? d * z * sigmoid(z) : d,
+                                 Bn = in[SELECTIVE_B][at(&s, SELECTIVE_B, b, t, e, n)];
+                    const double Cn = in[SELECTIVE_C][at(&s, SELECTIVE_C, b, t, e, n)];
                     const double gate_slope = sigmoid(z) * (1 + z * (1 - sigmoid(z)));
                     g += dy * Cn;
                     const double q = g * decay * before[t], ddelta = (q * An + u * g * Bn) * slope;
-                    out[4][at(&s, C, b, t, e, n)] += dy * after[t];
-                    out[3][at(&s, B, b, t, e, n)] += g * dt * u;
-                    out[2][e * s.states + n] += q * dt;
-                    out[1][i] += ddelta;
-                    if (in[DELTA_BIAS]) out[7][e] += ddelta;
-                    out[0][i] += dt * g * Bn;
-                    if (in[Z]) out[6][i] += d * gate_slope * Cn * after[t];
+                    out[SELECTIVE_GRAD_DC][at(&s, SELECTIVE_C, b, t, e, n)] += dy * after[t];
+                    out[SELECTIVE_GRAD_DB][at(&s, SELECTIVE_B, b, t, e, n)] += g * dt * u;
+                    out[SELECTIVE_GRAD_DA][e * s.states + n] += q * dt;
+                    out[SELECTIVE_GRAD_DDELTA][i] += ddelta;
+                    if (in[SELECTIVE_DELTA_BIAS]) out[SELECTIVE_GRAD_DDELTA_BIAS][e] += ddelta;
+                    out[SELECTIVE_GRAD_DU][i] += dt * g * Bn;
+                    if (in[SELECTIVE_Z]) out[SELECTIVE_GRAD_DZ][i] += d * gate_slope * Cn * after[t];
                     g = reset && reset[row] > 0 ? 0 : decay * g;
                 }
-                out[8][state] = g;
+                out[SELECTIVE_GRAD_DH0][state] = g;
             }
     for (int64_t i = 0; i < s.batch * s.length * s.channels; i++) { // what does not depend on the state
         const int64_t e = i % s.channels;
-        const double d = dout ? dout[i] : 0, z = in[Z] ? in[Z][i] : 0, dy = in[Z] ? d * z * sigmoid(z) : d;
-        if (!in[D]) continue;
-        out[5][e] += dy * in[U][i];
-        out[0][i] += in[D][e] * dy;
-        if (in[Z]) out[6][i] += d * sigmoid(z) * (1 + z * (1 - sigmoid(z))) * in[D][e] * in[U][i];
+        const double d = dout ? dout[i] : 0, z = in[SELECTIVE_Z] ? in[SELECTIVE_Z][i] : 0,
+                     dy = in[SELECTIVE_Z] ? d * z * sigmoid(z) : d;
+        if (!in[SELECTIVE_D]) continue;
+        out[SELECTIVE_GRAD_DD][e] += dy * in[SELECTIVE_U][i];
+        out[SELECTIVE_GRAD_DU][i] += in[SELECTIVE_D][e] * dy;
+        if (in[SELECTIVE_Z])
+            out[SELECTIVE_GRAD_DZ][i] += d * sigmoid(z) * (1 + z * (1 - sigmoid(z))) * in[SELECTIVE_D][e] *
+                                         in[SELECTIVE_U][i];
     }
 }
 
@@ -128,15 +140,26 @@ static check_case make(int64_t batch, int64_t length, int64_t channels, int64_t 
     const kr_shape u = KR_SHAPE(batch, length, channels), e = KR_SHAPE(channels), none = CHECK_ABSENT;
     const kr_shape constant = KR_SHAPE(channels, states);
     const kr_shape form = groups ? KR_SHAPE(batch, length, groups, states) : KR_SHAPE(batch, length, states);
-    check_case c = {.op = "selective_scan", .attrs = {.i = {(has & SOFTPLUS) != 0}}, .inputs = INPUTS,
-        .shape = {u, u, constant, has & CONSTANT_B ? constant : form, has & CONSTANT_C ? constant : form,
-                  has & HAS_D ? e : none, has & HAS_Z ? u : none, has & HAS_BIAS ? e : none,
-                  has & HAS_H0 ? KR_SHAPE(batch, channels, states) : none,
-                  has & HAS_RESET ? KR_SHAPE(batch, length) : none},
-        .dtype = {[RESET] = KR_I32},
-        .lo = {[DELTA] = has & SOFTPLUS ? -3 : 0.01, [A] = -2, [RESET] = -6}, // a reset above 0 in one of 8
-        .hi = {[DELTA] = 1, [A] = -0.05, [RESET] = 1},
-        .no_loss = 4, .seed = (uint64_t)(length * 1000 + channels * 10 + states)};
+    check_case c = {.op = "selective_scan",
+                    .attrs = {.i = {[SELECTIVE_DELTA_SOFTPLUS] = (has & SOFTPLUS) != 0}},
+                    .inputs = SELECTIVE_INPUTS,
+                    .shape = {[SELECTIVE_U] = u,
+                              [SELECTIVE_DELTA] = u,
+                              [SELECTIVE_A] = constant,
+                              [SELECTIVE_B] = has & CONSTANT_B ? constant : form,
+                              [SELECTIVE_C] = has & CONSTANT_C ? constant : form,
+                              [SELECTIVE_D] = has & HAS_D ? e : none,
+                              [SELECTIVE_Z] = has & HAS_Z ? u : none,
+                              [SELECTIVE_DELTA_BIAS] = has & HAS_BIAS ? e : none,
+                              [SELECTIVE_H0] = has & HAS_H0 ? KR_SHAPE(batch, channels, states) : none,
+                              [SELECTIVE_RESET] = has & HAS_RESET ? KR_SHAPE(batch, length) : none},
+                    .dtype = {[SELECTIVE_RESET] = KR_I32},
+                    .lo = {[SELECTIVE_DELTA] = has & SOFTPLUS ? -3 : 0.01,
+                           [SELECTIVE_A] = -2,
+                           [SELECTIVE_RESET] = -6}, // a reset above 0 in one of 8
+                    .hi = {[SELECTIVE_DELTA] = 1, [SELECTIVE_A] = -0.05, [SELECTIVE_RESET] = 1},
+                    .no_loss = 1 << SELECTIVE_SAVED,
+                    .seed = (uint64_t)(length * 1000 + channels * 10 + states)};
     c.tolerance = 2e-6;
     c.grad_tolerance = 3e-6;
     return c;
@@ -144,23 +167,26 @@ static check_case make(int64_t batch, int64_t length, int64_t channels, int64_t 
 
 /// The gradient op on the same operands, with states that nobody computed: it must take them as they are.
 static check_case make_backward(const check_case *f, bool with_out, bool with_last) {
-    check_case c = {.op = "selective_scan_grad", .attrs = f->attrs, .inputs = 12, .tolerance = f->tolerance * 3,
+    check_case c = {.op = "selective_scan_grad",
+                    .attrs = f->attrs,
+                    .inputs = SELECTIVE_GRAD_INPUTS,
+                    .tolerance = f->tolerance * 3,
                     .seed = f->seed};
     kr_shape in[CHECK_MAX], out[CHECK_MAX];
     kr_dtype in_type[CHECK_MAX], out_type[CHECK_MAX];
     check_shapes(f, in, in_type, out, out_type);
-    c.shape[0] = with_out ? out[0] : CHECK_ABSENT;
-    c.shape[1] = with_last ? out[1] : CHECK_ABSENT;
-    for (int k = U; k <= DELTA_BIAS; k++) {
-        c.shape[k + 2] = f->shape[k];
-        c.lo[k + 2] = f->lo[k];
-        c.hi[k + 2] = f->hi[k];
+    c.shape[SELECTIVE_GRAD_DOUT] = with_out ? out[SELECTIVE_OUT] : CHECK_ABSENT;
+    c.shape[SELECTIVE_GRAD_DLAST] = with_last ? out[SELECTIVE_LAST] : CHECK_ABSENT;
+    for (int k = SELECTIVE_U; k <= SELECTIVE_DELTA_BIAS; k++) {
+        c.shape[SELECTIVE_GRAD_FORWARD + k] = f->shape[k];
+        c.lo[SELECTIVE_GRAD_FORWARD + k] = f->lo[k];
+        c.hi[SELECTIVE_GRAD_FORWARD + k] = f->hi[k];
     }
-    c.shape[10] = f->shape[RESET];
-    c.dtype[10] = KR_I32;
-    c.lo[10] = f->lo[RESET];
-    c.hi[10] = f->hi[RESET];
-    c.shape[11] = out[2];
+    c.shape[SELECTIVE_GRAD_RESET] = f->shape[SELECTIVE_RESET];
+    c.dtype[SELECTIVE_GRAD_RESET] = KR_I32;
+    c.lo[SELECTIVE_GRAD_RESET] = f->lo[SELECTIVE_RESET];
+    c.hi[SELECTIVE_GRAD_RESET] = f->hi[SELECTIVE_RESET];
+    c.shape[SELECTIVE_GRAD_SAVED] = out[SELECTIVE_SAVED];
     return c;
 }
 
@@ -217,9 +243,9 @@ Test(selective_scan, nothing) {
 }
 Test(selective_scan, extreme_steps) {
     check_case c = make(1, 20, 18, 8, 0, SOFTPLUS | HAS_H0);
-    c.lo[DELTA] = -60; // the state stands still
-    c.hi[DELTA] = 200; // the state is forgotten at once
-    c.lo[A] = -30;
+    c.lo[SELECTIVE_DELTA] = -60; // the state stands still
+    c.hi[SELECTIVE_DELTA] = 200; // the state is forgotten at once
+    c.lo[SELECTIVE_A] = -30;
     check_forward(&c, forward);
 }
 Test(selective_scan_grad, operands) {
@@ -245,19 +271,23 @@ static void refuse(check_case c, int input, kr_shape shape, const char *part) {
     c.shape[input] = shape;
     kr_shape out[CHECK_MAX];
     kr_dtype type[CHECK_MAX];
-    cr_assert_eq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_BAD_SHAPE);
+    cr_assert_eq(kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_BAD_SHAPE);
     cr_assert(strstr(kr_status_message(), part), "\"%s\" is not in \"%s\"", part, kr_status_message());
 }
 
 Test(selective_scan, bad_shapes) {
     const check_case c = make(2, 5, 6, 4, 2, EVERYTHING);
-    refuse(c, U, KR_SHAPE(5, 6), "u is [5, 6], want [batch, length, channels]");
-    refuse(c, DELTA, KR_SHAPE(2, 5, 7), "delta is [2, 5, 7], want [2, 5, 6]");
-    refuse(c, A, KR_SHAPE(5, 4), "A is [5, 4], want [6, states]");
-    refuse(c, B, KR_SHAPE(2, 5, 4, 4), "B has 4 groups, want a divisor of 6 channels");
-    refuse(c, B, KR_SHAPE(2, 5, 3, 4), "B has 3 groups and C has 2");
-    refuse(c, C, KR_SHAPE(2, 5, 5), "C is [2, 5, 5]");
-    refuse(c, D, KR_SHAPE(5), "D is [5], want [6]");
-    refuse(c, H0, KR_SHAPE(2, 6, 3), "h0 is f32 [2, 6, 3]");
-    refuse(c, RESET, KR_SHAPE(2, 6), "reset is i32 [2, 6]");
+    refuse(c, SELECTIVE_U, KR_SHAPE(5, 6), "u is [5, 6], want [B L E]");
+    refuse(c, SELECTIVE_DELTA, KR_SHAPE(2, 5, 7), "delta is [2, 5, 7], want [B L E] = [2, 5, 6]");
+    refuse(c, SELECTIVE_A, KR_SHAPE(5, 4), "A is [5, 4], want [E N] with E = 6 (from u)");
+    check_case four = c;
+    four.shape[SELECTIVE_C] = KR_SHAPE(2, 5, 4, 4);
+    refuse(four, SELECTIVE_B, KR_SHAPE(2, 5, 4, 4), "B has 4 groups, want a divisor of E = 6");
+    refuse(c, SELECTIVE_B, KR_SHAPE(2, 5, 3, 4),
+           "C is [2, 5, 2, 4], want [B L G N] or [B L N] or [E N] with B = 2, L = 5 (from u), G = 3 (from B)");
+    refuse(c, SELECTIVE_C, KR_SHAPE(2, 5, 4), "B has 2 groups and C has 1, want the same");
+    refuse(c, SELECTIVE_C, KR_SHAPE(2, 5, 5), "C is [2, 5, 5], want [B L G N]");
+    refuse(c, SELECTIVE_D, KR_SHAPE(5), "D is [5], want [E] = [6]");
+    refuse(c, SELECTIVE_H0, KR_SHAPE(2, 6, 3), "h0 is [2, 6, 3], want [B E N] = [2, 6, 4]");
+    refuse(c, SELECTIVE_RESET, KR_SHAPE(2, 6), "reset is [2, 6], want [B L] = [2, 5]");
 }

@@ -1,3 +1,4 @@
+#include "ops/softmax/args.h"
 #include "tests/check.h"
 
 #include <criterion/criterion.h>
@@ -18,21 +19,22 @@ static double log_sum(const double *x, int64_t n) {
 static void softmax(const kr_attrs *t, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
                     double *const *out) {
     (void)t, (void)out_shape;
-    const int64_t n = last(&shape[0]);
-    for (int64_t r = 0; r < rows_of(&shape[0]); r++) {
-        const double lse = log_sum(in[0] + r * n, n);
-        for (int64_t i = r * n; i < (r + 1) * n; i++) out[0][i] = exp(in[0][i] - lse);
+    const int64_t n = last(&shape[SOFTMAX_X]);
+    for (int64_t r = 0; r < rows_of(&shape[SOFTMAX_X]); r++) {
+        const double lse = log_sum(in[SOFTMAX_X] + r * n, n);
+        for (int64_t i = r * n; i < (r + 1) * n; i++) out[SOFTMAX_Y][i] = exp(in[SOFTMAX_X][i] - lse);
     }
 }
 
 static void softmax_grad(const kr_attrs *t, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
                          double *const *out) {
     (void)t, (void)out_shape;
-    const int64_t n = last(&shape[0]);
-    for (int64_t r = 0; r < rows_of(&shape[0]); r++) {
+    const int64_t n = last(&shape[SOFTMAX_GRAD_DY]);
+    for (int64_t r = 0; r < rows_of(&shape[SOFTMAX_GRAD_DY]); r++) {
         double sum = 0;
-        for (int64_t i = r * n; i < (r + 1) * n; i++) sum += in[0][i] * in[1][i];
-        for (int64_t i = r * n; i < (r + 1) * n; i++) out[0][i] = in[1][i] * (in[0][i] - sum);
+        for (int64_t i = r * n; i < (r + 1) * n; i++) sum += in[SOFTMAX_GRAD_DY][i] * in[SOFTMAX_GRAD_Y][i];
+        for (int64_t i = r * n; i < (r + 1) * n; i++)
+            out[SOFTMAX_GRAD_DX][i] = in[SOFTMAX_GRAD_Y][i] * (in[SOFTMAX_GRAD_DY][i] - sum);
     }
 }
 
@@ -42,32 +44,41 @@ static int64_t counted(const double *targets, int64_t rows) {
     return count;
 }
 
-/// in is logits, targets; out is loss, per_token, lse.
 static void cross_entropy(const kr_attrs *t, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
                           double *const *out) {
     (void)out_shape;
-    const int64_t n = last(&shape[0]), valid = t->i[0] ? t->i[0] : n, rows = kr_shape_count(&shape[1]);
-    const int64_t count = counted(in[1], rows);
+    const int64_t n = last(&shape[CROSS_ENTROPY_LOGITS]),
+                  valid = t->i[CROSS_ENTROPY_VALID_VOCAB] ? t->i[CROSS_ENTROPY_VALID_VOCAB] : n,
+                  rows = kr_shape_count(&shape[CROSS_ENTROPY_TARGETS]);
+    const int64_t count = counted(in[CROSS_ENTROPY_TARGETS], rows);
     for (int64_t r = 0; r < rows; r++) {
-        out[2][r] = log_sum(in[0] + r * n, valid);
-        if (in[1][r] < 0) continue;
-        out[1][r] = in[1][r] < (double)valid ? out[2][r] - in[0][r * n + (int64_t)in[1][r]] : NAN;
-        out[0][0] += out[1][r] / (double)count;
+        out[CROSS_ENTROPY_LSE][r] = log_sum(in[CROSS_ENTROPY_LOGITS] + r * n, valid);
+        if (in[CROSS_ENTROPY_TARGETS][r] < 0) continue;
+        out[CROSS_ENTROPY_PER_TOKEN][r] =
+            in[CROSS_ENTROPY_TARGETS][r] < (double)valid
+                ? out[CROSS_ENTROPY_LSE][r] - in[CROSS_ENTROPY_LOGITS][r * n + (int64_t)in[CROSS_ENTROPY_TARGETS][r]]
+                : NAN;
+        out[CROSS_ENTROPY_LOSS][0] += out[CROSS_ENTROPY_PER_TOKEN][r] / (double)count;
     }
 }
 
-/// in is logits, targets, lse, dloss, dper_token, dlse.
 static void cross_entropy_grad(const kr_attrs *t, const kr_shape *shape, const double *const *in,
                                const kr_shape *out_shape, double *const *out) {
     (void)out_shape;
-    const int64_t n = last(&shape[0]), valid = t->i[0] ? t->i[0] : n, rows = kr_shape_count(&shape[1]);
-    const int64_t count = counted(in[1], rows);
+    const int64_t n = last(&shape[CROSS_ENTROPY_GRAD_LOGITS]),
+                  valid = t->i[CROSS_ENTROPY_VALID_VOCAB] ? t->i[CROSS_ENTROPY_VALID_VOCAB] : n,
+                  rows = kr_shape_count(&shape[CROSS_ENTROPY_GRAD_TARGETS]);
+    const int64_t count = counted(in[CROSS_ENTROPY_GRAD_TARGETS], rows);
     for (int64_t r = 0; r < rows; r++) {
         double hit = 0;
-        if (in[1][r] >= 0) hit = (in[3] ? in[3][0] / (double)count : 0) + (in[4] ? in[4][r] : 0);
+        if (in[CROSS_ENTROPY_GRAD_TARGETS][r] >= 0)
+            hit = (in[CROSS_ENTROPY_GRAD_DLOSS] ? in[CROSS_ENTROPY_GRAD_DLOSS][0] / (double)count : 0) +
+                  (in[CROSS_ENTROPY_GRAD_DPER_TOKEN] ? in[CROSS_ENTROPY_GRAD_DPER_TOKEN][r] : 0);
         for (int64_t i = 0; i < valid; i++)
-            out[0][r * n + i] = exp(in[0][r * n + i] - in[2][r]) * (hit + (in[5] ? in[5][r] : 0)) -
-                                (i == (int64_t)in[1][r] ? hit : 0);
+            out[CROSS_ENTROPY_GRAD_DLOGITS][r * n + i] =
+                exp(in[CROSS_ENTROPY_GRAD_LOGITS][r * n + i] - in[CROSS_ENTROPY_GRAD_LSE][r]) *
+                    (hit + (in[CROSS_ENTROPY_GRAD_DLSE] ? in[CROSS_ENTROPY_GRAD_DLSE][r] : 0)) -
+                (i == (int64_t)in[CROSS_ENTROPY_GRAD_TARGETS][r] ? hit : 0);
     }
 }
 
@@ -92,13 +103,14 @@ Test(softmax, forward_and_gradient) {
 
 /// Some targets are ignored; all lie in the valid vocabulary.
 static check_case loss_case(int64_t rows, int64_t n, int64_t valid) {
-    return (check_case){.op = "cross_entropy",
-                        .attrs.i = {valid},
-                        .inputs = 2,
-                        .shape = {KR_SHAPE(1, rows, n), KR_SHAPE(1, rows)},
-                        .dtype = {KR_F32, KR_I32},
-                        .lo = {-5, -2},
-                        .hi = {5, (double)(valid ? valid : n) - 1}};
+    return (check_case){
+        .op = "cross_entropy",
+        .attrs.i = {[CROSS_ENTROPY_VALID_VOCAB] = valid},
+        .inputs = CROSS_ENTROPY_INPUTS,
+        .shape = {[CROSS_ENTROPY_LOGITS] = KR_SHAPE(1, rows, n), [CROSS_ENTROPY_TARGETS] = KR_SHAPE(1, rows)},
+        .dtype = {[CROSS_ENTROPY_TARGETS] = KR_I32},
+        .lo = {[CROSS_ENTROPY_LOGITS] = -5, [CROSS_ENTROPY_TARGETS] = -2},
+        .hi = {[CROSS_ENTROPY_LOGITS] = 5, [CROSS_ENTROPY_TARGETS] = (double)(valid ? valid : n) - 1}};
 }
 
 Test(softmax, cross_entropy_forward_and_gradient) {
@@ -114,7 +126,7 @@ Test(softmax, cross_entropy_forward_and_gradient) {
 
 Test(softmax, cross_entropy_of_large_logits) {
     check_case c = loss_case(6, 40, 0);
-    c.lo[0] = -1e4, c.hi[0] = 1e4;
+    c.lo[CROSS_ENTROPY_LOGITS] = -1e4, c.hi[CROSS_ENTROPY_LOGITS] = 1e4;
     check_forward(&c, cross_entropy);
 }
 
@@ -123,15 +135,15 @@ Test(softmax, cross_entropy_gradient_kernel) {
         for (int padded = 0; padded < 2; padded++)
             for (int given = 0; given < 8; given++) {
                 check_case c = loss_case(sizes[s][0], sizes[s][1], padded ? (sizes[s][1] + 1) / 2 : 0);
-                const kr_shape rows = c.shape[1], none = CHECK_ABSENT;
+                const kr_shape rows = c.shape[CROSS_ENTROPY_GRAD_TARGETS], none = CHECK_ABSENT;
                 c.op = "cross_entropy_grad";
-                c.inputs = 6;
-                c.lo[0] = -2, c.hi[0] = 2;
-                c.shape[2] = rows;
-                c.lo[2] = 2, c.hi[2] = 3;
-                c.shape[3] = given & 1 ? KR_SHAPE(1) : none;
-                c.shape[4] = given & 2 ? rows : none;
-                c.shape[5] = given & 4 ? rows : none;
+                c.inputs = CROSS_ENTROPY_GRAD_INPUTS;
+                c.lo[CROSS_ENTROPY_GRAD_LOGITS] = -2, c.hi[CROSS_ENTROPY_GRAD_LOGITS] = 2;
+                c.shape[CROSS_ENTROPY_GRAD_LSE] = rows;
+                c.lo[CROSS_ENTROPY_GRAD_LSE] = 2, c.hi[CROSS_ENTROPY_GRAD_LSE] = 3;
+                c.shape[CROSS_ENTROPY_GRAD_DLOSS] = given & 1 ? KR_SHAPE(1) : none;
+                c.shape[CROSS_ENTROPY_GRAD_DPER_TOKEN] = given & 2 ? rows : none;
+                c.shape[CROSS_ENTROPY_GRAD_DLSE] = given & 4 ? rows : none;
                 check_forward(&c, cross_entropy_grad);
             }
 }
@@ -210,18 +222,18 @@ Test(softmax, logits_that_are_not_finite_show_in_the_loss) {
 static void fails(check_case c, const char *words) {
     kr_shape out[CHECK_MAX];
     kr_dtype dtype[CHECK_MAX];
-    cr_assert_neq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
+    cr_assert_neq(kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, dtype), KR_OK,
                   "no error, want \"%s\"", words);
     cr_assert(strstr(kr_status_message(), words), "\"%s\" lacks \"%s\"", kr_status_message(), words);
 }
 
 Test(softmax, bad_inputs_are_named) {
-    fails((check_case){.op = "softmax", .inputs = 1, .shape = {KR_SCALAR}}, "want f32");
+    fails((check_case){.op = "softmax", .inputs = 1, .shape = {KR_SCALAR}}, "x is [], want [... V]");
     check_case c = loss_case(3, 4, 0);
-    c.shape[1] = KR_SHAPE(3);
-    fails(c, "targets are i32 [3], want i32 [1, 3]");
+    c.shape[CROSS_ENTROPY_TARGETS] = KR_SHAPE(3);
+    fails(c, "targets is [3], want [...] = [1, 3]");
     c = loss_case(3, 4, 0);
-    c.dtype[1] = KR_I64;
-    fails(c, "targets are i64");
+    c.dtype[CROSS_ENTROPY_TARGETS] = KR_I64;
+    fails(c, "targets is i64 [1, 3], want i32 [...]");
     fails(loss_case(3, 4, 5), "valid_vocab is 5, want 0 to 4");
 }

@@ -1,3 +1,4 @@
+#include "ops/ssd/args.h"
 #include "ops/ssd/work.h"
 #include "tests/check.h"
 
@@ -5,10 +6,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { X, DT, A, B, C, D, Z, DT_BIAS, H0, RESET, INPUTS };
-enum { GROUPS, CHUNK, SOFTPLUS };
-enum { DT_MIN, DT_MAX };
 
 static double softplus(double x) { return x > 20 ? x : log1p(exp(x)); }
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
@@ -19,12 +16,17 @@ typedef struct sizes {
 } sizes;
 
 static sizes sizes_of(const kr_attrs *a, const kr_shape *in) {
-    const int64_t heads = in[A].dim[0], groups = a->i[GROUPS];
-    sizes s = {in[X].dim[0], in[X].dim[1], heads, heads ? in[X].dim[2] / heads : 0, in[B].dim[2] / groups, groups};
-    const kr_chunk_size m = kr_chunk_measure(s.batch, s.length, heads, groups, 1, s.width, s.states, a->i[CHUNK]);
+    const int64_t heads = in[SSD_A].dim[0], groups = a->i[SSD_GROUPS];
+    sizes s = {in[SSD_X].dim[0],
+               in[SSD_X].dim[1],
+               heads,
+               heads ? in[SSD_X].dim[2] / heads : 0,
+               in[SSD_B].dim[2] / groups,
+               groups};
+    const kr_chunk_size m = kr_chunk_measure(s.batch, s.length, heads, groups, 1, s.width, s.states, a->i[SSD_CHUNK]);
     s.chunk = m.chunk;
     s.chunks = m.chunks;
-    s.D_per_channel = in[D].rank >= 0 && in[D].dim[0] != heads;
+    s.D_per_channel = in[SSD_D].rank >= 0 && in[SSD_D].dim[0] != heads;
     return s;
 }
 
@@ -41,18 +43,18 @@ static moment moment_of(const kr_attrs *a, const sizes *s, const double *const *
     m.dt = m.row * s->heads + h;
     m.x = m.dt * s->width;
     m.b = (m.row * s->groups + h / (s->heads / s->groups)) * s->states;
-    m.raw = in[DT][m.dt] + (in[DT_BIAS] ? in[DT_BIAS][h] : 0);
-    m.d = a->i[SOFTPLUS] ? softplus(m.raw) : m.raw;
-    m.slope = a->i[SOFTPLUS] ? sigmoid(m.raw) : 1;
-    if (a->r[DT_MIN] > 0 && m.d < a->r[DT_MIN]) m.d = a->r[DT_MIN], m.slope = 0;
-    if (a->r[DT_MAX] > 0 && m.d > a->r[DT_MAX]) m.d = a->r[DT_MAX], m.slope = 0;
+    m.raw = in[SSD_DT][m.dt] + (in[SSD_DT_BIAS] ? in[SSD_DT_BIAS][h] : 0);
+    m.d = a->i[SSD_DT_SOFTPLUS] ? softplus(m.raw) : m.raw;
+    m.slope = a->i[SSD_DT_SOFTPLUS] ? sigmoid(m.raw) : 1;
+    if (a->r[SSD_DT_MIN] > 0 && m.d < a->r[SSD_DT_MIN]) m.d = a->r[SSD_DT_MIN], m.slope = 0;
+    if (a->r[SSD_DT_MAX] > 0 && m.d > a->r[SSD_DT_MAX]) m.d = a->r[SSD_DT_MAX], m.slope = 0;
     m.fresh = reset && reset[m.row] > 0;
-    m.decay = m.fresh ? 0 : exp(m.d * in[A][h]);
+    m.decay = m.fresh ? 0 : exp(m.d * in[SSD_A][h]);
     return m;
 }
 
 static double skip_of(const sizes *s, const double *const *in, int64_t h, int64_t p) {
-    return !in[D] ? 0 : s->D_per_channel ? in[D][h * s->width + p] : in[D][h];
+    return !in[SSD_D] ? 0 : s->D_per_channel ? in[SSD_D][h * s->width + p] : in[SSD_D][h];
 }
 
 /// Element number of a saved state [B, chunks, H, N, P].
@@ -69,28 +71,29 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
             for (int64_t p = 0; p < s.width; p++) {
                 const int64_t first = ((b * s.heads + h) * s.width + p) * s.states;
                 double S[s.states + 1];
-                for (int64_t n = 0; n < s.states; n++) S[n] = in[H0] ? in[H0][first + n] : 0;
+                for (int64_t n = 0; n < s.states; n++) S[n] = in[SSD_H0] ? in[SSD_H0][first + n] : 0;
                 for (int64_t t = 0; t < s.length; t++) {
-                    const moment m = moment_of(a, &s, in, in[RESET], b, t, h);
-                    const double x = in[X][m.x + p];
+                    const moment m = moment_of(a, &s, in, in[SSD_RESET], b, t, h);
+                    const double x = in[SSD_X][m.x + p];
                     double y = skip_of(&s, in, h, p) * x;
                     for (int64_t n = 0; n < s.states; n++) {
-                        if (t % s.chunk == 0) out[2][saved_at(&s, b, t / s.chunk, h, p, n)] = S[n];
-                        S[n] = m.decay * S[n] + m.d * x * in[B][m.b + n];
-                        y += S[n] * in[C][m.b + n];
+                        if (t % s.chunk == 0) out[SSD_SAVED][saved_at(&s, b, t / s.chunk, h, p, n)] = S[n];
+                        S[n] = m.decay * S[n] + m.d * x * in[SSD_B][m.b + n];
+                        y += S[n] * in[SSD_C][m.b + n];
                     }
-                    out[0][m.x + p] = in[Z] ? y * in[Z][m.x + p] * sigmoid(in[Z][m.x + p]) : y;
+                    out[SSD_Y][m.x + p] = in[SSD_Z] ? y * in[SSD_Z][m.x + p] * sigmoid(in[SSD_Z][m.x + p]) : y;
                 }
-                for (int64_t n = 0; n < s.states; n++) out[1][first + n] = S[n];
+                for (int64_t n = 0; n < s.states; n++) out[SSD_LAST][first + n] = S[n];
             }
 }
 
-/// The gradient op by the recurrence of MATH 6.2, from whatever states are in `saved`.
+/// The gradient op by its recurrence (docs/book/3-mamba-2.md), from whatever states are in `saved`.
 static void backward(const kr_attrs *a, const kr_shape *shape, const double *const *all, const kr_shape *out_shape,
                      double *const *out) {
     (void)out_shape;
-    const double *dout = all[0], *dlast = all[1], *reset = all[10], *saved = all[11], *const *in = all + 2;
-    const sizes s = sizes_of(a, shape + 2);
+    const double *dout = all[SSD_GRAD_DY], *dlast = all[SSD_GRAD_DLAST], *reset = all[SSD_GRAD_RESET],
+                 *saved = all[SSD_GRAD_SAVED], *const *in = all + SSD_GRAD_FORWARD;
+    const sizes s = sizes_of(a, shape + SSD_GRAD_FORWARD);
     const int64_t step = s.states;
     double *S = calloc((size_t)((s.length + 1) * s.states + 1), sizeof *S); // before each token
     double *T = calloc((size_t)((s.length + 1) * s.states + 1), sizeof *T); // after it
@@ -104,33 +107,34 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
                     for (int64_t n = 0; n < s.states; n++) {
                         S[t * step + n] = t % s.chunk ? T[(t - 1) * step + n]
                                                       : saved[saved_at(&s, b, t / s.chunk, h, p, n)];
-                        T[t * step + n] = m.decay * S[t * step + n] + m.d * in[X][m.x + p] * in[B][m.b + n];
+                        T[t * step + n] = m.decay * S[t * step + n] + m.d * in[SSD_X][m.x + p] * in[SSD_B][m.b + n];
                     }
                 }
                 for (int64_t n = 0; n < s.states; n++) g[n] = dlast ? dlast[first + n] : 0;
                 for (int64_t t = s.length - 1; t >= 0; t--) {
                     const moment m = moment_of(a, &s, in, reset, b, t, h);
-                    const double x = in[X][m.x + p], z = in[Z] ? in[Z][m.x + p] : 0, d = dout ? dout[m.x + p] : 0;
-                    const double skip = skip_of(&s, in, h, p), dy = in[Z] ? d * z * sigmoid(z) : d;
+                    const double x = in[SSD_X][m.x + p], z = in[SSD_Z] ? in[SSD_Z][m.x + p] : 0,
+                                 d = dout ? dout[m.x + p] : 0;
+                    const double skip = skip_of(&s, in, h, p), dy = in[SSD_Z] ? d * z * sigmoid(z) : d;
                     double y = skip * x, da = 0, dd = 0, dx = skip * dy;
                     for (int64_t n = 0; n < s.states; n++) {
-                        g[n] += dy * in[C][m.b + n];
-                        y += T[t * step + n] * in[C][m.b + n];
-                        out[4][m.b + n] += T[t * step + n] * dy;
-                        out[3][m.b + n] += m.d * g[n] * x;
-                        dx += m.d * g[n] * in[B][m.b + n];
-                        dd += x * g[n] * in[B][m.b + n];
+                        g[n] += dy * in[SSD_C][m.b + n];
+                        y += T[t * step + n] * in[SSD_C][m.b + n];
+                        out[SSD_GRAD_DC][m.b + n] += T[t * step + n] * dy;
+                        out[SSD_GRAD_DB][m.b + n] += m.d * g[n] * x;
+                        dx += m.d * g[n] * in[SSD_B][m.b + n];
+                        dd += x * g[n] * in[SSD_B][m.b + n];
                         da += m.decay * g[n] * S[t * step + n];
                         g[n] *= m.decay;
                     }
-                    out[0][m.x + p] = dx;
-                    out[1][m.dt] += (dd + in[A][h] * da) * m.slope;
-                    out[2][h] += da * m.d;
-                    if (in[D]) out[5][s.D_per_channel ? h * s.width + p : h] += dy * x;
-                    if (in[Z]) out[6][m.x + p] = d * y * sigmoid(z) * (1 + z * (1 - sigmoid(z)));
-                    if (in[DT_BIAS]) out[7][h] += (dd + in[A][h] * da) * m.slope;
+                    out[SSD_GRAD_DX][m.x + p] = dx;
+                    out[SSD_GRAD_DDT][m.dt] += (dd + in[SSD_A][h] * da) * m.slope;
+                    out[SSD_GRAD_DA][h] += da * m.d;
+                    if (in[SSD_D]) out[SSD_GRAD_DD][s.D_per_channel ? h * s.width + p : h] += dy * x;
+                    if (in[SSD_Z]) out[SSD_GRAD_DZ][m.x + p] = d * y * sigmoid(z) * (1 + z * (1 - sigmoid(z)));
+                    if (in[SSD_DT_BIAS]) out[SSD_GRAD_DDT_BIAS][h] += (dd + in[SSD_A][h] * da) * m.slope;
                 }
-                for (int64_t n = 0; n < s.states; n++) out[8][first + n] = g[n];
+                for (int64_t n = 0; n < s.states; n++) out[SSD_GRAD_DH0][first + n] = g[n];
             }
     free(S);
     free(T);
@@ -144,17 +148,29 @@ static check_case make(int64_t batch, int64_t length, int64_t heads, int64_t wid
                        int64_t chunk, unsigned has) {
     const kr_shape x = KR_SHAPE(batch, length, heads * width), h = KR_SHAPE(heads), none = CHECK_ABSENT;
     const kr_shape shared = KR_SHAPE(batch, length, groups * states), wide = KR_SHAPE(heads * width);
-    check_case c = {.op = "ssd_scan",
-        .attrs = {.i = {groups, chunk, (has & HAS_SOFTPLUS) != 0}, .r = {has & CLAMP ? 0.2 : 0, has & CLAMP ? 0.6 : 0}},
-        .inputs = INPUTS,
-        .shape = {x, KR_SHAPE(batch, length, heads), h, shared, shared, has & WIDE_D ? wide : has & HAS_D ? h : none,
-                  has & HAS_Z ? x : none, has & HAS_BIAS ? h : none,
-                  has & HAS_H0 ? KR_SHAPE(batch, heads, width, states) : none,
-                  has & HAS_RESET ? KR_SHAPE(batch, length) : none},
-        .dtype = {[RESET] = KR_I32},
-        .lo = {[DT] = has & HAS_SOFTPLUS ? -3 : 0.01, [A] = -2, [RESET] = -8}, // a reset above 0 in one of 10
-        .hi = {[DT] = 1, [A] = -0.05, [RESET] = 1},
-        .no_loss = 4, .seed = (uint64_t)(length * 1000 + heads * 100 + width * 10 + states)};
+    check_case c = {
+        .op = "ssd_scan",
+        .attrs = {.i = {[SSD_GROUPS] = groups, [SSD_CHUNK] = chunk, [SSD_DT_SOFTPLUS] = (has & HAS_SOFTPLUS) != 0},
+                  .r = {[SSD_DT_MIN] = has & CLAMP ? 0.2 : 0, [SSD_DT_MAX] = has & CLAMP ? 0.6 : 0}},
+        .inputs = SSD_INPUTS,
+        .shape = {[SSD_X] = x,
+                  [SSD_DT] = KR_SHAPE(batch, length, heads),
+                  [SSD_A] = h,
+                  [SSD_B] = shared,
+                  [SSD_C] = shared,
+                  [SSD_D] = has & WIDE_D  ? wide
+                            : has & HAS_D ? h
+                                          : none,
+                  [SSD_Z] = has & HAS_Z ? x : none,
+                  [SSD_DT_BIAS] = has & HAS_BIAS ? h : none,
+                  [SSD_H0] = has & HAS_H0 ? KR_SHAPE(batch, heads, width, states) : none,
+                  [SSD_RESET] = has & HAS_RESET ? KR_SHAPE(batch, length) : none},
+        .dtype = {[SSD_RESET] = KR_I32},
+        .lo =
+            {[SSD_DT] = has & HAS_SOFTPLUS ? -3 : 0.01, [SSD_A] = -2, [SSD_RESET] = -8}, // a reset above 0 in one of 10
+        .hi = {[SSD_DT] = 1, [SSD_A] = -0.05, [SSD_RESET] = 1},
+        .no_loss = 1 << SSD_SAVED,
+        .seed = (uint64_t)(length * 1000 + heads * 100 + width * 10 + states)};
     c.tolerance = 3e-6;
     c.grad_tolerance = 1e-5;
     return c;
@@ -162,22 +178,23 @@ static check_case make(int64_t batch, int64_t length, int64_t heads, int64_t wid
 
 /// The gradient op on the same operands, with states that nobody computed: it must take them as they are.
 static check_case make_backward(const check_case *f, bool with_out, bool with_last) {
-    check_case c = {.op = "ssd_scan_grad", .attrs = f->attrs, .inputs = 12, .tolerance = 1e-5, .seed = f->seed};
+    check_case c = {
+        .op = "ssd_scan_grad", .attrs = f->attrs, .inputs = SSD_GRAD_INPUTS, .tolerance = 1e-5, .seed = f->seed};
     kr_shape in[CHECK_MAX], out[CHECK_MAX];
     kr_dtype in_type[CHECK_MAX], out_type[CHECK_MAX];
     check_shapes(f, in, in_type, out, out_type);
-    c.shape[0] = with_out ? out[0] : CHECK_ABSENT;
-    c.shape[1] = with_last ? out[1] : CHECK_ABSENT;
-    for (int k = X; k <= DT_BIAS; k++) {
-        c.shape[k + 2] = f->shape[k];
-        c.lo[k + 2] = f->lo[k];
-        c.hi[k + 2] = f->hi[k];
+    c.shape[SSD_GRAD_DY] = with_out ? out[SSD_Y] : CHECK_ABSENT;
+    c.shape[SSD_GRAD_DLAST] = with_last ? out[SSD_LAST] : CHECK_ABSENT;
+    for (int k = SSD_X; k <= SSD_DT_BIAS; k++) {
+        c.shape[SSD_GRAD_FORWARD + k] = f->shape[k];
+        c.lo[SSD_GRAD_FORWARD + k] = f->lo[k];
+        c.hi[SSD_GRAD_FORWARD + k] = f->hi[k];
     }
-    c.shape[10] = f->shape[RESET];
-    c.dtype[10] = KR_I32;
-    c.lo[10] = f->lo[RESET];
-    c.hi[10] = f->hi[RESET];
-    c.shape[11] = out[2];
+    c.shape[SSD_GRAD_RESET] = f->shape[SSD_RESET];
+    c.dtype[SSD_GRAD_RESET] = KR_I32;
+    c.lo[SSD_GRAD_RESET] = f->lo[SSD_RESET];
+    c.hi[SSD_GRAD_RESET] = f->hi[SSD_RESET];
+    c.shape[SSD_GRAD_SAVED] = out[SSD_SAVED];
     return c;
 }
 
@@ -251,14 +268,14 @@ Test(ssd_scan, nothing) {
 }
 Test(ssd_scan, extreme_steps) {
     check_case c = make(1, 40, 3, 4, 8, 1, 16, HAS_SOFTPLUS | HAS_H0);
-    c.lo[DT] = -60; // the state stands still
-    c.hi[DT] = 200; // the state is forgotten at once
-    c.lo[A] = -30;
+    c.lo[SSD_DT] = -60; // the state stands still
+    c.hi[SSD_DT] = 200; // the state is forgotten at once
+    c.lo[SSD_A] = -30;
     check_forward(&c, forward);
 }
 Test(ssd_scan, every_token_starts_anew) {
     check_case c = make(2, 9, 2, 3, 4, 1, 4, EVERYTHING);
-    c.lo[RESET] = c.hi[RESET] = 1;
+    c.lo[SSD_RESET] = c.hi[SSD_RESET] = 1;
     check_both(c);
 }
 Test(ssd_scan_grad, operands) {
@@ -297,24 +314,26 @@ static void refuse(check_case c, int input, kr_shape shape, const char *part) {
     c.shape[input] = shape;
     kr_shape out[CHECK_MAX];
     kr_dtype type[CHECK_MAX];
-    cr_assert_eq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_BAD_SHAPE);
+    cr_assert_neq(kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_OK);
     cr_assert(strstr(kr_status_message(), part), "\"%s\" is not in \"%s\"", part, kr_status_message());
 }
 
 Test(ssd_scan, bad_shapes) {
     check_case c = make(2, 5, 6, 4, 3, 2, 0, EVERYTHING);
-    refuse(c, X, KR_SHAPE(5, 24), "x is [5, 24], want [batch, length, channels]");
-    refuse(c, A, KR_SHAPE(7), "A has 7 heads, want a divisor of 24 channels");
-    refuse(c, DT, KR_SHAPE(2, 5, 7), "dt is [2, 5, 7], want [2, 5, 6]");
-    refuse(c, B, KR_SHAPE(2, 5, 7), "B is [2, 5, 7], want [2, 5, 2*states]");
-    refuse(c, C, KR_SHAPE(2, 5, 8), "C is [2, 5, 8], want [2, 5, 6] as B");
-    refuse(c, D, KR_SHAPE(5), "D is [5], want [6] or [24]");
-    refuse(c, Z, KR_SHAPE(2, 5, 23), "z is [2, 5, 23]");
-    refuse(c, DT_BIAS, KR_SHAPE(5), "dt_bias is [5], want [6]");
-    refuse(c, H0, KR_SHAPE(2, 6, 3, 4), "h0 is f32 [2, 6, 3, 4], want f32 [2, 6, 4, 3]");
-    refuse(c, RESET, KR_SHAPE(2, 6), "reset is i32 [2, 6]");
-    c.attrs.i[GROUPS] = 4;
-    refuse(c, X, c.shape[X], "4 groups, want a divisor of 6 heads");
-    c.attrs.i[GROUPS] = 0;
-    refuse(c, X, c.shape[X], "0 groups, want at least 1");
+    refuse(c, SSD_X, KR_SHAPE(5, 24), "x is [5, 24], want [B L H*P]");
+    refuse(c, SSD_A, KR_SHAPE(7), "A is [7], want [H] = [6] with H = 6 (from dt)");
+    refuse(c, SSD_DT, KR_SHAPE(2, 5, 7), "x is [2, 5, 24], want [B L H*P] with H = 7 (from dt)");
+    refuse(c, SSD_B, KR_SHAPE(2, 5, 7), "B is [2, 5, 7], want [B L groups*N] with B = 2, L = 5 (from x), groups = 2");
+    refuse(c, SSD_C, KR_SHAPE(2, 5, 8),
+           "C is [2, 5, 8], want [B L groups*N] = [2, 5, 6] with B = 2, L = 5 (from x), groups = 2, N = 3 (from B)");
+    refuse(c, SSD_D, KR_SHAPE(5), "D is [5], want [H] or [H*P] with H = 6 (from dt), P = 4 (from x)");
+    refuse(c, SSD_Z, KR_SHAPE(2, 5, 23), "z is [2, 5, 23], want [B L H*P] = [2, 5, 24]");
+    refuse(c, SSD_DT_BIAS, KR_SHAPE(5), "dt_bias is [5], want [H] = [6]");
+    refuse(c, SSD_H0, KR_SHAPE(2, 6, 3, 4), "h0 is [2, 6, 3, 4], want [B H P N] = [2, 6, 4, 3]");
+    refuse(c, SSD_RESET, KR_SHAPE(2, 6), "reset is [2, 6], want [B L] = [2, 5]");
+    c.attrs.i[SSD_GROUPS] = 4;
+    c.shape[SSD_B] = c.shape[SSD_C] = KR_SHAPE(2, 5, 12);
+    refuse(c, SSD_X, c.shape[SSD_X], "4 groups, want a divisor of 6 heads");
+    c.attrs.i[SSD_GROUPS] = 0;
+    refuse(c, SSD_X, c.shape[SSD_X], "groups is 0, want at least 1");
 }

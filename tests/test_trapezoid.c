@@ -10,32 +10,39 @@ static check_case make(int64_t batch, int64_t length, int64_t heads, int64_t ran
                        int64_t chunk, unsigned has) {
     const kr_shape none = CHECK_ABSENT, keys = KR_SHAPE(batch, length, heads * rank * states);
     const kr_shape steps = KR_SHAPE(batch, length, heads), values = KR_SHAPE(batch, length, heads * width);
-    check_case c = {
-        .op = "trapezoid_scan",
-        .attrs = {.i = {rank, chunk}},
-        .inputs = INPUTS,
-        .shape = {[K] = keys,
-                  [Q] = keys,
-                  [X] = values,
-                  [ADT] = steps,
-                  [DT] = steps,
-                  [TRAP] = steps,
-                  [MIMO_X] = has & HAS_MIMO || rank > 1 ? KR_SHAPE(heads, rank, width) : none,
-                  [D] = has & HAS_D ? KR_SHAPE(heads) : none,
-                  [Z] = has & HAS_Z && rank == 1 ? values : none,
-                  [K_BIAS] = none,
-                  [Q_BIAS] = none,
-                  [ANG] = none,
-                  [H0] = has & HAS_H0 ? KR_SHAPE(batch, heads, width, states) : none,
-                  [K0] = has & HAS_K0 ? KR_SHAPE(batch, rank, heads, states) : none,
-                  [V0] = has & HAS_V0 ? KR_SHAPE(batch, heads, width) : none,
-                  [THETA0] = none,
-                  [RESET] = has & HAS_RESET ? KR_SHAPE(batch, length) : none},
-        .dtype = {[RESET] = KR_I32},
-        .lo = {[ADT] = -2, [Z] = -2, [DT] = 0.01, [TRAP] = -3, [RESET] = -8}, // a reset above 0 in one of 10
-        .hi = {[ADT] = -0.01, [Z] = 2, [DT] = 1, [TRAP] = 3, [RESET] = 1},
-        .no_loss = 32 | 64,
-        .seed = (uint64_t)(length * 1000 + heads * 100 + width * 10 + states + rank)};
+    check_case c = {.op = "trapezoid_scan",
+                    .attrs = {.i = {[TRAPEZOID_RANK] = rank, [TRAPEZOID_CHUNK] = chunk}},
+                    .inputs = TRAPEZOID_INPUTS,
+                    .shape = {[TRAPEZOID_K] = keys,
+                              [TRAPEZOID_Q] = keys,
+                              [TRAPEZOID_X] = values,
+                              [TRAPEZOID_ADT] = steps,
+                              [TRAPEZOID_DT] = steps,
+                              [TRAPEZOID_TRAP] = steps,
+                              [TRAPEZOID_MIMO_X] = has & HAS_MIMO || rank > 1 ? KR_SHAPE(heads, rank, width) : none,
+                              [TRAPEZOID_D] = has & HAS_D ? KR_SHAPE(heads) : none,
+                              [TRAPEZOID_Z] = has & HAS_Z && rank == 1 ? values : none,
+                              [TRAPEZOID_K_BIAS] = none,
+                              [TRAPEZOID_Q_BIAS] = none,
+                              [TRAPEZOID_ANG] = none,
+                              [TRAPEZOID_H0] = has & HAS_H0 ? KR_SHAPE(batch, heads, width, states) : none,
+                              [TRAPEZOID_K0] = has & HAS_K0 ? KR_SHAPE(batch, rank, heads, states) : none,
+                              [TRAPEZOID_V0] = has & HAS_V0 ? KR_SHAPE(batch, heads, width) : none,
+                              [TRAPEZOID_THETA0] = none,
+                              [TRAPEZOID_RESET] = has & HAS_RESET ? KR_SHAPE(batch, length) : none},
+                    .dtype = {[TRAPEZOID_RESET] = KR_I32},
+                    .lo = {[TRAPEZOID_ADT] = -2,
+                           [TRAPEZOID_Z] = -2,
+                           [TRAPEZOID_DT] = 0.01,
+                           [TRAPEZOID_TRAP] = -3,
+                           [TRAPEZOID_RESET] = -8}, // a reset above 0 in one of 10
+                    .hi = {[TRAPEZOID_ADT] = -0.01,
+                           [TRAPEZOID_Z] = 2,
+                           [TRAPEZOID_DT] = 1,
+                           [TRAPEZOID_TRAP] = 3,
+                           [TRAPEZOID_RESET] = 1},
+                    .no_loss = 1 << TRAPEZOID_SAVED | 1 << TRAPEZOID_ANGLES,
+                    .seed = (uint64_t)(length * 1000 + heads * 100 + width * 10 + states + rank)};
     c.tolerance = 3e-6;
     c.grad_tolerance = 1e-5;
     return c;
@@ -44,38 +51,43 @@ static check_case make(int64_t batch, int64_t length, int64_t heads, int64_t ran
 /// The same with keys and queries that the scan turns: `pairs` of them, laid out in halves or side by side.
 static check_case turning(check_case c, int64_t groups, int64_t states, int64_t pairs, bool half, bool own_angles,
                           bool theta0) {
-    const int64_t batch = c.shape[X].dim[0], length = c.shape[X].dim[1], heads = c.shape[ADT].dim[2],
-                  rank = c.attrs.i[RANK];
-    c.attrs.i[GROUPS] = groups;
-    c.attrs.i[HALF] = half;
-    c.shape[K] = c.shape[Q] = KR_SHAPE(batch, length, rank * groups * states);
-    c.shape[K_BIAS] = c.shape[Q_BIAS] = KR_SHAPE(heads, rank, states);
-    c.shape[ANG] = own_angles ? KR_SHAPE(batch, length, heads, pairs) : KR_SHAPE(batch, length, pairs);
-    if (theta0) c.shape[THETA0] = KR_SHAPE(batch, heads, pairs);
-    c.hi[THETA0] = 6;
+    const int64_t batch = c.shape[TRAPEZOID_X].dim[0], length = c.shape[TRAPEZOID_X].dim[1],
+                  heads = c.shape[TRAPEZOID_ADT].dim[2], rank = c.attrs.i[TRAPEZOID_RANK];
+    c.attrs.i[TRAPEZOID_GROUPS] = groups;
+    c.attrs.i[TRAPEZOID_HALF] = half;
+    c.shape[TRAPEZOID_K] = c.shape[TRAPEZOID_Q] = KR_SHAPE(batch, length, rank * groups * states);
+    c.shape[TRAPEZOID_K_BIAS] = c.shape[TRAPEZOID_Q_BIAS] = KR_SHAPE(heads, rank, states);
+    c.shape[TRAPEZOID_ANG] = own_angles ? KR_SHAPE(batch, length, heads, pairs) : KR_SHAPE(batch, length, pairs);
+    if (theta0) c.shape[TRAPEZOID_THETA0] = KR_SHAPE(batch, heads, pairs);
+    c.hi[TRAPEZOID_THETA0] = 6;
     c.seed += (uint64_t)(pairs * 7 + half + 2 * own_angles);
     return c;
 }
 
 /// The gradient op on the same operands, with states and angles that nobody computed: it must take them as they are.
 static check_case make_backward(const check_case *f, unsigned upstream) {
-    check_case c = {
-        .op = "trapezoid_scan_grad", .attrs = f->attrs, .inputs = BACK_INPUTS, .tolerance = 1e-5, .seed = f->seed};
+    check_case c = {.op = "trapezoid_scan_grad",
+                    .attrs = f->attrs,
+                    .inputs = TRAPEZOID_GRAD_INPUTS,
+                    .tolerance = 1e-5,
+                    .seed = f->seed};
     kr_shape in[CHECK_MAX], out[CHECK_MAX];
     kr_dtype in_type[CHECK_MAX], out_type[CHECK_MAX];
     check_shapes(f, in, in_type, out, out_type);
-    for (int k = 0; k < FORWARD; k++) c.shape[k] = upstream >> k & 1 ? out[k] : CHECK_ABSENT;
-    for (int k = K; k <= RESET; k++) {
-        if (k == H0 || k == THETA0) continue;
-        const int to = k < H0 ? FORWARD + k : k < THETA0 ? BACK_K0 + k - K0 : BACK_RESET;
+    for (int k = 0; k < TRAPEZOID_GRAD_FORWARD; k++) c.shape[k] = upstream >> k & 1 ? out[k] : CHECK_ABSENT;
+    for (int k = TRAPEZOID_K; k <= TRAPEZOID_RESET; k++) {
+        if (k == TRAPEZOID_H0 || k == TRAPEZOID_THETA0) continue;
+        const int to = k < TRAPEZOID_H0       ? TRAPEZOID_GRAD_FORWARD + k
+                       : k < TRAPEZOID_THETA0 ? TRAPEZOID_GRAD_K0 + k - TRAPEZOID_K0
+                                              : TRAPEZOID_GRAD_RESET;
         c.shape[to] = f->shape[k];
         c.dtype[to] = f->dtype[k];
         c.lo[to] = f->lo[k];
         c.hi[to] = f->hi[k];
     }
-    c.shape[BACK_SAVED] = out[5];
-    c.shape[BACK_ANGLES] = out[6];
-    c.shape[BACK_OUT] = f->shape[Z].rank >= 0 ? out[0] : CHECK_ABSENT;
+    c.shape[TRAPEZOID_GRAD_SAVED] = out[TRAPEZOID_SAVED];
+    c.shape[TRAPEZOID_GRAD_ANGLES] = out[TRAPEZOID_ANGLES];
+    c.shape[TRAPEZOID_GRAD_O] = f->shape[TRAPEZOID_Z].rank >= 0 ? out[TRAPEZOID_O] : CHECK_ABSENT;
     return c;
 }
 
@@ -147,15 +159,15 @@ Test(trapezoid_scan, nothing) {
 }
 Test(trapezoid_scan, extreme_steps) {
     check_case c = make(1, 40, 2, 2, 4, 8, 8, HAS_H0 | HAS_K0 | HAS_V0);
-    c.lo[ADT] = -300;
-    c.hi[DT] = 20;
-    c.lo[TRAP] = -60;
-    c.hi[TRAP] = 60;
+    c.lo[TRAPEZOID_ADT] = -300;
+    c.hi[TRAPEZOID_DT] = 20;
+    c.lo[TRAPEZOID_TRAP] = -60;
+    c.hi[TRAPEZOID_TRAP] = 60;
     check_forward(&c, forward);
 }
 Test(trapezoid_scan, every_token_starts_anew) {
     check_case c = make(2, 9, 2, 2, 3, 4, 4, EVERYTHING);
-    c.lo[RESET] = c.hi[RESET] = 1;
+    c.lo[TRAPEZOID_RESET] = c.hi[TRAPEZOID_RESET] = 1;
     check_both(c);
 }
 Test(trapezoid_scan_grad, operands) {
@@ -207,15 +219,23 @@ Test(trapezoid_turns, nothing) {
     check_both(turning(make(2, 3, 2, 2, 0, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
     check_both(turning(make(2, 3, 2, 2, 4, 0, 0, EVERYTHING), 1, 0, 0, false, false, true));
 }
+/// An angle that has gone round a thousand times is as good as a fresh one. tanh and dt round every step by up to 2e-7
+/// of at most pi: 1e-5 rad for 2000 random errors; the last key is the rotated bias.
+Test(trapezoid_turns, long_angles) {
+    check_case c = turning(make(1, 2000, 1, 1, 1, 2, 0, 0), 1, 2, 1, false, false, false);
+    c.lo[TRAPEZOID_ANG] = 2, c.hi[TRAPEZOID_ANG] = 5, c.lo[TRAPEZOID_DT] = 0.9, c.hi[TRAPEZOID_DT] = 1.1;
+    c.tolerance = 2e-5;
+    check_forward(&c, forward);
+}
 /// Where a gate is 0 its output does not say what it was applied to.
 Test(trapezoid_scan, shut_gates) {
     check_case c = make(1, 9, 2, 1, 3, 4, 4, EVERYTHING);
-    c.lo[Z] = c.hi[Z] = 0;
+    c.lo[TRAPEZOID_Z] = c.hi[TRAPEZOID_Z] = 0;
     check_both(c);
     check_case g = make_backward(&c, 31);
     check_forward(&g, backward);
     g = make_backward(&c, 31);
-    g.lo[FORWARD + Z] = -200, g.hi[FORWARD + Z] = 200;
+    g.lo[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z] = -200, g.hi[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z] = 200;
     check_forward(&g, backward);
 }
 Test(trapezoid_turns, published_sizes) {
@@ -240,33 +260,37 @@ static void refuse(check_case c, int input, kr_shape shape, const char *part) {
     c.shape[input] = shape;
     kr_shape out[CHECK_MAX];
     kr_dtype type[CHECK_MAX];
-    cr_assert_eq(kr_op_find(c.op)->shape(&c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_BAD_SHAPE);
+    cr_assert_neq(kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_OK);
     cr_assert(strstr(kr_status_message(), part), "\"%s\" is not in \"%s\"", part, kr_status_message());
 }
 
 Test(trapezoid_scan, bad_shapes) {
     check_case c = make(2, 5, 3, 2, 4, 6, 0, EVERYTHING);
-    refuse(c, X, KR_SHAPE(5, 12), "x is [5, 12], want [batch, length, channels]");
-    refuse(c, X, KR_SHAPE(2, 5, 13), "adt has 3 heads, want a divisor of 13 channels");
-    refuse(c, K, KR_SHAPE(2, 5, 35), "k has 35 columns, want a multiple of 3 heads x rank 2");
-    refuse(c, Q, KR_SHAPE(2, 5, 35), "q is f32 [2, 5, 35], want f32 [2, 5, 36]");
-    refuse(c, DT, KR_SHAPE(2, 5, 7), "dt is f32 [2, 5, 7], want f32 [2, 5, 3]");
-    refuse(c, MIMO_X, KR_SHAPE(3, 4, 2), "mimo_x is f32 [3, 4, 2], want f32 [3, 2, 4]");
-    refuse(c, MIMO_X, CHECK_ABSENT, "rank 2 without mimo_x");
-    refuse(c, D, KR_SHAPE(5), "D is f32 [5], want f32 [3]");
-    refuse(c, H0, KR_SHAPE(2, 3, 6, 4), "h0 is f32 [2, 3, 6, 4], want f32 [2, 3, 4, 6]");
-    refuse(c, K0, KR_SHAPE(2, 3, 2, 6), "k0 is f32 [2, 3, 2, 6], want f32 [2, 2, 3, 6]");
-    refuse(c, V0, KR_SHAPE(2, 3, 6), "v0 is f32 [2, 3, 6], want f32 [2, 3, 4]");
-    refuse(c, Z, KR_SHAPE(2, 5, 12), "rank 2 with a gate z");
-    refuse(c, ANG, KR_SHAPE(2, 5, 1), "biases or angles without groups");
-    refuse(c, RESET, KR_SHAPE(2, 6), "reset is i32 [2, 6], want i32 [2, 5]");
-    c.attrs.i[RANK] = 0;
-    refuse(c, X, c.shape[X], "rank is 0, want at least 1");
+    refuse(c, TRAPEZOID_X, KR_SHAPE(5, 12), "x is [5, 12], want [B L H*P]");
+    refuse(c, TRAPEZOID_X, KR_SHAPE(2, 5, 13),
+           "x is [2, 5, 13], want [B L H*P] with B = 2, L = 5 (from k), H = 3 (from adt)");
+    refuse(c, TRAPEZOID_K, KR_SHAPE(2, 5, 35),
+           "k is [2, 5, 35], want [B L H*rank*N] (groups = 0) with H = 3 (from adt), rank = 2");
+    refuse(c, TRAPEZOID_Q, KR_SHAPE(2, 5, 35), "q is [2, 5, 35], want [B L H*rank*N] = [2, 5, 36]");
+    refuse(c, TRAPEZOID_DT, KR_SHAPE(2, 5, 7), "dt is [2, 5, 7], want [B L H] = [2, 5, 3]");
+    refuse(c, TRAPEZOID_MIMO_X, KR_SHAPE(3, 4, 2), "mimo_x is [3, 4, 2], want [H rank P] = [3, 2, 4]");
+    refuse(c, TRAPEZOID_MIMO_X, CHECK_ABSENT, "rank 2 without mimo_x");
+    refuse(c, TRAPEZOID_D, KR_SHAPE(5), "D is [5], want [H] = [3]");
+    refuse(c, TRAPEZOID_H0, KR_SHAPE(2, 3, 6, 4), "h0 is [2, 3, 6, 4], want [B H P N] = [2, 3, 4, 6]");
+    refuse(c, TRAPEZOID_K0, KR_SHAPE(2, 3, 2, 6), "k0 is [2, 3, 2, 6], want [B rank H N] = [2, 2, 3, 6]");
+    refuse(c, TRAPEZOID_V0, KR_SHAPE(2, 3, 6), "v0 is [2, 3, 6], want [B H P] = [2, 3, 4]");
+    refuse(c, TRAPEZOID_Z, KR_SHAPE(2, 5, 12), "rank 2 with a gate z");
+    refuse(c, TRAPEZOID_ANG, KR_SHAPE(2, 5, 1), "ang is [2, 5, 1], want none with groups = 0");
+    refuse(c, TRAPEZOID_RESET, KR_SHAPE(2, 6), "reset is [2, 6], want [B L] = [2, 5]");
+    c.attrs.i[TRAPEZOID_RANK] = 0;
+    refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 0, want at least 1");
     c = turning(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 2, 6, 3, false, false, true);
-    refuse(c, ANG, KR_SHAPE(2, 5, 4), "want f32 [2, 5, pairs] or [2, 5, 4, pairs] with at most 3 pairs");
-    refuse(c, K_BIAS, KR_SHAPE(4, 2, 5), "k_bias is [4, 2, 5] and k [2, 5, 24]");
-    refuse(c, Q_BIAS, KR_SHAPE(4, 1, 6), "q_bias is f32 [4, 1, 6], want f32 [4, 2, 6]");
-    refuse(c, THETA0, KR_SHAPE(2, 4, 2), "theta0 is f32 [2, 4, 2], want f32 [2, 4, 3]");
-    c.attrs.i[GROUPS] = 3;
-    refuse(c, X, c.shape[X], "3 groups, want a divisor of 4 heads");
+    check_case wide = c;
+    wide.shape[TRAPEZOID_THETA0] = CHECK_ABSENT;
+    refuse(wide, TRAPEZOID_ANG, KR_SHAPE(2, 5, 4), "ang has 4 pairs, want at most 3, half of N");
+    refuse(c, TRAPEZOID_K_BIAS, KR_SHAPE(4, 2, 5), "k_bias is [4, 2, 5], want [H rank N] = [4, 2, 6] (groups = 2)");
+    refuse(c, TRAPEZOID_Q_BIAS, KR_SHAPE(4, 1, 6), "q_bias is [4, 1, 6], want [H rank N] = [4, 2, 6]");
+    refuse(c, TRAPEZOID_THETA0, KR_SHAPE(2, 4, 2), "theta0 is [2, 4, 2], want [B H S] = [2, 4, 3]");
+    c = turning(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 3, 6, 3, false, false, true);
+    refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "3 groups, want a divisor of 4 heads");
 }

@@ -97,7 +97,7 @@ Test(variants, keys_of_ones_own, .init = enter_with_models, .fini = leave) {
         fprintf(file, "models:\n  own: {layers: [experts, mingru], d_model: 8, vocab_size: 256, %s}\n", files[k + 1]);
         fclose(file);
     }
-    char with[512];
+    char with[2048];
     snprintf(with, sizeof with, "--block '%s/experts.so' %s", getenv("KRAIT_BAD_BLOCKS"), blocks());
     cr_assert_eq(krait("graph %s --config four --model own --seq-len 3", with), 0, "%s", output);
     expect_said("param \"backbone.layers.0.mixer.experts.weight\"");
@@ -159,6 +159,8 @@ Test(variants, the_table_grows_and_keeps_names_apart) {
         {{"d_model", KR_KEY_IS_INT, 0, 1, 1, 2, 0, "of the model"}},
         {{"n-heads", KR_KEY_IS_INT, 0, 1, 1, 2, 0, "no word"}},
         {{"n", KR_KEY_IS_CHOICE, 0, 0, 0, 0, 0, "no choices"}},
+        {{"n", KR_KEY_IS_CHOICE, 0, 2, 0, 0, "a|b", "no third choice"}},
+        {{"attention", KR_KEY_IS_INT, 0, 1, 1, 2, 0, "the name of a section"}},
         {{"n", KR_KEY_IS_BOOL, 0, KR_KEY_DERIVED, 0, 1, 0, "neither true nor false"}},
     };
     for (size_t k = 0; k < sizeof tables / sizeof *tables; k++) {
@@ -166,8 +168,10 @@ Test(variants, the_table_grows_and_keeps_names_apart) {
         kind = (kr_block_kind){.name = "keys", .keys = tables[k], .config_bytes = sizeof(config), .build = same};
         cr_expect_eq(kr_block_register(&kind), KR_BAD_ARGUMENT, "table %zu is taken", k);
     }
-    static const kr_block_kind section = {.name = "mine", .section = "attention", .build = same};
+    static const kr_block_kind section = {.name = "mine", .section = "attention", .build = same},
+                               key = {.name = "mine", .section = "d_state", .build = same};
     cr_expect_eq(kr_block_register(&section), KR_BAD_ARGUMENT);
+    cr_expect_eq(kr_block_register(&key), KR_BAD_ARGUMENT);
     // Krait's own tables are in order
     for (int k = 0; k < kr_block_kind_count; k++) {
         static kr_block_kind copies[8];

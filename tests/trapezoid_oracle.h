@@ -3,15 +3,11 @@
 #define KRAIT_TESTS_TRAPEZOID_ORACLE_H
 
 #include "ops/ssd/chunk_size.h"
+#include "ops/trapezoid/args.h"
 #include "tests/check.h"
 
 #include <math.h>
 #include <stdlib.h>
-
-enum { K, Q, X, ADT, DT, TRAP, MIMO_X, D, Z, K_BIAS, Q_BIAS, ANG, H0, K0, V0, THETA0, RESET, INPUTS };
-enum { RANK, CHUNK, GROUPS, HALF };
-/// The operands of the gradient op: five upstream, k to ang, and these; dz is taken from the output, whatever it is.
-enum { FORWARD = 5, BACK_K0 = FORWARD + H0, BACK_V0, BACK_RESET, BACK_SAVED, BACK_ANGLES, BACK_OUT, BACK_INPUTS };
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
@@ -21,22 +17,23 @@ typedef struct sizes {
 } sizes;
 
 static sizes sizes_of(const kr_attrs *a, const kr_shape *in) {
-    const int64_t heads = in[ADT].dim[2], rank = a->i[RANK], groups = a->i[GROUPS];
-    sizes s = {.batch = in[X].dim[0],
-               .length = in[X].dim[1],
+    const int64_t heads = in[TRAPEZOID_ADT].dim[2], rank = a->i[TRAPEZOID_RANK], groups = a->i[TRAPEZOID_GROUPS];
+    sizes s = {.batch = in[TRAPEZOID_X].dim[0],
+               .length = in[TRAPEZOID_X].dim[1],
                .heads = heads,
                .rank = rank,
                .groups = groups,
-               .width = heads ? in[X].dim[2] / heads : 0,
-               .states = heads && !groups ? in[K].dim[2] / heads / rank : 0,
+               .width = heads ? in[TRAPEZOID_X].dim[2] / heads : 0,
+               .states = heads && !groups ? in[TRAPEZOID_K].dim[2] / heads / rank : 0,
                .turns = groups > 0,
-               .half = a->i[HALF] != 0};
+               .half = a->i[TRAPEZOID_HALF] != 0};
     if (s.turns) {
-        s.states = in[K_BIAS].dim[2];
-        s.pairs = in[ANG].dim[in[ANG].rank - 1];
-        s.own_angles = in[ANG].rank == 4;
+        s.states = in[TRAPEZOID_K_BIAS].dim[2];
+        s.pairs = in[TRAPEZOID_ANG].dim[in[TRAPEZOID_ANG].rank - 1];
+        s.own_angles = in[TRAPEZOID_ANG].rank == 4;
     }
-    const kr_chunk_size m = kr_chunk_measure(s.batch, s.length, heads, groups, rank, s.width, s.states, a->i[CHUNK]);
+    const kr_chunk_size m = kr_chunk_measure(s.batch, s.length, heads, groups, rank, s.width, s.states,
+                                             a->i[TRAPEZOID_CHUNK]);
     s.chunk = m.chunk;
     s.chunks = m.chunks;
     return s;
@@ -52,12 +49,12 @@ typedef struct moment {
 static moment moment_of(const sizes *s, const double *const *in, const double *reset, int64_t b, int64_t t, int64_t h) {
     moment m = {.row = b * s->length + t};
     m.step = m.row * s->heads + h;
-    m.lambda = sigmoid(in[TRAP][m.step]);
-    m.dt = in[DT][m.step];
+    m.lambda = sigmoid(in[TRAPEZOID_TRAP][m.step]);
+    m.dt = in[TRAPEZOID_DT][m.step];
     m.fresh = reset && reset[m.row] > 0;
     m.omega = m.fresh ? 0 : (1 - m.lambda) * m.dt;
     m.gamma = m.lambda * m.dt;
-    m.alpha = m.fresh ? 0 : exp(in[ADT][m.step]);
+    m.alpha = m.fresh ? 0 : exp(in[TRAPEZOID_ADT][m.step]);
     return m;
 }
 
@@ -74,7 +71,7 @@ static int64_t saved_at(const sizes *s, int64_t b, int64_t c, int64_t h, int64_t
     return (((b * s->chunks + c) * s->heads + h) * s->states + n) * s->width + p;
 }
 static double mimo_at(const sizes *s, const double *const *in, int64_t h, int64_t r, int64_t p) {
-    return in[MIMO_X] ? in[MIMO_X][(h * s->rank + r) * s->width + p] : 1;
+    return in[TRAPEZOID_MIMO_X] ? in[TRAPEZOID_MIMO_X][(h * s->rank + r) * s->width + p] : 1;
 }
 
 /// U_t[p, n]; t = -1: from k0 and v0.
@@ -84,8 +81,9 @@ static double outer(const sizes *s, const double *const *in, const double *k0, c
     if (t < 0 && !(k0 && v0)) return 0;
     for (int64_t r = 0; r < s->rank; r++) {
         const int64_t row = b * s->length + t;
-        const double k = t < 0 ? k0[before_at(s, b, h, r, n)] : in[K][key_at(s, row, h, r, n)];
-        const double x = t < 0 ? v0[(b * s->heads + h) * s->width + p] : in[X][(row * s->heads + h) * s->width + p];
+        const double k = t < 0 ? k0[before_at(s, b, h, r, n)] : in[TRAPEZOID_K][key_at(s, row, h, r, n)];
+        const double x = t < 0 ? v0[(b * s->heads + h) * s->width + p]
+                               : in[TRAPEZOID_X][(row * s->heads + h) * s->width + p];
         u += k * x * mimo_at(s, in, h, r, p);
     }
     return u;
@@ -128,7 +126,7 @@ static double *angles_of(const sizes *s, const double *const *in, const double *
             if (saved && t % s->chunk == 0) theta = saved[chunk];
             if (kept && t % s->chunk == 0) kept[chunk] = theta - 2 * M_PI * nearbyint(theta / (2 * M_PI));
             if (reset && reset[row] > 0) theta = 0;
-            theta += M_PI * tanh(in[ANG][angle_at(s, b, t, h, j)]) * in[DT][row * s->heads + h];
+            theta += M_PI * tanh(in[TRAPEZOID_ANG][angle_at(s, b, t, h, j)]) * in[TRAPEZOID_DT][row * s->heads + h];
             all[(row * s->heads + h) * s->pairs + j] = theta;
         }
         if (last) last[i] = (theta / (2 * M_PI) - floor(theta / (2 * M_PI))) * 2 * M_PI;
@@ -176,9 +174,9 @@ static void angles_back(const sizes *s, const double *const *in, const double *r
         double felt = dtheta ? dtheta[i] : 0;
         for (int64_t t = s->length - 1; t >= 0; t--) {
             const int64_t row = b * s->length + t, at = angle_at(s, b, t, h, j);
-            const double speed = tanh(in[ANG][at]);
+            const double speed = tanh(in[TRAPEZOID_ANG][at]);
             felt += e[(row * s->heads + h) * s->pairs + j];
-            dang[at] += felt * M_PI * in[DT][row * s->heads + h] * (1 - speed * speed);
+            dang[at] += felt * M_PI * in[TRAPEZOID_DT][row * s->heads + h] * (1 - speed * speed);
             ddt[row * s->heads + h] += felt * M_PI * speed;
             if (reset && reset[row] > 0) felt = 0;
         }
@@ -191,46 +189,53 @@ static void angles_back(const sizes *s, const double *const *in, const double *r
 static void forward(const kr_attrs *a, const kr_shape *shape, const double *const *given, const kr_shape *out_shape,
                     double *const *out) {
     const sizes s = sizes_of(a, shape);
-    const double *in[INPUTS];
+    const double *in[TRAPEZOID_INPUTS];
     double *angles = NULL, *keys[2] = {NULL, NULL};
-    for (int k = 0; k < INPUTS; k++) in[k] = given[k];
+    for (int k = 0; k < TRAPEZOID_INPUTS; k++) in[k] = given[k];
     if (s.turns) {
-        angles = angles_of(&s, in, in[RESET], in[THETA0], NULL, out[4], out[6]);
-        for (int k = 0; k < 2; k++) in[k] = keys[k] = turned(&s, given[k], in[K_BIAS + k], angles);
+        angles = angles_of(&s, in, in[TRAPEZOID_RESET], in[TRAPEZOID_THETA0], NULL, out[TRAPEZOID_THETA_LAST],
+                           out[TRAPEZOID_ANGLES]);
+        for (int k = 0; k < 2; k++) in[k] = keys[k] = turned(&s, given[k], in[TRAPEZOID_K_BIAS + k], angles);
     }
     for (int64_t b = 0; b < s.batch; b++)
         for (int64_t h = 0; h < s.heads; h++)
             for (int64_t p = 0; p < s.width; p++) {
                 const int64_t head = b * s.heads + h;
                 for (int64_t n = 0; n < s.states; n++) {
-                    double S = in[H0] ? in[H0][(head * s.width + p) * s.states + n] : 0;
+                    double S = in[TRAPEZOID_H0] ? in[TRAPEZOID_H0][(head * s.width + p) * s.states + n] : 0;
                     for (int64_t t = 0; t < s.length; t++) {
-                        const moment m = moment_of(&s, in, in[RESET], b, t, h);
-                        const double before = S + m.omega * outer(&s, in, in[K0], in[V0], b, t - 1, h, p, n);
-                        if (t % s.chunk == 0) out[5][saved_at(&s, b, t / s.chunk, h, p, n)] = before;
+                        const moment m = moment_of(&s, in, in[TRAPEZOID_RESET], b, t, h);
+                        const double before = S + m.omega * outer(&s, in, in[TRAPEZOID_K0], in[TRAPEZOID_V0], b, t - 1,
+                                                                  h, p, n);
+                        if (t % s.chunk == 0) out[TRAPEZOID_SAVED][saved_at(&s, b, t / s.chunk, h, p, n)] = before;
                         S = m.alpha * before + m.gamma * outer(&s, in, 0, 0, b, t, h, p, n);
                         for (int64_t r = 0; r < s.rank; r++)
-                            out[0][out_at(&s, m.row, h, r, p)] += S * in[Q][key_at(&s, m.row, h, r, n)];
+                            out[TRAPEZOID_O][out_at(&s, m.row, h, r, p)] += S *
+                                                                            in[TRAPEZOID_Q][key_at(&s, m.row, h, r, n)];
                     }
-                    out[1][(head * s.width + p) * s.states + n] = S;
+                    out[TRAPEZOID_H_LAST][(head * s.width + p) * s.states + n] = S;
                 }
-                for (int64_t t = 0; t < s.length && in[D]; t++)
+                for (int64_t t = 0; t < s.length && in[TRAPEZOID_D]; t++)
                     for (int64_t r = 0; r < s.rank; r++) {
                         const int64_t row = b * s.length + t;
-                        out[0][out_at(&s, row, h, r, p)] += in[D][h] * mimo_at(&s, in, h, r, p) *
-                                                            in[X][(row * s.heads + h) * s.width + p];
+                        out[TRAPEZOID_O][out_at(&s, row, h, r, p)] +=
+                            in[TRAPEZOID_D][h] * mimo_at(&s, in, h, r, p) *
+                            in[TRAPEZOID_X][(row * s.heads + h) * s.width + p];
                     }
-                out[3][head * s.width + p] = s.length
-                                                 ? in[X][((b * s.length + s.length - 1) * s.heads + h) * s.width + p]
-                                             : in[V0] ? in[V0][head * s.width + p]
-                                                      : 0;
+                out[TRAPEZOID_V_LAST][head * s.width + p] =
+                    s.length           ? in[TRAPEZOID_X][((b * s.length + s.length - 1) * s.heads + h) * s.width + p]
+                    : in[TRAPEZOID_V0] ? in[TRAPEZOID_V0][head * s.width + p]
+                                       : 0;
             }
-    for (int64_t i = 0; i < kr_shape_count(&out_shape[2]); i++) {
+    for (int64_t i = 0; i < kr_shape_count(&out_shape[TRAPEZOID_K_LAST]); i++) {
         const int64_t n = i % s.states, h = i / s.states % s.heads, r = i / s.states / s.heads % s.rank;
         const int64_t b = i / s.states / s.heads / s.rank;
-        out[2][i] = s.length ? in[K][key_at(&s, b * s.length + s.length - 1, h, r, n)] : in[K0] ? in[K0][i] : 0;
+        out[TRAPEZOID_K_LAST][i] = s.length ? in[TRAPEZOID_K][key_at(&s, b * s.length + s.length - 1, h, r, n)]
+                                   : in[TRAPEZOID_K0] ? in[TRAPEZOID_K0][i]
+                                                      : 0;
     }
-    for (int64_t i = 0; i < kr_shape_count(&out_shape[0]) && in[Z]; i++) out[0][i] *= in[Z][i] * sigmoid(in[Z][i]);
+    for (int64_t i = 0; i < kr_shape_count(&out_shape[TRAPEZOID_O]) && in[TRAPEZOID_Z]; i++)
+        out[TRAPEZOID_O][i] *= in[TRAPEZOID_Z][i] * sigmoid(in[TRAPEZOID_Z][i]);
     for (int k = 0; k < 2; k++) free(keys[k]);
     free(angles);
 }
@@ -239,17 +244,18 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
 /// all: the operands of the gradient op with dout before the gate, k and q turned; o gets the scan without gate and D.
 static void backward_state(const sizes *s, const double *const *all, double *const *out, double *o, int64_t b,
                            int64_t h, int64_t p, int64_t n) {
-    const double *dout = all[0], *dh_last = all[1], *const *in = all + FORWARD;
-    const double *k0 = all[BACK_K0], *v0 = all[BACK_V0], *reset = all[BACK_RESET];
+    const double *dout = all[TRAPEZOID_GRAD_DO],
+                 *dh_last = all[TRAPEZOID_GRAD_DH_LAST], *const *in = all + TRAPEZOID_GRAD_FORWARD;
+    const double *k0 = all[TRAPEZOID_GRAD_K0], *v0 = all[TRAPEZOID_GRAD_V0], *reset = all[TRAPEZOID_GRAD_RESET];
     const int64_t head = b * s->heads + h;
     double before[s->length + 1], after[s->length + 1]; // the state before a token with what is pending, and after it
     for (int64_t t = 0; t < s->length; t++) {
         const moment m = moment_of(s, in, reset, b, t, h);
         before[t] = t % s->chunk ? after[t - 1] + m.omega * outer(s, in, k0, v0, b, t - 1, h, p, n)
-                                 : all[BACK_SAVED][saved_at(s, b, t / s->chunk, h, p, n)];
+                                 : all[TRAPEZOID_GRAD_SAVED][saved_at(s, b, t / s->chunk, h, p, n)];
         after[t] = m.alpha * before[t] + m.gamma * outer(s, in, 0, 0, b, t, h, p, n);
         for (int64_t r = 0; r < s->rank; r++)
-            o[out_at(s, m.row, h, r, p)] += after[t] * in[Q][key_at(s, m.row, h, r, n)];
+            o[out_at(s, m.row, h, r, p)] += after[t] * in[TRAPEZOID_Q][key_at(s, m.row, h, r, n)];
     }
     double G = dh_last ? dh_last[(head * s->width + p) * s->states + n] : 0, omega = 0; // of the token after
     for (int64_t t = s->length - 1; t >= -1; t--) {
@@ -260,100 +266,108 @@ static void backward_state(const sizes *s, const double *const *all, double *con
         if (t + 1 < s->length) { // domega of the token after
             const moment next = moment_of(s, in, reset, b, t + 1, h);
             const double domega = next.fresh ? 0 : G * outer(s, in, k0, v0, b, t, h, p, n);
-            out[4][next.step] += (1 - next.lambda) * domega;
-            out[5][next.step] -= next.dt * domega * next.lambda * (1 - next.lambda);
+            out[TRAPEZOID_GRAD_DDT][next.step] += (1 - next.lambda) * domega;
+            out[TRAPEZOID_GRAD_DTRAP][next.step] -= next.dt * domega * next.lambda * (1 - next.lambda);
         }
         if (t >= 0) {
             for (int64_t r = 0; r < s->rank && dout; r++) {
-                g += dout[out_at(s, row, h, r, p)] * in[Q][key_at(s, row, h, r, n)];
-                out[1][key_at(s, row, h, r, n)] += dout[out_at(s, row, h, r, p)] * after[t];
+                g += dout[out_at(s, row, h, r, p)] * in[TRAPEZOID_Q][key_at(s, row, h, r, n)];
+                out[TRAPEZOID_GRAD_DQ][key_at(s, row, h, r, n)] += dout[out_at(s, row, h, r, p)] * after[t];
             }
             const double dgamma = g * outer(s, in, 0, 0, b, t, h, p, n);
-            out[3][m.step] += m.alpha * g * before[t];
-            out[4][m.step] += m.lambda * dgamma;
-            out[5][m.step] += m.dt * dgamma * m.lambda * (1 - m.lambda);
+            out[TRAPEZOID_GRAD_DADT][m.step] += m.alpha * g * before[t];
+            out[TRAPEZOID_GRAD_DDT][m.step] += m.lambda * dgamma;
+            out[TRAPEZOID_GRAD_DTRAP][m.step] += m.dt * dgamma * m.lambda * (1 - m.lambda);
             dU += m.gamma * g;
         }
         for (int64_t r = 0; r < s->rank; r++) {
             const double mimo = mimo_at(s, in, h, r, p);
-            const double k = t < 0 ? k0[before_at(s, b, h, r, n)] : in[K][key_at(s, row, h, r, n)];
-            const double v = t < 0 ? v0[head * s->width + p] : in[X][x];
-            *(t < 0 ? &out[13][before_at(s, b, h, r, n)] : &out[0][key_at(s, row, h, r, n)]) += dU * v * mimo;
-            *(t < 0 ? &out[14][head * s->width + p] : &out[2][x]) += dU * k * mimo;
-            if (in[MIMO_X]) out[6][(h * s->rank + r) * s->width + p] += dU * k * v;
+            const double k = t < 0 ? k0[before_at(s, b, h, r, n)] : in[TRAPEZOID_K][key_at(s, row, h, r, n)];
+            const double v = t < 0 ? v0[head * s->width + p] : in[TRAPEZOID_X][x];
+            *(t < 0 ? &out[TRAPEZOID_GRAD_DK0][before_at(s, b, h, r, n)]
+                    : &out[TRAPEZOID_GRAD_DK][key_at(s, row, h, r, n)]) += dU * v * mimo;
+            *(t < 0 ? &out[TRAPEZOID_GRAD_DV0][head * s->width + p] : &out[TRAPEZOID_GRAD_DX][x]) += dU * k * mimo;
+            if (in[TRAPEZOID_MIMO_X]) out[TRAPEZOID_GRAD_DMIMO_X][(h * s->rank + r) * s->width + p] += dU * k * v;
         }
         if (t < 0) break;
         omega = m.omega;
         G = m.alpha * g;
     }
-    out[12][(head * s->width + p) * s->states + n] = G;
+    out[TRAPEZOID_GRAD_DH0][(head * s->width + p) * s->states + n] = G;
 }
 
 /// The scan of turned keys with dout before the gate: gradients as they are before anything is turned back.
 static void backward_scan(const sizes *s, const double *const *all, const kr_shape *out_shape, double *const *out,
                           double *o) {
-    const double *dout = all[0], *dk_last = all[2], *dv_last = all[3], *const *in = all + FORWARD;
+    const double *dout = all[TRAPEZOID_GRAD_DO], *dk_last = all[TRAPEZOID_GRAD_DK_LAST],
+                 *dv_last = all[TRAPEZOID_GRAD_DV_LAST], *const *in = all + TRAPEZOID_GRAD_FORWARD;
     for (int64_t b = 0; b < s->batch; b++)
         for (int64_t h = 0; h < s->heads; h++)
             for (int64_t p = 0; p < s->width; p++) {
                 for (int64_t n = 0; n < s->states; n++) backward_state(s, all, out, o, b, h, p, n);
-                for (int64_t t = 0; t < s->length && in[D]; t++)
+                for (int64_t t = 0; t < s->length && in[TRAPEZOID_D]; t++)
                     for (int64_t r = 0; r < s->rank; r++) {
                         const int64_t row = b * s->length + t, x = (row * s->heads + h) * s->width + p;
                         const double mimo = mimo_at(s, in, h, r, p), d = dout ? dout[out_at(s, row, h, r, p)] : 0;
-                        o[out_at(s, row, h, r, p)] += in[D][h] * mimo * in[X][x];
-                        out[2][x] += in[D][h] * d * mimo;
-                        out[7][h] += d * mimo * in[X][x];
-                        if (in[MIMO_X]) out[6][(h * s->rank + r) * s->width + p] += in[D][h] * d * in[X][x];
+                        o[out_at(s, row, h, r, p)] += in[TRAPEZOID_D][h] * mimo * in[TRAPEZOID_X][x];
+                        out[TRAPEZOID_GRAD_DX][x] += in[TRAPEZOID_D][h] * d * mimo;
+                        out[TRAPEZOID_GRAD_DD][h] += d * mimo * in[TRAPEZOID_X][x];
+                        if (in[TRAPEZOID_MIMO_X])
+                            out[TRAPEZOID_GRAD_DMIMO_X][(h * s->rank + r) * s->width + p] += in[TRAPEZOID_D][h] * d *
+                                                                                             in[TRAPEZOID_X][x];
                     }
                 const int64_t head = b * s->heads + h,
                               last = ((b * s->length + s->length - 1) * s->heads + h) * s->width + p;
                 if (dv_last)
-                    *(s->length ? &out[2][last] : &out[14][head * s->width + p]) += dv_last[head * s->width + p];
+                    *(s->length ? &out[TRAPEZOID_GRAD_DX][last]
+                                : &out[TRAPEZOID_GRAD_DV0][head * s->width + p]) += dv_last[head * s->width + p];
             }
-    for (int64_t i = 0; i < kr_shape_count(&out_shape[13]) && dk_last; i++) {
+    for (int64_t i = 0; i < kr_shape_count(&out_shape[TRAPEZOID_GRAD_DK0]) && dk_last; i++) {
         const int64_t n = i % s->states, h = i / s->states % s->heads, r = i / s->states / s->heads % s->rank;
         const int64_t b = i / s->states / s->heads / s->rank;
-        *(s->length ? &out[0][key_at(s, b * s->length + s->length - 1, h, r, n)] : &out[13][i]) += dk_last[i];
+        *(s->length ? &out[TRAPEZOID_GRAD_DK][key_at(s, b * s->length + s->length - 1, h, r, n)]
+                    : &out[TRAPEZOID_GRAD_DK0][i]) += dk_last[i];
     }
 }
 
 static void backward(const kr_attrs *a, const kr_shape *shape, const double *const *given, const kr_shape *out_shape,
                      double *const *out) {
-    enum { OUTPUTS = 16 };
-    const sizes s = sizes_of(a, shape + FORWARD);
-    const double *all[BACK_INPUTS], *const *in = given + FORWARD;
-    double *inner[OUTPUTS], *angles = NULL, *keys[2] = {NULL, NULL};
+    const sizes s = sizes_of(a, shape + TRAPEZOID_GRAD_FORWARD);
+    const double *all[TRAPEZOID_GRAD_INPUTS], *const *in = given + TRAPEZOID_GRAD_FORWARD;
+    double *inner[TRAPEZOID_GRAD_OUTPUTS], *angles = NULL, *keys[2] = {NULL, NULL};
     const size_t key_count = (size_t)(s.batch * s.length * s.heads * s.rank * s.states + 1);
     const int64_t values = s.batch * s.length * s.rank * s.heads * s.width;
     double *o = calloc((size_t)values + 1, sizeof *o), *dout = calloc((size_t)values + 1, sizeof *o);
-    for (int k = 0; k < BACK_INPUTS; k++) all[k] = given[k];
-    for (int k = 0; k < OUTPUTS; k++) inner[k] = out[k];
-    for (int64_t i = 0; i < values && given[0]; i++) dout[i] = given[0][i] * (in[Z] ? in[Z][i] * sigmoid(in[Z][i]) : 1);
-    if (given[0]) all[0] = dout;
+    for (int k = 0; k < TRAPEZOID_GRAD_INPUTS; k++) all[k] = given[k];
+    for (int k = 0; k < TRAPEZOID_GRAD_OUTPUTS; k++) inner[k] = out[k];
+    for (int64_t i = 0; i < values && given[TRAPEZOID_GRAD_DO]; i++)
+        dout[i] = given[TRAPEZOID_GRAD_DO][i] *
+                  (in[TRAPEZOID_Z] ? in[TRAPEZOID_Z][i] * sigmoid(in[TRAPEZOID_Z][i]) : 1);
+    if (given[TRAPEZOID_GRAD_DO]) all[TRAPEZOID_GRAD_DO] = dout;
     if (s.turns) {
-        angles = angles_of(&s, in, given[BACK_RESET], NULL, given[BACK_ANGLES], NULL, NULL);
+        angles = angles_of(&s, in, given[TRAPEZOID_GRAD_RESET], NULL, given[TRAPEZOID_GRAD_ANGLES], NULL, NULL);
         for (int k = 0; k < 2; k++) {
-            all[FORWARD + k] = keys[k] = turned(&s, in[k], in[K_BIAS + k], angles);
+            all[TRAPEZOID_GRAD_FORWARD + k] = keys[k] = turned(&s, in[k], in[TRAPEZOID_K_BIAS + k], angles);
             inner[k] = calloc(key_count, sizeof *o);
         }
     }
     backward_scan(&s, all, out_shape, inner, o);
-    for (int64_t i = 0; i < values && in[Z]; i++) {
-        const double z = in[Z][i], open = sigmoid(z);
-        const double slope = fabs(z) < 1e-18
-                                 ? o[i] * open * (1 + z * (1 - open))
-                                 : given[BACK_OUT][i] * (1 / fmax(z, -80) + 1 - open); // an output below -80 is 0
-        out[8][i] = given[0] ? given[0][i] * slope : 0;
+    for (int64_t i = 0; i < values && in[TRAPEZOID_Z]; i++) {
+        const double z = in[TRAPEZOID_Z][i], open = sigmoid(z);
+        const double slope = fabs(z) < 1e-18 ? o[i] * open * (1 + z * (1 - open))
+                                             : given[TRAPEZOID_GRAD_O][i] *
+                                                   (1 / fmax(z, -80) + 1 - open); // an output below -80 is 0
+        out[TRAPEZOID_GRAD_DZ][i] = given[TRAPEZOID_GRAD_DO] ? given[TRAPEZOID_GRAD_DO][i] * slope : 0;
     }
     if (s.turns) {
         double *e = calloc((size_t)(s.batch * s.length * s.heads * s.pairs + 1), sizeof *e);
         for (int k = 0; k < 2; k++) {
-            turn_back(&s, keys[k], inner[k], angles, out[k], out[9 + k], e);
+            turn_back(&s, keys[k], inner[k], angles, out[k], out[TRAPEZOID_GRAD_DK_BIAS + k], e);
             free(inner[k]);
             free(keys[k]);
         }
-        angles_back(&s, in, given[BACK_RESET], given[4], e, out[11], out[4], out[15]);
+        angles_back(&s, in, given[TRAPEZOID_GRAD_RESET], given[TRAPEZOID_GRAD_DTHETA_LAST], e, out[TRAPEZOID_GRAD_DANG],
+                    out[TRAPEZOID_GRAD_DDT], out[TRAPEZOID_GRAD_DTHETA0]);
         free(e);
     }
     free(angles);

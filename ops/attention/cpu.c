@@ -131,10 +131,13 @@ static void attend_segment(const attention *a, const kr_call *call, int64_t b, i
         for (int64_t h = 0, rows; h < s->heads; h += rows) {
             const int64_t kv = h / s->group, left = (kv + 1) * s->group - h;
             rows = left < ROWS ? left : ROWS;
-            unit u = {.q = a->q + b * kr_arg_pitch(&call->in[0]) + h * s->dim,
+            unit u = {.q = a->q + b * kr_arg_pitch(&call->in[ATTENTION_Q]) + h * s->dim,
                       .k = a->k + b * s->keys * a->k_pitch + kv * s->dim,
-                      .v = a->v + b * s->keys * a->v_pitch + kv * s->dim, .o = o + h * s->dim, .rows = rows,
-                      .q_pitch = s->dim, .o_pitch = s->dim};
+                      .v = a->v + b * s->keys * a->v_pitch + kv * s->dim,
+                      .o = o + h * s->dim,
+                      .rows = rows,
+                      .q_pitch = s->dim,
+                      .o_pitch = s->dim};
             start(&u);
             for (int64_t r = 0; r < rows; r++)
                 u.lo[r] = (int32_t)from, u.hi[r] = (int32_t)to, u.top[r] = top[h + r], u.sum[r] = sum[h + r];
@@ -163,13 +166,13 @@ static void attend_one(const attention *a, const kr_call *call, int part, int pa
 KR_KERNEL(attention_merge) {
     const attention a = attention_of(call, call->in);
     const segments g = segments_of(&a, call);
-    const int64_t dim = a.s.dim, o_pitch = kr_arg_pitch(&call->out[0]);
-    float *lse = call->out[1].data;
+    const int64_t dim = a.s.dim, o_pitch = kr_arg_pitch(&call->out[ATTENTION_O]);
+    float *lse = call->out[ATTENTION_LSE].data;
     int64_t begin, end;
     kr_share(a.s.queries == 1 ? a.s.batch * a.s.heads : 0, part, parts, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         const int64_t b = i / a.s.heads, h = i % a.s.heads;
-        float *o = (float *)call->out[0].data + b * o_pitch + h * dim, top = -__builtin_inff(), sum = 0;
+        float *o = (float *)call->out[ATTENTION_O].data + b * o_pitch + h * dim, top = -__builtin_inff(), sum = 0;
         for (int64_t n = 0; n < dim; n++) o[n] = 0;
         for (int64_t k = g.first; k < g.last; k++) {
             const float x = g.top[(b * g.all + k) * a.s.heads + h];
@@ -189,8 +192,8 @@ KR_KERNEL(attention_merge) {
 KR_KERNEL(attention) {
     const attention a = attention_of(call, call->in);
     const kr_attention_size *s = &a.s;
-    const int64_t o_pitch = kr_arg_pitch(&call->out[0]), blocks = (s->queries + ROWS - 1) / ROWS;
-    float *o = call->out[0].data, *lse = call->out[1].data;
+    const int64_t o_pitch = kr_arg_pitch(&call->out[ATTENTION_O]), blocks = (s->queries + ROWS - 1) / ROWS;
+    float *o = call->out[ATTENTION_O].data, *lse = call->out[ATTENTION_LSE].data;
     int64_t begin, end;
     if (s->queries == 1) {
         attend_one(&a, call, part, parts);
@@ -212,9 +215,9 @@ KR_KERNEL(attention) {
 
 /// Rows are copied, or already there: then only the new ones are written.
 KR_KERNEL(cache_write) {
-    const kr_arg *cache = &call->in[0], *x = &call->in[1], *out = &call->out[0];
+    const kr_arg *cache = &call->in[CACHE_WRITE_CACHE], *x = &call->in[CACHE_WRITE_X], *out = &call->out[CACHE_WRITE_Y];
     const int64_t capacity = cache->shape.dim[1], columns = cache->shape.dim[2], length = x->shape.dim[1];
-    const int64_t position = *(const int32_t *)call->in[2].data, pitch = kr_arg_pitch(x);
+    const int64_t position = *(const int32_t *)call->in[CACHE_WRITE_POSITION].data, pitch = kr_arg_pitch(x);
     int64_t begin, end;
     kr_share(cache->shape.dim[0] * capacity, part, parts, &begin, &end);
     for (int64_t row = begin; row < end; row++) {

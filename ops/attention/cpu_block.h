@@ -7,6 +7,7 @@
 #ifndef KRAIT_OPS_ATTENTION_CPU_BLOCK_H
 #define KRAIT_OPS_ATTENTION_CPU_BLOCK_H
 
+#include "ops/attention/args.h"
 #include "ops/attention/size.h"
 #include "ops/cpu/tile.h"
 
@@ -24,15 +25,25 @@ typedef struct attention {
     const int32_t *reset;
 } attention;
 
-/// in: q, k, v, key_count, reset.
+/// in: the forward inputs.
 static attention attention_of(const kr_call *call, const kr_arg *in) {
     const kr_attrs *t = call->attrs;
-    attention a = {.s = kr_attention_measure(&in[0].shape, &in[1].shape, t->i[0], t->i[1]), .q = in[0].data,
-                   .k = in[1].data, .v = in[2].data, .q_pitch = kr_arg_pitch(&in[0]), .k_pitch = kr_arg_pitch(&in[1]),
-                   .v_pitch = kr_arg_pitch(&in[2]), .window = t->i[2], .causal = !t->i[3], .reset = in[4].data};
-    const int32_t *count = in[3].data;
+    attention a = {.s = kr_attention_measure(&in[ATTENTION_Q].shape, &in[ATTENTION_K].shape, t->i[ATTENTION_HEADS],
+                                             t->i[ATTENTION_KV_HEADS]),
+                   .q = in[ATTENTION_Q].data,
+                   .k = in[ATTENTION_K].data,
+                   .v = in[ATTENTION_V].data,
+                   .q_pitch = kr_arg_pitch(&in[ATTENTION_Q]),
+                   .k_pitch = kr_arg_pitch(&in[ATTENTION_K]),
+                   .v_pitch = kr_arg_pitch(&in[ATTENTION_V]),
+                   .window = t->i[ATTENTION_WINDOW],
+                   .causal = !t->i[ATTENTION_NOT_CAUSAL],
+                   .reset = in[ATTENTION_RESET].data};
+    const int32_t *count = in[ATTENTION_KEY_COUNT].data;
     a.count = !count || *count > a.s.keys ? a.s.keys : *count < 0 ? 0 : *count;
-    a.scale = (float)(t->r[0] != 0 ? t->r[0] : a.s.dim ? 1 / __builtin_sqrt((double)a.s.dim) : 1);
+    a.scale = (float)(t->r[ATTENTION_SCALE] != 0 ? t->r[ATTENTION_SCALE]
+                      : a.s.dim                  ? 1 / __builtin_sqrt((double)a.s.dim)
+                                                 : 1);
     return a;
 }
 

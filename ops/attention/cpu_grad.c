@@ -12,14 +12,21 @@ typedef struct attention_grad {
     int32_t *lo, *hi;
 } attention_grad;
 
-/// in: do, dlse, q, k, v, key_count, reset, o, lse; out: dq, dk, dv.
 static attention_grad attention_grad_of(const kr_call *call) {
     const kr_arg *in = call->in, *out = call->out;
-    attention_grad d = {.a = attention_of(call, in + 2), .dout = in[0].data, .dlse = in[1].data, .o = in[7].data,
-                        .lse = in[8].data, .dq = out[0].data, .dk = out[1].data, .dv = out[2].data,
-                        .do_pitch = kr_arg_pitch(&in[0]), .o_pitch = kr_arg_pitch(&in[7]),
-                        .dq_pitch = kr_arg_pitch(&out[0]), .dk_pitch = kr_arg_pitch(&out[1]),
-                        .dv_pitch = kr_arg_pitch(&out[2])};
+    attention_grad d = {.a = attention_of(call, in + ATTENTION_GRAD_FORWARD),
+                        .dout = in[ATTENTION_GRAD_DO].data,
+                        .dlse = in[ATTENTION_GRAD_DLSE].data,
+                        .o = in[ATTENTION_GRAD_O].data,
+                        .lse = in[ATTENTION_GRAD_LSE].data,
+                        .dq = out[ATTENTION_GRAD_DQ].data,
+                        .dk = out[ATTENTION_GRAD_DK].data,
+                        .dv = out[ATTENTION_GRAD_DV].data,
+                        .do_pitch = kr_arg_pitch(&in[ATTENTION_GRAD_DO]),
+                        .o_pitch = kr_arg_pitch(&in[ATTENTION_GRAD_O]),
+                        .dq_pitch = kr_arg_pitch(&out[ATTENTION_GRAD_DQ]),
+                        .dk_pitch = kr_arg_pitch(&out[ATTENTION_GRAD_DK]),
+                        .dv_pitch = kr_arg_pitch(&out[ATTENTION_GRAD_DV])};
     const int64_t queries = d.a.s.batch * d.a.s.queries;
     d.delta = call->work;
     d.lo = (int32_t *)(d.delta + queries * d.a.s.heads);

@@ -13,93 +13,54 @@
 ///
 /// sources Vaswani et al. 2017, arXiv:1706.03762; online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867; blocks
 /// and gradient: Dao et al. 2022, arXiv:2205.14135; grouped queries: Ainslie et al. 2023, arXiv:2305.13245
+#include "ops/attention/args.h"
 #include "ops/attention/size.h"
 #include "ops/graph/internal.h"
-#include "ops/cpu/kernels.h"
-
-KR_KERNEL_DECLARE(attention)
-KR_KERNEL_DECLARE(attention_merge)
-KR_KERNEL_DECLARE(attention_grad_rows)
-KR_KERNEL_DECLARE(attention_grad)
-KR_KERNEL_DECLARE(attention_grad_sum)
-KR_KERNEL_DECLARE(cache_write)
+#include "ops/graph/signature.h"
 
 #define BIT(k) (1u << (k))
-enum { HEADS, KV_HEADS, WINDOW, NOT_CAUSAL };
-enum { SCALE };
-enum { Q, K, V, KEY_COUNT, RESET, INPUTS };
-enum { O, LSE, OUTPUTS };
-enum { DO, DLSE, FORWARD, GRAD_O = FORWARD + INPUTS, GRAD_LSE, GRAD_INPUTS }; // do, dlse, forward inputs, o, lse
+#define FORWARD_INPUTS(from)                                                                           \
+    [(from) + ATTENTION_Q] = {"q", "B Lq heads*D"}, [(from) + ATTENTION_K] = {"k", "B Lk kv_heads*D"}, \
+              [(from) + ATTENTION_V] = {"v", "B Lk kv_heads*D"},                                       \
+              [(from) + ATTENTION_KEY_COUNT] = {"key_count", "1", KR_OPTIONAL, KR_I32},                \
+              [(from) + ATTENTION_RESET] = {"reset", "B Lk", KR_OPTIONAL, KR_I32}
+#define ATTRIBUTES \
+    { [ATTENTION_HEADS] = KR_AT_LEAST(1), [ATTENTION_KV_HEADS] = KR_AT_LEAST(1), [ATTENTION_WINDOW] = KR_AT_LEAST(0) }
 
-static kr_status expect(const char *op, const char *name, const kr_shape *got, kr_dtype dtype, kr_shape want,
-                        kr_dtype want_dtype) {
-    char seen[160], wanted[160];
-    KR_FAIL_IF(got->rank >= 0 && (dtype != want_dtype || !kr_shape_equal(got, &want)), KR_BAD_SHAPE,
-               "%s: %s is %s %s, want %s %s", op, name, kr_dtype_name(dtype), kr_shape_text(got, seen),
-               kr_dtype_name(want_dtype), kr_shape_text(&want, wanted));
-    return KR_OK;
-}
+static const kr_signature attention_signature = {
+    .in = {FORWARD_INPUTS(0)},
+    .out = {[ATTENTION_O] = {"o", "B Lq heads*D"}, [ATTENTION_LSE] = {"lse", "B heads Lq"}},
+    .i = ATTRIBUTES,
+};
+static const kr_signature attention_grad_signature = {
+    .in = {[ATTENTION_GRAD_DO] = {"do", "B Lq heads*D"},
+           [ATTENTION_GRAD_DLSE] = {"dlse", "B heads Lq", KR_OPTIONAL},
+           FORWARD_INPUTS(ATTENTION_GRAD_FORWARD),
+           [ATTENTION_GRAD_O] = {"o", "B Lq heads*D"},
+           [ATTENTION_GRAD_LSE] = {"lse", "B heads Lq"}},
+    .out = {[ATTENTION_GRAD_DQ] = {"dq", "@q"}, [ATTENTION_GRAD_DK] = {"dk", "@k"}, [ATTENTION_GRAD_DV] = {"dv", "@v"}},
+    .i = ATTRIBUTES,
+};
 
-/// in: q, k, v, key_count, reset.
-static kr_status check_inputs(const char *op, const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype,
-                              kr_attention_size *size) {
-    char text[160];
-    const kr_shape *q = &in[Q], *k = &in[K];
-    const int64_t H = t->i[HEADS], Hkv = t->i[KV_HEADS];
-    KR_FAIL_IF(q->rank != 3 || k->rank != 3, KR_BAD_SHAPE, "%s: %s is %s, want [batch, length, heads*coordinates]", op,
-               q->rank != 3 ? "q" : "k", kr_shape_text(q->rank != 3 ? q : k, text));
-    KR_FAIL_IF(H < 1 || Hkv < 1 || H % Hkv, KR_BAD_ARGUMENT,
-               "%s: %lld heads and %lld key heads, want a multiple of the key heads", op, (long long)H, (long long)Hkv);
-    KR_FAIL_IF(q->dim[2] % H, KR_BAD_SHAPE, "%s: q is %s, want columns for %lld heads", op, kr_shape_text(q, text),
-               (long long)H);
-    KR_FAIL_IF(t->i[WINDOW] < 0 || (t->i[WINDOW] > 0 && t->i[NOT_CAUSAL]), KR_BAD_ARGUMENT,
-               "%s: a window of %lld keys%s, want 0 (none) or more, and causal order with a window", op,
-               (long long)t->i[WINDOW], t->i[NOT_CAUSAL] ? " without causal order" : "");
-    *size = kr_attention_measure(q, k, H, Hkv);
-    const kr_shape keys = KR_SHAPE(size->batch, size->keys, Hkv * size->dim);
-    KR_TRY(expect(op, "q", q, dtype[Q], *q, KR_F32));
-    KR_TRY(expect(op, "k", k, dtype[K], keys, KR_F32));
-    KR_TRY(expect(op, "v", &in[V], dtype[V], keys, KR_F32));
-    KR_TRY(expect(op, "key_count", &in[KEY_COUNT], dtype[KEY_COUNT], KR_SHAPE(1), KR_I32));
-    return expect(op, "reset", &in[RESET], dtype[RESET], KR_SHAPE(size->batch, size->keys), KR_I32);
-}
-
-static kr_status attention_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
-                                 kr_shape *out, kr_dtype *out_dtype) {
-    (void)inputs;
-    kr_attention_size s;
-    KR_TRY(check_inputs("attention", t, in, dtype, &s));
-    out[O] = in[Q];
-    out[LSE] = KR_SHAPE(s.batch, s.heads, s.queries);
-    out_dtype[O] = out_dtype[LSE] = KR_F32;
-    return KR_OK;
-}
-
-static kr_status attention_grad_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
-                                      kr_shape *out, kr_dtype *out_dtype) {
-    (void)inputs;
-    const char *op = "attention_grad";
-    kr_attention_size s;
-    KR_TRY(check_inputs(op, t, in + FORWARD, dtype + FORWARD, &s));
-    const kr_shape rows = KR_SHAPE(s.batch, s.heads, s.queries);
-    KR_TRY(expect(op, "do", &in[DO], dtype[DO], in[FORWARD + Q], KR_F32));
-    KR_TRY(expect(op, "dlse", &in[DLSE], dtype[DLSE], rows, KR_F32));
-    KR_TRY(expect(op, "o", &in[GRAD_O], dtype[GRAD_O], in[FORWARD + Q], KR_F32));
-    KR_TRY(expect(op, "lse", &in[GRAD_LSE], dtype[GRAD_LSE], rows, KR_F32));
-    for (int k = Q; k <= V; k++) {
-        out[k] = in[FORWARD + k];
-        out_dtype[k] = KR_F32;
-    }
+static kr_status check_heads(const kr_op *op, const kr_attrs *t, const kr_shape *in, kr_letters *l) {
+    (void)in, (void)l;
+    KR_FAIL_IF(t->i[ATTENTION_HEADS] % t->i[ATTENTION_KV_HEADS], KR_BAD_ARGUMENT,
+               "%s: %lld heads and %lld key heads, want a multiple of the key heads", op->name,
+               (long long)t->i[ATTENTION_HEADS], (long long)t->i[ATTENTION_KV_HEADS]);
+    KR_FAIL_IF(t->i[ATTENTION_WINDOW] && t->i[ATTENTION_NOT_CAUSAL], KR_BAD_ARGUMENT,
+               "%s: a window of %lld keys without causal order, want causal order with a window", op->name,
+               (long long)t->i[ATTENTION_WINDOW]);
     return KR_OK;
 }
 
 /// Pairs of a query and a key that it sees, if all keys exist and are of one document.
 static double visible_pairs(const kr_attrs *t, const kr_attention_size *s) {
     double pairs = 0;
-    if (t->i[NOT_CAUSAL]) return (double)s->queries * (double)s->keys;
+    if (t->i[ATTENTION_NOT_CAUSAL]) return (double)s->queries * (double)s->keys;
     for (int64_t q = 0; q < s->queries; q++) {
         const int64_t keys = q + s->keys - s->queries + 1;
-        if (keys > 0) pairs += (double)(t->i[WINDOW] && t->i[WINDOW] < keys ? t->i[WINDOW] : keys);
+        if (keys > 0)
+            pairs += (double)(t->i[ATTENTION_WINDOW] && t->i[ATTENTION_WINDOW] < keys ? t->i[ATTENTION_WINDOW] : keys);
     }
     return pairs;
 }
@@ -108,113 +69,105 @@ static double visible_pairs(const kr_attrs *t, const kr_attention_size *s) {
 static void attention_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                            double *bytes) {
     (void)inputs, (void)out;
-    const kr_attention_size s = kr_attention_measure(&in[Q], &in[K], t->i[HEADS], t->i[KV_HEADS]);
+    const kr_attention_size s = kr_attention_measure(&in[ATTENTION_Q], &in[ATTENTION_K], t->i[ATTENTION_HEADS],
+                                                     t->i[ATTENTION_KV_HEADS]);
     *flops = (double)(s.batch * s.heads) * visible_pairs(t, &s) * (4 * (double)s.dim + 8);
-    *bytes = 8 * ((double)kr_shape_count(&in[Q]) + (double)kr_shape_count(&in[K]));
+    *bytes = 8 * ((double)kr_shape_count(&in[ATTENTION_Q]) + (double)kr_shape_count(&in[ATTENTION_K]));
 }
 
 /// Five products.
 static void attention_grad_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                                 double *bytes) {
     (void)inputs, (void)out;
-    const kr_shape *x = in + FORWARD;
-    const kr_attention_size s = kr_attention_measure(&x[Q], &x[K], t->i[HEADS], t->i[KV_HEADS]);
+    const kr_shape *x = in + ATTENTION_GRAD_FORWARD;
+    const kr_attention_size s = kr_attention_measure(&x[ATTENTION_Q], &x[ATTENTION_K], t->i[ATTENTION_HEADS],
+                                                     t->i[ATTENTION_KV_HEADS]);
     *flops = (double)(s.batch * s.heads) * visible_pairs(t, &s) * (10 * (double)s.dim + 12);
-    *bytes = 16 * ((double)kr_shape_count(&x[Q]) + (double)kr_shape_count(&x[K])) +
-             8 * (double)kr_shape_count(&in[GRAD_LSE]);
-}
-
-static size_t attention_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    const kr_attention_size s = kr_attention_measure(&in[Q], &in[K], t->i[HEADS], t->i[KV_HEADS]);
-    return (size_t)kr_attention_bytes(&s);
-}
-
-static size_t attention_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    const kr_attention_size s = kr_attention_measure(&in[FORWARD + Q], &in[FORWARD + K], t->i[HEADS], t->i[KV_HEADS]);
-    return (size_t)kr_attention_grad_bytes(&s) + 64; // never 0, so that kernels always have a base to count from
+    *bytes = 16 * ((double)kr_shape_count(&x[ATTENTION_Q]) + (double)kr_shape_count(&x[ATTENTION_K])) +
+             8 * (double)kr_shape_count(&in[ATTENTION_GRAD_LSE]);
 }
 
 extern const kr_op kr_op_attention_grad;
 
 static void attention_derivative(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
-    kr_value in[GRAD_INPUTS] = {[DO] = dout[O], [DLSE] = dout[LSE], [GRAD_O] = n->out[O], [GRAD_LSE] = n->out[LSE]};
-    if (!dout[O].id) in[DO] = kr_const(g, 0, KR_F32, kr_value_shape(g, n->in[Q]));
-    for (int k = Q; k < INPUTS; k++) in[FORWARD + k] = n->in[k];
-    const kr_value first = kr_append(g, &kr_op_attention_grad, &n->attrs, in, GRAD_INPUTS);
-    for (int k = Q; k <= V && first.id; k++) din[k] = kr_sibling(g, first, k);
+    kr_value in[ATTENTION_GRAD_INPUTS] = {[ATTENTION_GRAD_DO] = dout[ATTENTION_O],
+                                          [ATTENTION_GRAD_DLSE] = dout[ATTENTION_LSE],
+                                          [ATTENTION_GRAD_O] = n->out[ATTENTION_O],
+                                          [ATTENTION_GRAD_LSE] = n->out[ATTENTION_LSE]};
+    if (!dout[ATTENTION_O].id) in[ATTENTION_GRAD_DO] = kr_const(g, 0, KR_F32, kr_value_shape(g, n->in[ATTENTION_Q]));
+    for (int k = ATTENTION_Q; k < ATTENTION_INPUTS; k++) in[ATTENTION_GRAD_FORWARD + k] = n->in[k];
+    const kr_value first = kr_append(g, &kr_op_attention_grad, &n->attrs, in, ATTENTION_GRAD_INPUTS);
+    for (int k = ATTENTION_Q; k <= ATTENTION_V && first.id; k++) din[k] = kr_sibling(g, first, k);
 }
-
-static const kr_stage forward_stages[] = {KR_STAGE(attention), KR_STAGE(attention_merge)};
-static const kr_stage backward_stages[] = {KR_STAGE(attention_grad_rows), KR_STAGE(attention_grad),
-                                           KR_STAGE(attention_grad_sum)};
 
 /// lse [B, H, Lq] is the second output.
 const kr_op kr_op_attention = {
-    .name = "attention", .inputs = INPUTS, .outputs = OUTPUTS, .optional = BIT(KEY_COUNT) | BIT(RESET),
-    .zero_absent = BIT(RESET), .keeps_in = BIT(INPUTS) - 1, .keeps_out = BIT(O) | BIT(LSE),
-    .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}}, .shape = attention_shape,
-    .grad = attention_derivative, .cost = attention_cost,
+    .name = "attention",
+    .inputs = ATTENTION_INPUTS,
+    .outputs = ATTENTION_OUTPUTS,
+    .zero_absent = BIT(ATTENTION_RESET),
+    .keeps_in = BIT(ATTENTION_INPUTS) - 1,
+    .keeps_out = BIT(ATTENTION_O) | BIT(ATTENTION_LSE),
+    .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}},
+    .signature = &attention_signature,
+    .check = check_heads,
+    .grad = attention_derivative,
+    .cost = attention_cost,
 };
-KR_CPU(attention,
-    .rows_in = BIT(Q) | BIT(K) | BIT(V), .rows_out = BIT(O), .skip_out = BIT(LSE), .work = attention_work,
-    KR_STAGES(forward_stages))
 
 /// Reads do [B, Lq, H*Dh], dlse [B, H, Lq]?, the forward inputs, o and lse; gives dq, dk and dv.
 const kr_op kr_op_attention_grad = {
-    .name = "attention_grad", .inputs = GRAD_INPUTS, .outputs = V + 1, .flags = KR_OP_NO_GRADIENT,
-    .optional = BIT(DLSE) | BIT(FORWARD + KEY_COUNT) | BIT(FORWARD + RESET),
-    .zero_absent = BIT(DLSE) | BIT(FORWARD + RESET),
-    .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}}, .shape = attention_grad_shape,
+    .name = "attention_grad",
+    .inputs = ATTENTION_GRAD_INPUTS,
+    .outputs = ATTENTION_GRAD_OUTPUTS,
+    .flags = KR_OP_NO_GRADIENT,
+    .zero_absent = BIT(ATTENTION_GRAD_DLSE) | BIT(ATTENTION_GRAD_FORWARD + ATTENTION_RESET),
+    .attr = {.i = {"heads", "kv_heads", "window", "not_causal"}, .r = {"scale"}},
+    .signature = &attention_grad_signature,
+    .check = check_heads,
     .cost = attention_grad_cost,
 };
-KR_CPU(attention_grad,
-    .rows_in = BIT(DO) | BIT(FORWARD + Q) | BIT(FORWARD + K) | BIT(FORWARD + V) | BIT(GRAD_O),
-    .rows_out = BIT(Q) | BIT(K) | BIT(V), .skip_out = BIT(Q) | BIT(K) | BIT(V), .work = attention_grad_work,
-    KR_STAGES(backward_stages))
 
 kr_value (kr_attention)(kr_graph *g, const kr_attention_args *a) {
-    const kr_attrs t = {
-        .i = {[HEADS] = a->heads, [KV_HEADS] = a->kv_heads, [WINDOW] = a->window, [NOT_CAUSAL] = a->not_causal},
-        .r = {[SCALE] = a->scale}};
-    const kr_value in[INPUTS] = {a->q, a->k, a->v, a->key_count, a->reset};
-    return kr_append(g, &kr_op_attention, &t, in, INPUTS);
+    const kr_attrs t = {.i = {[ATTENTION_HEADS] = a->heads,
+                              [ATTENTION_KV_HEADS] = a->kv_heads,
+                              [ATTENTION_WINDOW] = a->window,
+                              [ATTENTION_NOT_CAUSAL] = a->not_causal},
+                        .r = {[ATTENTION_SCALE] = a->scale}};
+    const kr_value in[ATTENTION_INPUTS] = {[ATTENTION_Q] = a->q,
+                                           [ATTENTION_K] = a->k,
+                                           [ATTENTION_V] = a->v,
+                                           [ATTENTION_KEY_COUNT] = a->key_count,
+                                           [ATTENTION_RESET] = a->reset};
+    return kr_append(g, &kr_op_attention, &t, in, ATTENTION_INPUTS);
 }
 
 // cache_write -----------------------------------------------------------------------------------------------------
 
-static kr_status cache_write_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs,
-                                   kr_shape *out, kr_dtype *out_dtype) {
-    (void)t, (void)inputs;
-    char text[160];
-    for (int k = 0; k < 2; k++)
-        KR_FAIL_IF(in[k].rank != 3, KR_BAD_SHAPE, "cache_write: %s is %s, want [batch, %s, columns]", k ? "x" : "cache",
-                   kr_shape_text(&in[k], text), k ? "length" : "capacity");
-    KR_TRY(expect("cache_write", "cache", &in[0], dtype[0], in[0], KR_F32));
-    KR_TRY(expect("cache_write", "x", &in[1], dtype[1], KR_SHAPE(in[0].dim[0], in[1].dim[1], in[0].dim[2]), KR_F32));
-    KR_TRY(expect("cache_write", "position", &in[2], dtype[2], KR_SHAPE(1), KR_I32));
-    out[0] = in[0];
-    out_dtype[0] = KR_F32;
-    return KR_OK;
-}
+static const kr_signature cache_write_signature = {
+    .in = {[CACHE_WRITE_CACHE] = {"cache", "B Lmax C"},
+           [CACHE_WRITE_X] = {"x", "B L C"},
+           [CACHE_WRITE_POSITION] = {"position", "1", .dtype = KR_I32}},
+    .out = {[CACHE_WRITE_Y] = {"y", "B Lmax C"}},
+};
 
 /// In place only the new rows move.
 static void cache_write_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                              double *bytes) {
     (void)t, (void)out, (void)inputs;
     *flops = 0;
-    *bytes = 8 * (double)kr_shape_count(&in[1]);
+    *bytes = 8 * (double)kr_shape_count(&in[CACHE_WRITE_X]);
 }
 
-static const kr_stage cache_write_stages[] = {KR_STAGE(cache_write)};
 const kr_op kr_op_cache_write = {
-    .name = "cache_write", .inputs = 3, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .shape = cache_write_shape,
+    .name = "cache_write",
+    .inputs = CACHE_WRITE_INPUTS,
+    .outputs = CACHE_WRITE_OUTPUTS,
+    .flags = KR_OP_NO_GRADIENT,
+    .signature = &cache_write_signature,
     .cost = cache_write_cost,
 };
-KR_CPU(cache_write,
-    .rows_in = BIT(1), .inplace = {BIT(0)}, KR_STAGES(cache_write_stages))
 
 kr_value (kr_cache_write)(kr_graph *g, kr_value cache, kr_value x, kr_value position) {
-    return kr_append(g, &kr_op_cache_write, &(kr_attrs){0}, (kr_value[]){cache, x, position}, 3);
+    return kr_append(g, &kr_op_cache_write, &(kr_attrs){0}, (kr_value[]){cache, x, position}, CACHE_WRITE_INPUTS);
 }

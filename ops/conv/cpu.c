@@ -3,6 +3,7 @@
 ///
 /// `reach` is how many earlier inputs a token's taps may touch: taps - 1, less after a reset or at the start of a
 /// sequence without state. Four taps at full reach, which is nearly everything in practice, have code of their own.
+#include "ops/conv/args.h"
 #include "ops/conv/work.h"
 #include "ops/cpu/lanes.h"
 
@@ -18,9 +19,17 @@ typedef struct conv {
 
 /// in: x, weight, bias, state, reset. The weights' rows start the workspace.
 static conv conv_of(const kr_call *call, const kr_arg *in) {
-    conv v = {.batch = in[0].shape.dim[0], .length = in[0].shape.dim[1], .channels = in[0].shape.dim[2],
-              .taps = in[1].shape.dim[1], .x = in[0].data, .weights = call->work, .bias = in[2].data,
-              .state = in[3].data, .reset = in[4].data, .pitch = kr_arg_pitch(&in[0]), .silu = call->attrs->i[0] != 0};
+    conv v = {.batch = in[CONV_X].shape.dim[0],
+              .length = in[CONV_X].shape.dim[1],
+              .channels = in[CONV_X].shape.dim[2],
+              .taps = in[CONV_WEIGHT].shape.dim[1],
+              .x = in[CONV_X].data,
+              .weights = call->work,
+              .bias = in[CONV_BIAS].data,
+              .state = in[CONV_STATE].data,
+              .reset = in[CONV_RESET].data,
+              .pitch = kr_arg_pitch(&in[CONV_X]),
+              .silu = call->attrs->i[CONV_SILU] != 0};
     v.width = kr_conv_width(v.channels);
     return v;
 }
@@ -36,12 +45,12 @@ static void turn_weights(const conv *v, const float *weight, float *rows, int pa
 
 KR_KERNEL(causal_conv1d_weights) {
     const conv v = conv_of(call, call->in);
-    turn_weights(&v, call->in[1].data, call->work, part, parts);
+    turn_weights(&v, call->in[CONV_WEIGHT].data, call->work, part, parts);
 }
 
 KR_KERNEL(causal_conv1d_grad_weights) {
-    const conv v = conv_of(call, call->in + 2);
-    turn_weights(&v, call->in[3].data, call->work, part, parts);
+    const conv v = conv_of(call, call->in + CONV_GRAD_FORWARD);
+    turn_weights(&v, call->in[CONV_GRAD_FORWARD + CONV_WEIGHT].data, call->work, part, parts);
 }
 
 /// How far back the taps of token t may go. `start` is the last reset at or before t, or -1.
@@ -190,8 +199,12 @@ typedef struct conv_grad {
 
 /// in: dy, dnext, x, weight, bias, state, reset; out: dx, dweight, dbias, dstate.
 static conv_grad conv_grad_of(const kr_call *call) {
-    conv_grad d = {.v = conv_of(call, call->in + 2), .dy = call->in[0].data, .dnext = call->in[1].data,
-                   .dx = call->out[0].data, .dx_pitch = kr_arg_pitch(&call->out[0]), .dstate = call->out[3].data};
+    conv_grad d = {.v = conv_of(call, call->in + CONV_GRAD_FORWARD),
+                   .dy = call->in[0].data,
+                   .dnext = call->in[1].data,
+                   .dx = call->out[0].data,
+                   .dx_pitch = kr_arg_pitch(&call->out[0]),
+                   .dstate = call->out[3].data};
     if (d.dy) d.dy_pitch = kr_arg_pitch(&call->in[0]);
     if (!d.v.state) d.dstate = 0;
     return d;
@@ -339,7 +352,7 @@ KR_KERNEL(causal_conv1d_grad) {
 }
 
 KR_KERNEL(causal_conv1d_grad_sum) {
-    const conv v = conv_of(call, call->in + 2);
+    const conv v = conv_of(call, call->in + CONV_GRAD_FORWARD);
     float *dweight = call->out[1].data, *dbias = v.bias ? call->out[2].data : 0;
     const float *sums = (const float *)call->work + v.taps * v.width;
     const int64_t partials = kr_conv_sums(v.batch), block = (v.taps + 1) * v.width;

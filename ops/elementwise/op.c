@@ -1,7 +1,6 @@
 /// Elementwise ops: what map.def cannot say in one row. Builders broadcast operands with views, so that every operand
 /// of a node has the output's shape, and gradients come back through the view's own gradient.
 #include "ops/graph/internal.h"
-#include "ops/cpu/kernels.h"
 #include "ops/view/view.h"
 
 #include <string.h>
@@ -154,12 +153,9 @@ static kr_value simplify_cast(kr_graph *g, const kr_node *n) {
 
 // What every elementwise op has, by the designators that follow the name.
 #define ELEMENTWISE(op_name, arity, op_flags, ...)                                                                 \
-    KR_KERNEL_DECLARE(op_name)                                                                                     \
-    static const kr_stage stages_##op_name[] = {KR_STAGE(op_name)};                                                \
     extern const kr_op kr_op_##op_name;                                                                            \
     const kr_op kr_op_##op_name = {.name = #op_name, .inputs = arity, .outputs = 1,                                \
-        .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP | (op_flags), __VA_ARGS__};                                       \
-    KR_CPU(op_name, .strided_in = ALL(arity), .rows_out = 1, .inplace = {ALL(arity)}, KR_STAGES(stages_##op_name))
+        .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP | (op_flags), __VA_ARGS__};
 
 #define MAP(name, arity, reals, flags, value) ELEMENTWISE(name, arity, flags, reals, TRAITS_##name)
 #define MAP_G(name, arity, reals, value) ELEMENTWISE(name, arity, KR_OP_NO_GRADIENT, reals, .shape = map_shape)
@@ -183,15 +179,11 @@ static kr_status cast_shape(const kr_attrs *attrs, const kr_shape *in_shape, con
     return KR_OK;
 }
 
-KR_KERNEL_DECLARE(cast)
-static const kr_stage stages_cast[] = {KR_STAGE(cast)};
 extern const kr_op kr_op_cast;
 const kr_op kr_op_cast = {
     .name = "cast", .inputs = 1, .outputs = 1, .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP, .attr.i = {"dtype"},
     .shape = cast_shape, .grad = grad_cast, .simplify = simplify_cast,
 };
-KR_CPU(cast,
-    .strided_in = 1, .rows_out = 1, KR_STAGES(stages_cast))
 
 // Builders --------------------------------------------------------------------------------------------------------
 

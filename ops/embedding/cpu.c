@@ -1,8 +1,9 @@
 #include "ops/cpu/lanes.h"
+#include "ops/embedding/args.h"
 
 /// y[t] = weight[ids[t]]; ids outside of the table give zeros. Tokens are cut in blocks.
 KR_KERNEL(embedding) {
-    const kr_arg *weight = &call->in[0], *ids = &call->in[1], *y = &call->out[0];
+    const kr_arg *weight = &call->in[EMBEDDING_WEIGHT], *ids = &call->in[EMBEDDING_IDS], *y = &call->out[EMBEDDING_Y];
     const int64_t tokens = kr_shape_count(&ids->shape), D = kr_arg_cols(weight), V = weight->shape.dim[0];
     const int64_t from = kr_arg_pitch(weight), to = kr_arg_pitch(y);
     const int32_t *id = ids->data;
@@ -19,7 +20,8 @@ KR_KERNEL(embedding) {
 /// Every part owns whole columns of the table and walks all tokens in order, so each element is summed in the order of
 /// the tokens whatever the number of parts; repeated ids need no care, and frequent ones do not unbalance the parts.
 KR_KERNEL(embedding_grad) {
-    const kr_arg *ids = &call->in[0], *dy = &call->in[1], *base = &call->in[2], *out = &call->out[0];
+    const kr_arg *ids = &call->in[EMBEDDING_GRAD_IDS], *dy = &call->in[EMBEDDING_GRAD_DY],
+                 *base = &call->in[EMBEDDING_GRAD_ACCUMULATE], *out = &call->out[EMBEDDING_GRAD_DWEIGHT];
     const int64_t tokens = kr_shape_count(&ids->shape), V = out->shape.dim[0], D = out->shape.dim[1];
     const int64_t pitch = kr_arg_pitch(dy), groups = (D + KR_LANES - 1) / KR_LANES;
     const int32_t *id = ids->data;

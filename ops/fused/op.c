@@ -4,7 +4,6 @@
 #include "ops/fused/fused.h"
 
 #include "ops/graph/internal.h"
-#include "ops/cpu/kernels.h"
 #include "ops/reduce/cut.h"
 
 #include <string.h>
@@ -180,39 +179,18 @@ static void cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out,
     *bytes = 4 * elements * (inputs + p.outputs);
 }
 
-static size_t sum_work(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    kr_tile p;
-    (void)out, (void)inputs;
-    kr_fused_unpack(attrs, &p);
-    const kr_reduce_cut c = kr_reduce_cut_axes(&in[0], p.axis, p.axes);
-    return kr_reduce_cut_work(&c);
-}
-
-KR_KERNEL_DECLARE(fused)
-KR_KERNEL_DECLARE(fused_sum)
-KR_KERNEL_DECLARE(fused_sum_second)
-static const kr_stage fused_stages[] = {KR_STAGE(fused)};
-static const kr_stage fused_sum_stages[] = {KR_STAGE(fused_sum), KR_STAGE(fused_sum_second)};
-
-enum { ALL_INPUTS = (1 << KR_FUSED_INPUTS) - 1, ALL_OUTPUTS = (1 << KR_FUSED_OUTPUTS) - 1 };
 
 const kr_op kr_op_fused = {
     .name = "fused", .inputs = 1, .outputs = KR_FUSED_OUTPUTS,
     .flags = KR_OP_ELEMENTWISE | KR_OP_CHEAP | KR_OP_VARIADIC | KR_OP_NO_GRADIENT | KR_OP_PROGRAM,
     .shape = fused_shape, .cost = cost, .count = count,
 };
-KR_CPU(fused,
-    .strided_in = ALL_INPUTS, .rows_out = ALL_OUTPUTS, .skip_out = ALL_OUTPUTS,
-    .inplace = {ALL_INPUTS, ALL_INPUTS, ALL_INPUTS}, KR_STAGES(fused_stages))
 
 const kr_op kr_op_fused_sum = {
     .name = "fused_sum", .inputs = 1, .outputs = 1 + KR_FUSED_OUTPUTS,
     .flags = KR_OP_CHEAP | KR_OP_VARIADIC | KR_OP_NO_GRADIENT | KR_OP_PROGRAM, .shape = fused_sum_shape, .cost = cost,
     .count = count,
 };
-KR_CPU(fused_sum,
-    .strided_in = ALL_INPUTS, .rows_out = ALL_OUTPUTS << 1, .skip_out = ALL_OUTPUTS << 1,
-    .inplace = {0, ALL_INPUTS, ALL_INPUTS}, .work = sum_work, KR_STAGES(fused_sum_stages))
 
 kr_value (kr_fused)(kr_graph *g, const kr_program *p, const kr_value *in, int inputs) {
     if (g->status) return KR_NONE;

@@ -174,8 +174,10 @@ static bool check_inputs(kr_graph *g, const kr_op *op, const kr_value *in, int i
             kr_graph_fail_with(g, KR_BAD_ARGUMENT, "%s: input %d is not a value of this graph", op->name, i);
             return false;
         }
-        if (!in[i].id && !(i < 32 && (op->optional >> i & 1))) {
-            kr_graph_fail_with(g, KR_BAD_ARGUMENT, "%s: input %d is missing", op->name, i);
+        if (!in[i].id && !kr_op_may_miss(op, i)) {
+            const char *name = kr_op_input_name(op, i);
+            if (name) kr_graph_fail_with(g, KR_BAD_ARGUMENT, "%s: %s is missing", op->name, name);
+            else kr_graph_fail_with(g, KR_BAD_ARGUMENT, "%s: input %d is missing", op->name, i);
             return false;
         }
     }
@@ -214,7 +216,7 @@ kr_value kr_append(kr_graph *g, const kr_op *op, const kr_attrs *attrs, const kr
     }
     memset(out_shape, 0, sizeof out_shape);
     memset(out_dtype, 0, sizeof out_dtype);
-    const kr_status fit = op->shape(attrs, in_shape, in_dtype, inputs, out_shape, out_dtype);
+    const kr_status fit = kr_op_shapes(op, attrs, in_shape, in_dtype, inputs, out_shape, out_dtype);
     if (fit) {
         char text[512], why[512];
         snprintf(why, sizeof why, "%s", kr_status_message());

@@ -4,8 +4,6 @@
 
 #include "ops/ops.h"
 
-enum { KR_MAX_OUTPUTS = 16 };
-
 typedef struct kr_value_info {
     kr_dtype dtype;
     kr_shape shape;

@@ -16,7 +16,7 @@ static kr_status derive(const kr_graph *g, const kr_node *n, const kr_attrs *att
     }
     memset(out_shape, 0, KR_MAX_OUTPUTS * sizeof *out_shape);
     memset(out_dtype, 0, KR_MAX_OUTPUTS * sizeof *out_dtype);
-    if (!status) status = n->op->shape(attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype);
+    if (!status) status = kr_op_shapes(n->op, attrs, in_shape, in_dtype, n->inputs, out_shape, out_dtype);
     free(in_shape);
     free(in_dtype);
     return status;
@@ -40,8 +40,7 @@ static kr_status verify_node(const kr_graph *g, const kr_node *n, const bool *ma
     kr_dtype out_dtype[KR_MAX_OUTPUTS];
     for (int i = 0; i < n->inputs; i++) {
         const kr_value v = n->in[i];
-        const bool optional = i < 32 && (n->op->optional >> i & 1);
-        KR_FAIL_IF(v.id >= g->value_count || (!v.id && !optional), KR_BAD_ARGUMENT, "verify: input %d of %s is missing",
+        KR_FAIL_IF(v.id >= g->value_count || (!v.id && !kr_op_may_miss(n->op, i)), KR_BAD_ARGUMENT, "verify: input %d of %s is missing",
                    i, n->op->name);
         KR_FAIL_IF(v.id && !made[v.id], KR_BAD_ARGUMENT, "verify: input %d of %s (scope %s) is read before it is made",
                    i, n->op->name, n->scope ? n->scope : "");

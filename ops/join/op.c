@@ -4,7 +4,6 @@
 /// The gradient of a value that was split into slices arrives as a sum of pads, one per slice. kr_join_of_sum turns
 /// such a sum into one concat of the pieces, so that each piece is written once, in its place, and nothing is added.
 #include "ops/graph/internal.h"
-#include "ops/cpu/kernels.h"
 #include "ops/view/view.h"
 
 extern const kr_op kr_op_slice, kr_op_concat, kr_op_pad, kr_op_copy;
@@ -67,14 +66,10 @@ static kr_value simplify_concat(kr_graph *g, const kr_node *n) {
     return n->inputs == 1 ? n->in[0] : put_together(g, n);
 }
 
-KR_KERNEL_DECLARE(concat)
-static const kr_stage stages_concat[] = {KR_STAGE(concat)};
 const kr_op kr_op_concat = {
     .name = "concat", .inputs = 1, .outputs = 1, .flags = KR_OP_VARIADIC | KR_OP_CHEAP | KR_OP_JOIN,
     .attr.i = {"axis"}, .shape = concat_shape, .grad = grad_concat, .simplify = simplify_concat, .cost = copy_cost,
 };
-KR_CPU(concat,
-    .rows_in = UINT32_MAX, .strided_in = UINT32_MAX, .rows_out = 1, KR_STAGES(stages_concat))
 
 kr_value (kr_concat)(kr_graph *g, const kr_value *v, int count, int axis) {
     if (!g->status && count < 1) kr_graph_fail_with(g, KR_BAD_ARGUMENT, "concat: no inputs, want at least 1");
@@ -109,14 +104,10 @@ static kr_value simplify_pad(kr_graph *g, const kr_node *n) {
                     n->attrs.i[2] + inner->attrs.i[2]);
 }
 
-KR_KERNEL_DECLARE(pad)
-static const kr_stage stages_pad[] = {KR_STAGE(pad)};
 const kr_op kr_op_pad = {
     .name = "pad", .inputs = 1, .outputs = 1, .flags = KR_OP_CHEAP, .attr.i = {"axis", "before", "after"},
     .shape = pad_shape, .grad = grad_pad, .simplify = simplify_pad, .cost = copy_cost,
 };
-KR_CPU(pad,
-    .rows_in = 1, .strided_in = 1, .rows_out = 1, KR_STAGES(stages_pad))
 
 kr_value (kr_pad)(kr_graph *g, kr_value v, int axis, int64_t before, int64_t after) {
     if (!kr_take_axis(g, &kr_op_pad, v, &axis)) return KR_NONE;
@@ -142,14 +133,10 @@ static kr_value simplify_copy(kr_graph *g, const kr_node *n) {
     return kr_value_node(g, n->in[0])->op == n->op ? n->in[0] : KR_NONE;
 }
 
-KR_KERNEL_DECLARE(copy)
-static const kr_stage stages_copy[] = {KR_STAGE(copy)};
 const kr_op kr_op_copy = {
     .name = "copy", .inputs = 1, .outputs = 1, .flags = KR_OP_CHEAP, .shape = copy_shape, .grad = grad_copy,
     .simplify = simplify_copy, .cost = copy_cost,
 };
-KR_CPU(copy,
-    .rows_in = 1, .strided_in = 1, .rows_out = 1, KR_STAGES(stages_copy))
 
 kr_value (kr_copy)(kr_graph *g, kr_value v) { return kr_append(g, &kr_op_copy, &(kr_attrs){0}, &v, 1); }
 

@@ -1,19 +1,18 @@
 /// A round is a block of rows: their logits, then their losses and gradients in the same place, then what these add to
-/// dx and dW. See linear_loss.c.
+/// dx and dW. See op.c.
 ///
 /// Every stage is cut by the shapes and the machine alone. Logits and dx are cut into blocks of the result; every block
 /// of dW belongs to one unit of work, which adds the rounds to it one after another, so there are no partial sums to
 /// combine. Products are made as those of matmul are, of parts in bf16 where that is faster (tile_split.h).
+#include "ops/cpu/tile_split.h"
+#include "ops/linear_loss/args.h"
 #include "ops/linear_loss/rounds.h"
 #include "ops/softmax/cpu_row.h"
-#include "ops/cpu/tile_split.h"
 
 #ifndef __AVX__
 #include <cblas.h>
 #endif
 
-enum { X, WEIGHT, TARGETS };
-enum { LOSS, PER_TOKEN, LSE, DX, DWEIGHT };
 enum { F32, BF16, BF16_EMULATED }; // the attribute "precision"
 
 /// One round: rows [first, first + rows) of all.
@@ -30,21 +29,21 @@ typedef struct loss_round {
 } loss_round;
 
 static loss_round describe(const kr_call *call) {
-    const kr_arg *x = &call->in[X], *weight = &call->in[WEIGHT];
-    const int64_t words = weight->shape.dim[0], valid = call->attrs->i[0], all = kr_arg_rows(x);
-    const int64_t each = call->attrs->i[2], first = call->round * each;
+    const kr_arg *x = &call->in[LINEAR_LOSS_X], *weight = &call->in[LINEAR_LOSS_WEIGHT];
+    const int64_t words = weight->shape.dim[0], valid = call->attrs->i[LINEAR_LOSS_VALID_VOCAB], all = kr_arg_rows(x);
+    const int64_t each = call->attrs->i[LINEAR_LOSS_ROWS], first = call->round * each;
     loss_round b = {.all = all, .first = first, .D = kr_arg_cols(x), .V = valid > 0 ? valid : words};
     b.rows = all - first < each ? all - first : each;
     b.ldx = kr_arg_pitch(x), b.ldw = kr_arg_pitch(weight), b.pitch = kr_linear_loss_pitch(words);
     b.x = (const float *)x->data + first * b.ldx;
     b.weight = weight->data;
-    b.target = (const int32_t *)call->in[TARGETS].data + first;
+    b.target = (const int32_t *)call->in[LINEAR_LOSS_TARGETS].data + first;
     b.head = call->work;
     b.losses = (float *)(b.head + 1);
     b.logits = b.losses + (each + 15) / 16 * 16;
     b.last = first + b.rows == all;
-    b.rounded = call->attrs->i[1] != F32;
-    b.path = call->attrs->i[1] == BF16_EMULATED ? KR_BF16_EMULATED : call->bf16;
+    b.rounded = call->attrs->i[LINEAR_LOSS_PRECISION] != F32;
+    b.path = call->attrs->i[LINEAR_LOSS_PRECISION] == BF16_EMULATED ? KR_BF16_EMULATED : call->bf16;
     return b;
 }
 
@@ -119,8 +118,8 @@ static void differentiate(float *z, int64_t n, int32_t id, float total, float sh
 
 KR_KERNEL(linear_cross_entropy_rows) {
     const loss_round b = describe(call);
-    float *per_token = call->out[PER_TOKEN].data, *lse = call->out[LSE].data;
-    const int training = call->out[DX].data || call->out[DWEIGHT].data;
+    float *per_token = call->out[LINEAR_LOSS_PER_TOKEN].data, *lse = call->out[LINEAR_LOSS_LSE].data;
+    const int training = call->out[LINEAR_LOSS_DX].data || call->out[LINEAR_LOSS_DWEIGHT].data;
     const float share = b.head->counted ? 1.0f / (float)b.head->counted : 0;
     int64_t begin, end;
     kr_share(b.rows, part, parts, &begin, &end);
@@ -187,8 +186,8 @@ static void multiply_dweight(const loss_round *b, float *dweight, int64_t words,
 
 KR_KERNEL(linear_cross_entropy_products) {
     const loss_round b = describe(call);
-    const kr_arg *dx = &call->out[DX], *dweight = &call->out[DWEIGHT];
-    if (!part) add_losses(&b, call->out[LOSS].data);
+    const kr_arg *dx = &call->out[LINEAR_LOSS_DX], *dweight = &call->out[LINEAR_LOSS_DWEIGHT];
+    if (!part) add_losses(&b, call->out[LINEAR_LOSS_LOSS].data);
     if (dx->data) multiply_dx(&b, dx->data, kr_arg_pitch(dx), part, parts);
     if (dweight->data) multiply_dweight(&b, dweight->data, dweight->shape.dim[0], part, parts);
 }

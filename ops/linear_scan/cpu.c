@@ -1,6 +1,7 @@
 /// Linear recurrence along axis 1 on the CPU. A unit is one batch row and 64 channels: four vectors of state stay in
 /// registers while time passes, and every row gives four whole cache lines.
 #include "ops/cpu/lanes.h"
+#include "ops/linear_scan/args.h"
 
 enum { VECTORS = 4, WIDTH = VECTORS * KR_LANES };
 
@@ -34,8 +35,9 @@ static float *row_of(const kr_arg *x, int64_t row, const unit *u) {
 }
 
 KR_KERNEL(linear_scan) {
-    const kr_arg *a = &call->in[0], *b = &call->in[1], *h0 = &call->in[2], *out = &call->out[0], *last = &call->out[1];
-    const int32_t *reset = call->in[3].data;
+    const kr_arg *a = &call->in[LINEAR_SCAN_A], *b = &call->in[LINEAR_SCAN_B], *h0 = &call->in[LINEAR_SCAN_H0],
+                 *out = &call->out[LINEAR_SCAN_H], *last = &call->out[LINEAR_SCAN_LAST];
+    const int32_t *reset = call->in[LINEAR_SCAN_RESET].data;
     const int64_t length = a->shape.dim[1], channels = a->shape.dim[2];
     int64_t begin, end;
     kr_share(units(&a->shape), part, parts, &begin, &end);
@@ -54,10 +56,12 @@ KR_KERNEL(linear_scan) {
     }
 }
 
-/// in: dh, dlast, a, h, h0, reset; out: da, db, dh0. With g the adjoint of h_t: db = g, da = g h_{t-1}, then g = a g.
+/// With g the adjoint of h_t: db = g, da = g h_{t-1}, then g = a g.
 KR_KERNEL(linear_scan_grad) {
-    const kr_arg *dh = &call->in[0], *dlast = &call->in[1], *a = &call->in[2], *h = &call->in[3], *h0 = &call->in[4];
-    const int32_t *reset = call->in[5].data;
+    const kr_arg *dh = &call->in[LINEAR_SCAN_GRAD_DH], *dlast = &call->in[LINEAR_SCAN_GRAD_DLAST],
+                 *a = &call->in[LINEAR_SCAN_GRAD_A], *h = &call->in[LINEAR_SCAN_GRAD_H],
+                 *h0 = &call->in[LINEAR_SCAN_GRAD_H0];
+    const int32_t *reset = call->in[LINEAR_SCAN_GRAD_RESET].data;
     const int64_t length = a->shape.dim[1], channels = a->shape.dim[2];
     int64_t begin, end;
     kr_share(units(&a->shape), part, parts, &begin, &end);
@@ -72,11 +76,11 @@ KR_KERNEL(linear_scan_grad) {
             load(x, row_of(a, row, &u), u.left);
             load(before, fresh ? 0 : row > first ? row_of(h, row - 1, &u) : row_of(h0, u.batch, &u), u.left);
             for (int k = 0; k < VECTORS; k++) g[k] += d[k];
-            store(row_of(&call->out[1], row, &u), g, u.left);
+            store(row_of(&call->out[LINEAR_SCAN_GRAD_DB], row, &u), g, u.left);
             for (int k = 0; k < VECTORS; k++) before[k] *= g[k];
-            store(row_of(&call->out[0], row, &u), before, u.left);
+            store(row_of(&call->out[LINEAR_SCAN_GRAD_DA], row, &u), before, u.left);
             for (int k = 0; k < VECTORS; k++) g[k] = fresh ? kr_v_set(0) : x[k] * g[k];
         }
-        store(row_of(&call->out[2], u.batch, &u), g, u.left);
+        store(row_of(&call->out[LINEAR_SCAN_GRAD_DH0], u.batch, &u), g, u.left);
     }
 }

@@ -7,10 +7,10 @@
 /// The bits of tiles do not depend on how a product is shared out; blocks for OpenBLAS are cut by the shape only. So
 /// every number of threads computes the same bits.
 #include "ops/cpu/tile_split.h"
+#include "ops/matmul/args.h"
 
 #include <cblas.h>
 
-enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION, PRECISION };
 enum { F32, BF16, BF16_AS_F32 }; // precisions
 enum { NONE, SILU, RELU, GELU, SIGMOID, SOFTPLUS };
 enum {
@@ -40,17 +40,17 @@ typedef struct product {
 } product;
 
 static product describe(const kr_call *call) {
-    const kr_arg *a = &call->in[0], *b = &call->in[1], *bias = &call->in[2], *residual = &call->in[3],
-                 *c = &call->out[0];
+    const kr_arg *a = &call->in[MATMUL_A], *b = &call->in[MATMUL_B], *bias = &call->in[MATMUL_BIAS],
+                 *residual = &call->in[MATMUL_RESIDUAL], *c = &call->out[MATMUL_Y];
     const int64_t *da = a->shape.dim + a->shape.rank - 2, *dc = c->shape.dim + c->shape.rank - 2;
     product p = {.m = dc[0],
                  .n = dc[1],
                  .batch = 1,
-                 .ta = call->attrs->i[TRANSPOSE_A] != 0,
-                 .tb = call->attrs->i[TRANSPOSE_B] != 0,
-                 .activation = (int)call->attrs->i[ACTIVATION],
-                 .precision = (int)call->attrs->i[PRECISION],
-                 .path = call->attrs->i[PRECISION] == BF16 ? call->bf16 : KR_BF16_EMULATED};
+                 .ta = call->attrs->i[MATMUL_TRANSPOSE_A] != 0,
+                 .tb = call->attrs->i[MATMUL_TRANSPOSE_B] != 0,
+                 .activation = (int)call->attrs->i[MATMUL_ACTIVATION],
+                 .precision = (int)call->attrs->i[MATMUL_PRECISION],
+                 .path = call->attrs->i[MATMUL_PRECISION] == BF16 ? call->bf16 : KR_BF16_EMULATED};
     p.k = da[!p.ta];
     p.a = a->data, p.b = b->data, p.bias = bias->data, p.residual = residual->data, p.c = c->data;
     p.lda = kr_arg_pitch(a), p.ldb = kr_arg_pitch(b), p.ldc = kr_arg_pitch(c);

@@ -12,18 +12,12 @@
 /// Gradients are products again, of the same precision: da = dy op(b)^T, db = op(a)^T dy. When b has no leading axes (a
 /// weight), the leading axes of a are rows, and db is one product with K = all rows.
 #include "ops/graph/internal.h"
-#include "ops/cpu/kernels.h"
+#include "ops/graph/signature.h"
+#include "ops/matmul/args.h"
 
 #include <limits.h>
-#include <string.h>
-
-KR_KERNEL_DECLARE(matmul)
 
 extern const kr_op kr_op_matmul;
-
-enum { TRANSPOSE_A, TRANSPOSE_B, ACTIVATION, PRECISION };
-enum { PRECISIONS = 3 };
-enum { A, B, BIAS, RESIDUAL };
 
 /// The gradient op of each activation, act_grad(dy, kept), and whether it keeps y = act(x) or x itself.
 static const struct activation {
@@ -34,45 +28,25 @@ static const struct activation {
 enum { ACTIVATIONS = sizeof activations / sizeof *activations };
 static const char *const activation_names[ACTIVATIONS] = {"silu", "relu", "gelu", "sigmoid", "softplus"};
 
-static kr_status matmul_shape(const kr_attrs *t, const kr_shape *in, const kr_dtype *dtype, int inputs, kr_shape *out,
-                              kr_dtype *out_dtype) {
-    char text_a[160], text_b[160];
-    const kr_shape *a = &in[A], *b = &in[B];
-    for (int k = 0; k < inputs; k++)
-        KR_FAIL_IF(in[k].rank >= 0 && dtype[k] != KR_F32, KR_BAD_SHAPE, "matmul: input %d is %s, want f32", k,
-                   kr_dtype_name(dtype[k]));
-    KR_FAIL_IF((t->i[TRANSPOSE_A] | t->i[TRANSPOSE_B]) & ~1ll, KR_BAD_ARGUMENT,
-               "matmul: transpose_a and transpose_b are %lld and %lld, want 0 or 1", (long long)t->i[TRANSPOSE_A],
-               (long long)t->i[TRANSPOSE_B]);
-    KR_FAIL_IF(t->i[ACTIVATION] < 0 || t->i[ACTIVATION] >= ACTIVATIONS, KR_BAD_ARGUMENT,
-               "matmul: activation is %lld, want 0 to %d", (long long)t->i[ACTIVATION], ACTIVATIONS - 1);
-    KR_FAIL_IF(t->i[PRECISION] < 0 || t->i[PRECISION] >= PRECISIONS, KR_BAD_ARGUMENT,
-               "matmul: precision is %lld, want 0 (f32), 1 (bf16) or 2 (bf16 emulated)", (long long)t->i[PRECISION]);
-    KR_FAIL_IF(t->i[ACTIVATION] && in[RESIDUAL].rank >= 0, KR_BAD_ARGUMENT,
+static const kr_signature matmul_signature = {
+    .in = {[MATMUL_A] = {"a", "transpose_a ? ... K M : ... M K"},
+           [MATMUL_B] = {"b", "transpose_b ? ...? N K : ...? K N"},
+           [MATMUL_BIAS] = {"bias", "N", KR_OPTIONAL},
+           [MATMUL_RESIDUAL] = {"residual", "... M N", KR_OPTIONAL}},
+    .out = {[MATMUL_Y] = {"y", "... M N"}},
+    .i = {[MATMUL_TRANSPOSE_A] = KR_YES_OR_NO,
+          [MATMUL_TRANSPOSE_B] = KR_YES_OR_NO,
+          [MATMUL_ACTIVATION] = KR_BETWEEN(0, ACTIVATIONS - 1),
+          [MATMUL_PRECISION] = KR_BETWEEN(0, 2)}, // f32, bf16, bf16 emulated
+};
+
+static kr_status matmul_check(const kr_op *op, const kr_attrs *t, const kr_shape *in, kr_letters *l) {
+    const int64_t M = kr_letter(l, "M"), N = kr_letter(l, "N"), K = kr_letter(l, "K");
+    (void)op;
+    KR_FAIL_IF(t->i[MATMUL_ACTIVATION] && in[MATMUL_RESIDUAL].rank >= 0, KR_BAD_ARGUMENT,
                "matmul: a node has either an activation or a residual, not both");
-    KR_FAIL_IF(a->rank < 2 || b->rank < 2, KR_BAD_SHAPE, "matmul: a is %s and b is %s, want at least two axes each",
-               kr_shape_text(a, text_a), kr_shape_text(b, text_b));
-    const int64_t *da = a->dim + a->rank - 2, *db = b->dim + b->rank - 2;
-    const int64_t m = da[t->i[TRANSPOSE_A]], k = da[!t->i[TRANSPOSE_A]];
-    const int64_t kb = db[t->i[TRANSPOSE_B]], n = db[!t->i[TRANSPOSE_B]];
-    const bool leading = b->rank == 2 ||
-                         (a->rank == b->rank && !memcmp(a->dim, b->dim, (size_t)(a->rank - 2) * sizeof *a->dim));
-    KR_FAIL_IF(
-        k != kb || !leading, KR_BAD_SHAPE,
-        "matmul: a%s is %s and b%s is %s, want [..., M, K] and [..., K, N] with the same K and leading axes (or no "
-        "leading axes in b)",
-        t->i[TRANSPOSE_A] ? " transposed" : "", kr_shape_text(a, text_a), t->i[TRANSPOSE_B] ? " transposed" : "",
-        kr_shape_text(b, text_b));
-    KR_FAIL_IF(k > INT_MAX || n > INT_MAX || m > INT_MAX, KR_BAD_SHAPE, "matmul: %lld by %lld by %lld is too large",
-               (long long)m, (long long)n, (long long)k);
-    out[0] = *a;
-    out[0].dim[a->rank - 2] = m;
-    out[0].dim[a->rank - 1] = n;
-    out_dtype[0] = KR_F32;
-    KR_FAIL_IF(in[BIAS].rank >= 0 && (in[BIAS].rank != 1 || in[BIAS].dim[0] != n), KR_BAD_SHAPE,
-               "matmul: bias is %s, want [%lld]", kr_shape_text(&in[BIAS], text_a), (long long)n);
-    KR_FAIL_IF(in[RESIDUAL].rank >= 0 && !kr_shape_equal(&in[RESIDUAL], &out[0]), KR_BAD_SHAPE,
-               "matmul: residual is %s, want %s", kr_shape_text(&in[RESIDUAL], text_a), kr_shape_text(&out[0], text_b));
+    KR_FAIL_IF(K > INT_MAX || N > INT_MAX || M > INT_MAX, KR_BAD_SHAPE, "matmul: %lld by %lld by %lld is too large",
+               (long long)M, (long long)N, (long long)K);
     return KR_OK;
 }
 
@@ -87,69 +61,79 @@ static kr_value as_matrix(kr_graph *g, kr_value v) {
 }
 
 static kr_value product(kr_graph *g, const kr_node *like, kr_value a, kr_value b, bool ta, bool tb) {
-    const kr_attrs t = {.i = {[TRANSPOSE_A] = ta, [TRANSPOSE_B] = tb, [PRECISION] = like->attrs.i[PRECISION]}};
-    return kr_append(g, &kr_op_matmul, &t, (kr_value[]){a, b, KR_NONE, KR_NONE}, 4);
+    const kr_attrs t = {.i = {[MATMUL_TRANSPOSE_A] = ta,
+                              [MATMUL_TRANSPOSE_B] = tb,
+                              [MATMUL_PRECISION] = like->attrs.i[MATMUL_PRECISION]}};
+    return kr_append(g, &kr_op_matmul, &t, (kr_value[]){a, b, KR_NONE, KR_NONE}, MATMUL_INPUTS);
 }
 
 static void matmul_grad(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
-    const bool ta = n->attrs.i[TRANSPOSE_A], tb = n->attrs.i[TRANSPOSE_B];
-    const int act = (int)n->attrs.i[ACTIVATION];
-    const kr_value a = n->in[A], b = n->in[B], bias = n->in[BIAS], y = n->out[0];
-    const bool has_residual = n->in[RESIDUAL].id != 0;
-    kr_value dy = dout[0];
+    const bool ta = n->attrs.i[MATMUL_TRANSPOSE_A], tb = n->attrs.i[MATMUL_TRANSPOSE_B];
+    const int act = (int)n->attrs.i[MATMUL_ACTIVATION];
+    const kr_value a = n->in[MATMUL_A], b = n->in[MATMUL_B], bias = n->in[MATMUL_BIAS], y = n->out[MATMUL_Y];
+    const bool has_residual = n->in[MATMUL_RESIDUAL].id != 0;
+    kr_value dy = dout[MATMUL_Y];
     const kr_shape sa = kr_value_shape(g, a), sb = kr_value_shape(g, b);
-    if (has_residual) din[RESIDUAL] = dy;
+    if (has_residual) din[MATMUL_RESIDUAL] = dy;
     if (act) { // what the activation saw was never stored, so where the derivative needs it, multiply again
         kr_attrs linear = n->attrs;
-        linear.i[ACTIVATION] = KR_ACT_NONE;
+        linear.i[MATMUL_ACTIVATION] = KR_ACT_NONE;
         const kr_value again[] = {a, b, bias, KR_NONE};
-        const kr_value kept = activations[act].keeps_y ? y : kr_append(g, &kr_op_matmul, &linear, again, 4);
+        const kr_value kept = activations[act].keeps_y ? y : kr_append(g, &kr_op_matmul, &linear, again, MATMUL_INPUTS);
         dy = kr_map(g, activations[act].grad, (kr_value[]){dy, kept}, 2, 0, 0);
     }
     const kr_value rows = as_matrix(g, dy);
-    if (bias.id) din[BIAS] = kr_sum(g, rows, 0, false);
+    if (bias.id) din[MATMUL_BIAS] = kr_sum(g, rows, 0, false);
     const bool shared = sb.rank == 2 && sa.rank > 2;
-    if (!ta) din[A] = product(g, n, dy, b, false, !tb);
-    else if (!shared) din[A] = product(g, n, b, dy, tb, true);
-    else din[A] = kr_transpose(g, product(g, n, dy, b, false, !tb), -1, -2);
+    if (!ta) din[MATMUL_A] = product(g, n, dy, b, false, !tb);
+    else if (!shared) din[MATMUL_A] = product(g, n, b, dy, tb, true);
+    else din[MATMUL_A] = kr_transpose(g, product(g, n, dy, b, false, !tb), -1, -2);
     if (shared && ta) { // rows of a transposed batch cannot be strung together: one db per entry, then their sum
         const kr_value db = tb ? product(g, n, dy, a, true, true) : product(g, n, a, dy, false, false);
-        din[B] = kr_sum_to(g, db, sb);
+        din[MATMUL_B] = kr_sum_to(g, db, sb);
     } else {
         const kr_value left = shared ? as_matrix(g, a) : a, right = shared ? rows : dy;
-        din[B] = tb ? product(g, n, right, left, true, ta) : product(g, n, left, right, !ta, false);
+        din[MATMUL_B] = tb ? product(g, n, right, left, true, ta) : product(g, n, left, right, !ta, false);
     }
 }
 
 static void matmul_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                         double *bytes) {
-    const int64_t k = in[A].dim[in[A].rank - (t->i[TRANSPOSE_A] ? 2 : 1)];
+    const int64_t k = in[MATMUL_A].dim[in[MATMUL_A].rank - (t->i[MATMUL_TRANSPOSE_A] ? 2 : 1)];
     const double count = (double)kr_shape_count(&out[0]);
-    const int extra = (in[BIAS].rank >= 0) + (in[RESIDUAL].rank >= 0) + (t->i[ACTIVATION] != KR_ACT_NONE);
+    const int extra = (in[MATMUL_BIAS].rank >= 0) + (in[MATMUL_RESIDUAL].rank >= 0) +
+                      (t->i[MATMUL_ACTIVATION] != KR_ACT_NONE);
     *flops = count * (2.0 * (double)k + extra);
     double elements = count;
     for (int i = 0; i < inputs; i++) elements += in[i].rank >= 0 ? (double)kr_shape_count(&in[i]) : 0;
     *bytes = 4 * elements;
 }
 
-static const kr_stage matmul_stages[] = {KR_STAGE(matmul)};
-
 const kr_op kr_op_matmul = {
-    .name = "matmul", .inputs = 4, .outputs = 1, .optional = 1 << BIAS | 1 << RESIDUAL,
-    .zero_absent = 1 << BIAS | 1 << RESIDUAL, .added = 1 + RESIDUAL, .activations = activation_names,
-    .activation = ACTIVATION, .keeps_in = 1 << A | 1 << B | 1 << BIAS, .keeps_out = 1,
-    .attr = {.i = {"transpose_a", "transpose_b", "activation", "precision"}}, .shape = matmul_shape,
-    .grad = matmul_grad, .cost = matmul_cost,
+    .name = "matmul",
+    .inputs = MATMUL_INPUTS,
+    .outputs = MATMUL_OUTPUTS,
+    .zero_absent = 1 << MATMUL_BIAS | 1 << MATMUL_RESIDUAL,
+    .added = 1 + MATMUL_RESIDUAL,
+    .activations = activation_names,
+    .activation = MATMUL_ACTIVATION,
+    .keeps_in = 1 << MATMUL_A | 1 << MATMUL_B | 1 << MATMUL_BIAS,
+    .keeps_out = 1,
+    .attr = {.i = {"transpose_a", "transpose_b", "activation", "precision"}},
+    .signature = &matmul_signature,
+    .check = matmul_check,
+    .grad = matmul_grad,
+    .cost = matmul_cost,
 };
-KR_CPU(matmul,
-    .rows_in = 1 << A | 1 << B | 1 << RESIDUAL, .rows_out = 1, .inplace = {1 << RESIDUAL},
-    .fuses = KR_FUSES_ADDEND | KR_FUSES_ACTIVATION, KR_STAGES(matmul_stages))
 
 kr_value(kr_matmul)(kr_graph *g, kr_value a, kr_value b, bool transpose_a, bool transpose_b, kr_value bias,
                     kr_value residual, int activation) {
-    const kr_attrs t = {.i = {[TRANSPOSE_A] = transpose_a, [TRANSPOSE_B] = transpose_b, [ACTIVATION] = activation}};
+    const kr_attrs t = {
+        .i = {
+            [MATMUL_TRANSPOSE_A] = transpose_a, [MATMUL_TRANSPOSE_B] = transpose_b, [MATMUL_ACTIVATION] = activation}};
     const bool split = activation && residual.id; // the residual comes after the activation: a node of its own
-    const kr_value y = kr_append(g, &kr_op_matmul, &t, (kr_value[]){a, b, bias, split ? KR_NONE : residual}, 4);
+    const kr_value y = kr_append(g, &kr_op_matmul, &t, (kr_value[]){a, b, bias, split ? KR_NONE : residual},
+                                 MATMUL_INPUTS);
     return split ? (kr_add)(g, y, residual) : y;
 }
 

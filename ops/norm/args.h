@@ -1,4 +1,4 @@
-/// What op.c and cpu.c agree on: places of attributes and inputs, and the number of partial sums.
+/// Operands and attributes of the norms by name, and the number of partial sums.
 #ifndef KRAIT_OPS_NORM_ARGS_H
 #define KRAIT_OPS_NORM_ARGS_H
 
@@ -6,20 +6,36 @@
 
 enum { NORM_GROUP = 0, NORM_BEFORE_GATE = 1 }; // attrs.i of rms_norm
 enum { NORM_EPS = 0 };                         // attrs.r of both
-enum { RMS_X, RMS_RESIDUAL, RMS_Z, RMS_WEIGHT, RMS_BIAS };
-enum { RMSG_DY, RMSG_DSTREAM, RMSG_R, RMSG_Z, RMSG_WEIGHT, RMSG_BIAS, RMSG_RHO, RMSG_DRHO, RMSG_INPUTS };
-enum { LAYER_X, LAYER_RESIDUAL, LAYER_WEIGHT, LAYER_BIAS };
+
+enum { RMS_X, RMS_RESIDUAL, RMS_Z, RMS_WEIGHT, RMS_BIAS, RMS_INPUTS };
+enum { RMS_Y, RMS_STREAM, RMS_RHO, RMS_OUTPUTS };
 enum {
-    LAYERG_DY,
-    LAYERG_DSTREAM,
-    LAYERG_R,
-    LAYERG_WEIGHT,
-    LAYERG_MEAN,
-    LAYERG_RHO,
-    LAYERG_DMEAN,
-    LAYERG_DRHO,
-    LAYERG_INPUTS
+    RMS_GRAD_DY,
+    RMS_GRAD_DSTREAM,
+    RMS_GRAD_R,
+    RMS_GRAD_Z,
+    RMS_GRAD_WEIGHT,
+    RMS_GRAD_BIAS,
+    RMS_GRAD_RHO,
+    RMS_GRAD_DRHO,
+    RMS_GRAD_INPUTS
 };
+enum { RMS_GRAD_DX, RMS_GRAD_DZ, RMS_GRAD_DWEIGHT, RMS_GRAD_DBIAS, RMS_GRAD_OUTPUTS };
+
+enum { LAYER_X, LAYER_RESIDUAL, LAYER_WEIGHT, LAYER_BIAS, LAYER_INPUTS };
+enum { LAYER_Y, LAYER_STREAM, LAYER_MEAN, LAYER_RHO, LAYER_OUTPUTS };
+enum {
+    LAYER_GRAD_DY,
+    LAYER_GRAD_DSTREAM,
+    LAYER_GRAD_R,
+    LAYER_GRAD_WEIGHT,
+    LAYER_GRAD_MEAN,
+    LAYER_GRAD_RHO,
+    LAYER_GRAD_DMEAN,
+    LAYER_GRAD_DRHO,
+    LAYER_GRAD_INPUTS
+};
+enum { LAYER_GRAD_DX, LAYER_GRAD_DWEIGHT, LAYER_GRAD_DBIAS, LAYER_GRAD_OUTPUTS };
 
 /// dweight and dbias are summed over this many runs of rows, then over the runs: fixed by the shape alone.
 static inline int64_t norm_partials(int64_t rows) {

@@ -33,9 +33,9 @@ KR_INLINE kr_vf silu_slope(kr_vf z, kr_vf s) { return s * (kr_v_set(1) + z * (kr
 KR_KERNEL(rms_norm) {
     const kr_arg *in = call->in;
     const rows x = rows_of(&in[RMS_X]), residual = rows_of(&in[RMS_RESIDUAL]), z = rows_of(&in[RMS_Z]);
-    const rows y = rows_of(&call->out[0]), stream = rows_of(&call->out[1]);
+    const rows y = rows_of(&call->out[RMS_Y]), stream = rows_of(&call->out[RMS_STREAM]);
     const float *weight = in[RMS_WEIGHT].data, *bias = in[RMS_BIAS].data, eps = (float)call->attrs->r[NORM_EPS];
-    float *rho = call->out[2].data;
+    float *rho = call->out[RMS_RHO].data;
     const int64_t d = kr_arg_cols(&in[RMS_X]), group = call->attrs->i[NORM_GROUP] ? call->attrs->i[NORM_GROUP] : d;
     const int before = call->attrs->i[NORM_BEFORE_GATE] != 0;
     if (!d) return;
@@ -75,9 +75,9 @@ KR_KERNEL(rms_norm) {
 KR_KERNEL(layer_norm) {
     const kr_arg *in = call->in;
     const rows x = rows_of(&in[LAYER_X]), residual = rows_of(&in[LAYER_RESIDUAL]);
-    const rows y = rows_of(&call->out[0]), stream = rows_of(&call->out[1]);
+    const rows y = rows_of(&call->out[LAYER_Y]), stream = rows_of(&call->out[LAYER_STREAM]);
     const float *weight = in[LAYER_WEIGHT].data, *bias = in[LAYER_BIAS].data, eps = (float)call->attrs->r[NORM_EPS];
-    float *means = call->out[2].data, *rho = call->out[3].data;
+    float *means = call->out[LAYER_MEAN].data, *rho = call->out[LAYER_RHO].data;
     const int64_t d = kr_arg_cols(&in[LAYER_X]);
     if (!d) return;
     int64_t begin, end;
@@ -194,24 +194,24 @@ static void rms_backward_row(const rms_backward *p, int64_t row, float *dweight,
 KR_KERNEL(rms_norm_grad) {
     const kr_arg *in = call->in;
     const rms_backward p = {
-        .dy = rows_of(&in[RMSG_DY]),
-        .dstream = rows_of(&in[RMSG_DSTREAM]),
-        .r = rows_of(&in[RMSG_R]),
-        .z = rows_of(&in[RMSG_Z]),
-        .dx = rows_of(&call->out[0]),
-        .dz = rows_of(&call->out[1]),
-        .weight = in[RMSG_WEIGHT].data,
-        .bias = in[RMSG_BIAS].data,
-        .rho = in[RMSG_RHO].data,
-        .drho = in[RMSG_DRHO].data,
-        .d = kr_arg_cols(&in[RMSG_DY]),
-        .group = call->attrs->i[NORM_GROUP] ? call->attrs->i[NORM_GROUP] : kr_arg_cols(&in[RMSG_DY]),
+        .dy = rows_of(&in[RMS_GRAD_DY]),
+        .dstream = rows_of(&in[RMS_GRAD_DSTREAM]),
+        .r = rows_of(&in[RMS_GRAD_R]),
+        .z = rows_of(&in[RMS_GRAD_Z]),
+        .dx = rows_of(&call->out[RMS_GRAD_DX]),
+        .dz = rows_of(&call->out[RMS_GRAD_DZ]),
+        .weight = in[RMS_GRAD_WEIGHT].data,
+        .bias = in[RMS_GRAD_BIAS].data,
+        .rho = in[RMS_GRAD_RHO].data,
+        .drho = in[RMS_GRAD_DRHO].data,
+        .d = kr_arg_cols(&in[RMS_GRAD_DY]),
+        .group = call->attrs->i[NORM_GROUP] ? call->attrs->i[NORM_GROUP] : kr_arg_cols(&in[RMS_GRAD_DY]),
         .before = call->attrs->i[NORM_BEFORE_GATE] != 0,
-        .sums_weight = call->out[2].data != 0,
-        .sums_bias = call->out[3].data != 0,
+        .sums_weight = call->out[RMS_GRAD_DWEIGHT].data != 0,
+        .sums_bias = call->out[RMS_GRAD_DBIAS].data != 0,
     };
     if (!p.d) return;
-    const int64_t total = kr_arg_rows(&in[RMSG_DY]), runs = norm_partials(total);
+    const int64_t total = kr_arg_rows(&in[RMS_GRAD_DY]), runs = norm_partials(total);
     int64_t begin, end;
     kr_share(runs, part, parts, &begin, &end);
     for (int64_t run = begin; run < end; run++) {
@@ -260,21 +260,21 @@ static void layer_backward_row(const layer_backward *p, int64_t row, float *dwei
 KR_KERNEL(layer_norm_grad) {
     const kr_arg *in = call->in;
     const layer_backward p = {
-        .dy = rows_of(&in[LAYERG_DY]),
-        .dstream = rows_of(&in[LAYERG_DSTREAM]),
-        .r = rows_of(&in[LAYERG_R]),
-        .dx = rows_of(&call->out[0]),
-        .weight = in[LAYERG_WEIGHT].data,
-        .mean = in[LAYERG_MEAN].data,
-        .rho = in[LAYERG_RHO].data,
-        .dmean = in[LAYERG_DMEAN].data,
-        .drho = in[LAYERG_DRHO].data,
-        .d = kr_arg_cols(&in[LAYERG_DY]),
-        .sums_weight = call->out[1].data != 0,
-        .sums_bias = call->out[2].data != 0,
+        .dy = rows_of(&in[LAYER_GRAD_DY]),
+        .dstream = rows_of(&in[LAYER_GRAD_DSTREAM]),
+        .r = rows_of(&in[LAYER_GRAD_R]),
+        .dx = rows_of(&call->out[LAYER_GRAD_DX]),
+        .weight = in[LAYER_GRAD_WEIGHT].data,
+        .mean = in[LAYER_GRAD_MEAN].data,
+        .rho = in[LAYER_GRAD_RHO].data,
+        .dmean = in[LAYER_GRAD_DMEAN].data,
+        .drho = in[LAYER_GRAD_DRHO].data,
+        .d = kr_arg_cols(&in[LAYER_GRAD_DY]),
+        .sums_weight = call->out[LAYER_GRAD_DWEIGHT].data != 0,
+        .sums_bias = call->out[LAYER_GRAD_DBIAS].data != 0,
     };
     if (!p.d) return;
-    const int64_t total = kr_arg_rows(&in[LAYERG_DY]), runs = norm_partials(total);
+    const int64_t total = kr_arg_rows(&in[LAYER_GRAD_DY]), runs = norm_partials(total);
     int64_t begin, end;
     kr_share(runs, part, parts, &begin, &end);
     for (int64_t run = begin; run < end; run++) {

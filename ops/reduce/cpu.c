@@ -1,7 +1,8 @@
-/// Reductions over one axis of [outer, n, inner]; reduce_walk.h goes through it. Inputs come through a walk, so that
+/// Reductions over one axis of [outer, n, inner]; cpu_walk.h goes through it. Inputs come through a walk, so that
 /// any strides work and packed ones are free.
-#include "ops/reduce/cpu_walk.h"
 #include "ops/cpu/strided.h"
+#include "ops/reduce/args.h"
+#include "ops/reduce/cpu_walk.h"
 
 /// n packed elements from flat index `at` of operand 0 of a walk.
 static const float *fetch(void *walk, int64_t at, int64_t n, float *temp) {
@@ -9,7 +10,7 @@ static const float *fetch(void *walk, int64_t at, int64_t n, float *temp) {
 }
 
 KR_INLINE void first(reduction r, float scale, const kr_call *call, int part, int parts) {
-    const kr_reduce_cut c = kr_reduce_cut_of(&call->in->shape, (int)call->attrs->i[0]);
+    const kr_reduce_cut c = kr_reduce_cut_of(&call->in->shape, (int)call->attrs->i[REDUCE_AXIS]);
     const kr_arg *args[] = {call->in};
     kr_walk w;
     kr_walk_make(&w, args, 1);
@@ -18,11 +19,11 @@ KR_INLINE void first(reduction r, float scale, const kr_call *call, int part, in
 }
 
 KR_INLINE void second(reduction r, float scale, const kr_call *call, int part, int parts) {
-    const kr_reduce_cut c = kr_reduce_cut_of(&call->in->shape, (int)call->attrs->i[0]);
+    const kr_reduce_cut c = kr_reduce_cut_of(&call->in->shape, (int)call->attrs->i[REDUCE_AXIS]);
     second_stage(r, scale, &c, (float *)call->out->data, (const float *)call->work, part, parts);
 }
 
-static float one_over_n(const kr_call *call) { return 1.0f / (float)call->in->shape.dim[call->attrs->i[0]]; }
+static float one_over_n(const kr_call *call) { return 1.0f / (float)call->in->shape.dim[call->attrs->i[REDUCE_AXIS]]; }
 
 KR_KERNEL(sum) { first(SUM, 1, call, part, parts); }
 KR_KERNEL(sum_second) { second(SUM, 1, call, part, parts); }
@@ -34,9 +35,9 @@ KR_KERNEL(max_second) { second(MAX, 1, call, part, parts); }
 /// dx is dy at the first element of the axis that equals the maximum (or is NaN), 0 elsewhere. Inputs dy, x, y; dy and
 /// y have the shape of the reduction.
 KR_KERNEL(max_grad) {
-    const kr_reduce_cut c = kr_reduce_cut_of(&call->in[1].shape, (int)call->attrs->i[0]);
-    const float *dy = (const float *)call->in[0].data, *x = (const float *)call->in[1].data;
-    const float *y = (const float *)call->in[2].data;
+    const kr_reduce_cut c = kr_reduce_cut_of(&call->in[MAX_GRAD_X].shape, (int)call->attrs->i[REDUCE_AXIS]);
+    const float *dy = (const float *)call->in[MAX_GRAD_DY].data, *x = (const float *)call->in[MAX_GRAD_X].data;
+    const float *y = (const float *)call->in[MAX_GRAD_Y].data;
     float *dx = (float *)call->out->data;
     int64_t begin, end;
     kr_share(c.outer * c.columns, part, parts, &begin, &end);
@@ -82,8 +83,8 @@ static void cumsum_row(kr_walk *w, int64_t at, int64_t n, int reverse, float *ou
 
 /// Running sums along the axis. They are compensated, so that the error of the last one does not grow with n.
 KR_KERNEL(cumsum) {
-    const kr_reduce_cut c = kr_reduce_cut_of(&call->in->shape, (int)call->attrs->i[0]);
-    const int reverse = call->attrs->i[1] != 0;
+    const kr_reduce_cut c = kr_reduce_cut_of(&call->in->shape, (int)call->attrs->i[CUMSUM_AXIS]);
+    const int reverse = call->attrs->i[CUMSUM_REVERSE] != 0;
     const kr_arg *args[] = {call->in};
     kr_walk w;
     kr_walk_make(&w, args, 1);

@@ -1,8 +1,8 @@
-/// Reductions over one axis: sum, mean, max; running sums; and the sum that undoes a broadcast.
-#include "ops/reduce/cut.h"
+/// Reductions over one axis: sum, mean, max; running sums; and the sum that undoes a broadcast. Their rules are code: a
+/// signature cannot say that an attribute names the axis that goes.
+#include "ops/reduce/args.h"
 
 #include "ops/graph/internal.h"
-#include "ops/cpu/kernels.h"
 #include "ops/view/view.h"
 
 extern const kr_op kr_op_sum, kr_op_mean, kr_op_max, kr_op_max_grad, kr_op_cumsum;
@@ -10,12 +10,12 @@ extern const kr_op kr_op_sum, kr_op_mean, kr_op_max, kr_op_max_grad, kr_op_cumsu
 static kr_status reduce_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                               kr_shape *out_shape, kr_dtype *out_dtype) {
     (void)inputs;
-    const int64_t axis = attrs->i[0];
+    const int64_t axis = attrs->i[REDUCE_AXIS];
     KR_TRY(kr_check_axis("reduction", axis, in_shape));
     KR_FAIL_IF(in_dtype[0] != KR_F32, KR_BAD_SHAPE, "reduction: the input is %s, want f32", kr_dtype_name(in_dtype[0]));
     out_shape[0] = in_shape[0];
     out_shape[0].dim[axis] = 1;
-    if (!attrs->i[1]) {
+    if (!attrs->i[REDUCE_KEEP]) {
         out_shape[0].rank--;
         for (int k = (int)axis; k < out_shape[0].rank; k++) out_shape[0].dim[k] = in_shape->dim[k + 1];
         out_shape[0].dim[out_shape[0].rank] = 0;
@@ -27,13 +27,8 @@ static kr_status reduce_shape(const kr_attrs *attrs, const kr_shape *in_shape, c
 static kr_status max_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                            kr_shape *out_shape, kr_dtype *out_dtype) {
     KR_TRY(reduce_shape(attrs, in_shape, in_dtype, inputs, out_shape, out_dtype));
-    KR_FAIL_IF(!in_shape->dim[attrs->i[0]], KR_BAD_SHAPE, "max: the axis has no elements, want at least 1");
+    KR_FAIL_IF(!in_shape->dim[attrs->i[REDUCE_AXIS]], KR_BAD_SHAPE, "max: the axis has no elements, want at least 1");
     return KR_OK;
-}
-
-static size_t reduce_work(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)out, (void)inputs;
-    return kr_reduce_work(in, (int)attrs->i[0]);
 }
 
 static void reduce_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
@@ -47,7 +42,7 @@ static void reduce_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shap
 static kr_value spread(kr_graph *g, const kr_node *n, kr_value dy) {
     kr_shape s = kr_value_shape(g, n->in[0]);
     const kr_shape whole = s;
-    s.dim[n->attrs.i[0]] = 1;
+    s.dim[n->attrs.i[REDUCE_AXIS]] = 1;
     return kr_broadcast(g, kr_reshape(g, dy, s), whole);
 }
 
@@ -56,27 +51,28 @@ static void grad_sum(kr_graph *g, const kr_node *n, const kr_value *dout, kr_val
 }
 
 static void grad_mean(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
-    const int64_t length = kr_value_shape(g, n->in[0]).dim[n->attrs.i[0]];
+    const int64_t length = kr_value_shape(g, n->in[0]).dim[n->attrs.i[REDUCE_AXIS]];
     din[0] = spread(g, n, kr_affine(g, dout[0], length ? 1.0 / (double)length : 0, 0));
 }
 
 static void grad_max(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
-    din[0] = kr_append(g, &kr_op_max_grad, &n->attrs, (kr_value[]){dout[0], n->in[0], n->out[0]}, 3);
+    din[0] = kr_append(g, &kr_op_max_grad, &n->attrs, (kr_value[]){dout[0], n->in[0], n->out[0]}, MAX_GRAD_INPUTS);
 }
 
 /// The reduction over an axis of length 1 only drops the axis.
 static kr_value simplify_reduction(kr_graph *g, const kr_node *n) {
     const kr_shape s = kr_value_shape(g, n->in[0]);
-    return s.dim[n->attrs.i[0]] == 1 ? (kr_reshape)(g, n->in[0], kr_value_shape(g, n->out[0])) : KR_NONE;
+    return s.dim[n->attrs.i[REDUCE_AXIS]] == 1 ? (kr_reshape)(g, n->in[0], kr_value_shape(g, n->out[0])) : KR_NONE;
 }
 
-#define REDUCTION(op_name, ...)                                                                                     \
-    KR_KERNEL_DECLARE(op_name)                                                                                      \
-    KR_KERNEL_DECLARE(op_name##_second)                                                                             \
-    static const kr_stage stages_##op_name[] = {KR_STAGE(op_name), KR_STAGE(op_name##_second)};                     \
-    const kr_op kr_op_##op_name = {.name = #op_name, .inputs = 1, .outputs = 1, .attr.i = {"axis", "keep"},         \
-        .simplify = simplify_reduction, .cost = reduce_cost, __VA_ARGS__};                                          \
-    KR_CPU(op_name, .rows_in = 1, .strided_in = 1, .work = reduce_work, KR_STAGES(stages_##op_name))
+#define REDUCTION(op_name, ...)                                                                 \
+    const kr_op kr_op_##op_name = {.name = #op_name,                                            \
+                                   .inputs = 1,                                                 \
+                                   .outputs = 1,                                                \
+                                   .attr.i = {"axis", "keep"},                                  \
+                                   .simplify = simplify_reduction,                              \
+                                   .cost = reduce_cost,                                         \
+                                   __VA_ARGS__};
 REDUCTION(sum, .flags = KR_OP_SUMS, .shape = reduce_shape, .grad = grad_sum)
 REDUCTION(mean, .shape = reduce_shape, .grad = grad_mean)
 REDUCTION(max, .shape = max_shape, .grad = grad_max, .keeps_in = 1, .keeps_out = 1)
@@ -84,27 +80,28 @@ REDUCTION(max, .shape = max_shape, .grad = grad_max, .keeps_in = 1, .keeps_out =
 static kr_status max_grad_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                                 kr_shape *out_shape, kr_dtype *out_dtype) {
     (void)inputs;
-    KR_TRY(max_shape(attrs, &in_shape[1], &in_dtype[1], 1, out_shape, out_dtype));
-    KR_FAIL_IF(!kr_shape_equal(&in_shape[0], out_shape) || !kr_shape_equal(&in_shape[2], out_shape) ||
-               in_dtype[0] != KR_F32 || in_dtype[2] != KR_F32, KR_BAD_SHAPE,
-               "max_grad: want f32 dy and y of the maximum's shape");
-    out_shape[0] = in_shape[1];
+    KR_TRY(max_shape(attrs, &in_shape[MAX_GRAD_X], &in_dtype[MAX_GRAD_X], 1, out_shape, out_dtype));
+    KR_FAIL_IF(!kr_shape_equal(&in_shape[MAX_GRAD_DY], out_shape) ||
+                   !kr_shape_equal(&in_shape[MAX_GRAD_Y], out_shape) || in_dtype[MAX_GRAD_DY] != KR_F32 ||
+                   in_dtype[MAX_GRAD_Y] != KR_F32,
+               KR_BAD_SHAPE, "max_grad: want f32 dy and y of the maximum's shape");
+    out_shape[0] = in_shape[MAX_GRAD_X];
     return KR_OK;
 }
 
-KR_KERNEL_DECLARE(max_grad)
-static const kr_stage stages_max_grad[] = {KR_STAGE(max_grad)};
 const kr_op kr_op_max_grad = {
-    .name = "max_grad", .inputs = 3, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .attr.i = {"axis", "keep"},
+    .name = "max_grad",
+    .inputs = MAX_GRAD_INPUTS,
+    .outputs = 1,
+    .flags = KR_OP_NO_GRADIENT,
+    .attr.i = {"axis", "keep"},
     .shape = max_grad_shape,
 };
-KR_CPU(max_grad,
-    .inplace = {2}, KR_STAGES(stages_max_grad))
 
 static kr_status cumsum_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                               kr_shape *out_shape, kr_dtype *out_dtype) {
     (void)inputs;
-    KR_TRY(kr_check_axis("cumsum", attrs->i[0], in_shape));
+    KR_TRY(kr_check_axis("cumsum", attrs->i[CUMSUM_AXIS], in_shape));
     KR_FAIL_IF(in_dtype[0] != KR_F32, KR_BAD_SHAPE, "cumsum: the input is %s, want f32", kr_dtype_name(in_dtype[0]));
     out_shape[0] = in_shape[0];
     out_dtype[0] = KR_F32;
@@ -112,17 +109,17 @@ static kr_status cumsum_shape(const kr_attrs *attrs, const kr_shape *in_shape, c
 }
 
 static void grad_cumsum(kr_graph *g, const kr_node *n, const kr_value *dout, kr_value *din) {
-    din[0] = kr_cumsum(g, dout[0], (int)n->attrs.i[0], !n->attrs.i[1]);
+    din[0] = kr_cumsum(g, dout[0], (int)n->attrs.i[CUMSUM_AXIS], !n->attrs.i[CUMSUM_REVERSE]);
 }
 
-KR_KERNEL_DECLARE(cumsum)
-static const kr_stage stages_cumsum[] = {KR_STAGE(cumsum)};
 const kr_op kr_op_cumsum = {
-    .name = "cumsum", .inputs = 1, .outputs = 1, .attr.i = {"axis", "reverse"}, .shape = cumsum_shape,
+    .name = "cumsum",
+    .inputs = 1,
+    .outputs = 1,
+    .attr.i = {"axis", "reverse"},
+    .shape = cumsum_shape,
     .grad = grad_cumsum,
 };
-KR_CPU(cumsum,
-    .rows_in = 1, .strided_in = 1, .inplace = {1}, KR_STAGES(stages_cumsum))
 
 // Builders --------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 /// Rotary position embedding on the CPU. Frequencies and angles are in double: position 10^6 keeps its phase. Every
 /// angle gets its own sine and cosine, without recurrences, so any token comes out the same whatever run it is part of.
 #include "ops/cpu/pairs.h"
+#include "ops/rope/args.h"
 
 enum { SPAN = 16 }; ///< tokens of a unit of work
 
@@ -35,7 +36,7 @@ typedef struct rope {
 } rope;
 
 /// Pairs j .. j + 15 of all heads, for tokens first .. last - 1 of every batch row.
-static void turn_heads(const rope *v, int64_t first, int64_t last, int64_t j) {
+static void rotate_heads(const rope *v, int64_t first, int64_t last, int64_t j) {
     const int64_t left = v->pairs - j < KR_LANES ? v->pairs - j : KR_LANES;
     kr_vd frequency;
     for (int l = 0; l < KR_LANES; l++)
@@ -57,18 +58,27 @@ static void turn_heads(const rope *v, int64_t first, int64_t last, int64_t j) {
 }
 
 KR_KERNEL(rope) {
-    const kr_arg *x = &call->in[0], *y = &call->out[0];
+    const kr_arg *x = &call->in[ROPE_X], *y = &call->out[ROPE_Y];
     const kr_attrs *a = call->attrs;
-    const int32_t *position = call->in[1].data;
-    const rope v = {.batch = x->shape.dim[0], .length = x->shape.dim[1], .heads = a->i[0],
-                    .dim = x->shape.dim[2] / a->i[0], .pairs = a->i[1] / 2, .x_pitch = kr_arg_pitch(x),
-                    .y_pitch = kr_arg_pitch(y), .apart = a->i[2] ? 0 : a->i[1] / 2, .x = x->data, .y = y->data,
-                    .position = position ? *position : 0, .log_base = log_of(a->r[0]), .back = a->i[3] != 0};
+    const int32_t *position = call->in[ROPE_POSITION].data;
+    const rope v = {.batch = x->shape.dim[0],
+                    .length = x->shape.dim[1],
+                    .heads = a->i[ROPE_HEADS],
+                    .dim = x->shape.dim[2] / a->i[ROPE_HEADS],
+                    .pairs = a->i[ROPE_ROTARY_DIM] / 2,
+                    .x_pitch = kr_arg_pitch(x),
+                    .y_pitch = kr_arg_pitch(y),
+                    .apart = a->i[ROPE_INTERLEAVED] ? 0 : a->i[ROPE_ROTARY_DIM] / 2,
+                    .x = x->data,
+                    .y = y->data,
+                    .position = position ? *position : 0,
+                    .log_base = log_of(a->r[ROPE_BASE]),
+                    .back = a->i[ROPE_BACK] != 0};
     int64_t begin, end;
     kr_share((v.length + SPAN - 1) / SPAN, part, parts, &begin, &end);
     for (int64_t unit = begin; unit < end; unit++) {
         const int64_t first = unit * SPAN, last = first + SPAN < v.length ? first + SPAN : v.length;
-        for (int64_t j = 0; j < v.pairs; j += KR_LANES) turn_heads(&v, first, last, j);
+        for (int64_t j = 0; j < v.pairs; j += KR_LANES) rotate_heads(&v, first, last, j);
         if (v.x == v.y) continue;
         for (int64_t b = 0; b < v.batch; b++)
             for (int64_t t = b * v.length + first; t < b * v.length + last; t++)

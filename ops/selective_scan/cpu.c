@@ -126,12 +126,13 @@ static void forward_chunk(const scan *s, unit k, int64_t index, span p, float *p
 /// bits are the same however they are put together.
 KR_KERNEL(selective_scan) {
     enum { TOGETHER = 48 };
-    const scan s = scan_of(call->attrs, call->in, &call->in[9]);
+    const scan s = scan_of(call->attrs, call->in, &call->in[SELECTIVE_RESET]);
     const kr_scan_size *size = &s.size;
-    const float *h0 = call->in[8].data;
-    float *out = call->out[0].data, *last = call->out[1].data, *saved = call->out[2].data;
+    const float *h0 = call->in[SELECTIVE_H0].data;
+    float *out = call->out[SELECTIVE_OUT].data, *last = call->out[SELECTIVE_LAST].data,
+          *saved = call->out[SELECTIVE_SAVED].data;
     const int64_t states = size->states, plane = kr_scan_plane(size), planes = kr_scan_forward_planes(size);
-    const int64_t out_pitch = kr_arg_pitch(&call->out[0]);
+    const int64_t out_pitch = kr_arg_pitch(&call->out[SELECTIVE_OUT]);
     const int64_t runs = (size->tiles + kr_scan_run(size) - 1) / kr_scan_run(size);
     int64_t begin, end;
     kr_share(size->batch * runs, part, parts, &begin, &end);

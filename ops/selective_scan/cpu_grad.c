@@ -366,5 +366,6 @@ KR_KERNEL(selective_scan_grad) {
     const scan_grad d = scan_grad_of(call);
     int64_t begin, end;
     kr_share(kr_scan_units(&d.s.size), part, parts, &begin, &end);
-    for (int64_t unit = begin; unit < end; unit++) backward_unit(&d, call->work, unit, call->out[8].data);
+    for (int64_t unit = begin; unit < end; unit++)
+        backward_unit(&d, call->work, unit, call->out[SELECTIVE_GRAD_DH0].data);
 }

@@ -19,14 +19,17 @@ typedef struct scan_grad {
     sink du, ddelta, dB, dC, dz;
 } scan_grad;
 
-/// in: dout, dlast, u, delta, A, B, C, D, z, delta_bias, reset, saved.
-/// out: du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dh0.
 KR_INLINE scan_grad scan_grad_of(const kr_call *call) {
-    scan_grad d = {.s = scan_of(call->attrs, call->in + 2, &call->in[10]), .dout = call->in[0].data,
-                   .dlast = call->in[1].data, .saved = call->in[11].data, .du = sink_of(&call->out[0]),
-                   .ddelta = sink_of(&call->out[1]), .dB = sink_of(&call->out[3]), .dC = sink_of(&call->out[4]),
-                   .dz = sink_of(&call->out[6])};
-    if (d.dout) d.dout_pitch = kr_arg_pitch(&call->in[0]);
+    scan_grad d = {.s = scan_of(call->attrs, call->in + SELECTIVE_GRAD_FORWARD, &call->in[SELECTIVE_GRAD_RESET]),
+                   .dout = call->in[SELECTIVE_GRAD_DOUT].data,
+                   .dlast = call->in[SELECTIVE_GRAD_DLAST].data,
+                   .saved = call->in[SELECTIVE_GRAD_SAVED].data,
+                   .du = sink_of(&call->out[SELECTIVE_GRAD_DU]),
+                   .ddelta = sink_of(&call->out[SELECTIVE_GRAD_DDELTA]),
+                   .dB = sink_of(&call->out[SELECTIVE_GRAD_DB]),
+                   .dC = sink_of(&call->out[SELECTIVE_GRAD_DC]),
+                   .dz = sink_of(&call->out[SELECTIVE_GRAD_DZ])};
+    if (d.dout) d.dout_pitch = kr_arg_pitch(&call->in[SELECTIVE_GRAD_DOUT]);
     if (!d.s.z) d.dz.data = 0;
     return d;
 }

@@ -46,10 +46,10 @@ KR_KERNEL(selective_scan_grad_sum) {
         const tile at = tile_at(s, i - blocks);
         const float *w = work + (i - blocks) * kr_scan_tile_floats(s), *fixed = w + KR_SCAN_FIXED_BACK * plane;
         const float *sums = w + kr_scan_backward_planes(s) * plane;
-        add_batch(s, w + KR_SCAN_DA * plane, (sink){call->out[2].data, states}, at, states);
+        add_batch(s, w + KR_SCAN_DA * plane, (sink){call->out[SELECTIVE_GRAD_DA].data, states}, at, states);
         if (s->constant_B) add_batch(s, fixed + plane, d.dB, at, states);
         if (s->constant_C) add_batch(s, fixed + (2 * s->constant_B + 1) * plane, d.dC, at, states);
-        if (d.s.D) add_batch(s, sums, (sink){call->out[5].data, 1}, at, 1);
-        if (d.s.delta_bias) add_batch(s, sums + LANES, (sink){call->out[7].data, 1}, at, 1);
+        if (d.s.D) add_batch(s, sums, (sink){call->out[SELECTIVE_GRAD_DD].data, 1}, at, 1);
+        if (d.s.delta_bias) add_batch(s, sums + LANES, (sink){call->out[SELECTIVE_GRAD_DDELTA_BIAS].data, 1}, at, 1);
     }
 }

@@ -3,8 +3,9 @@
 #ifndef KRAIT_OPS_SELECTIVE_SCAN_CPU_TILE_H
 #define KRAIT_OPS_SELECTIVE_SCAN_CPU_TILE_H
 
-#include "ops/selective_scan/size.h"
+#include "ops/selective_scan/args.h"
 #include "ops/selective_scan/cpu_decay.h"
+#include "ops/selective_scan/size.h"
 
 enum { LANES = KR_SCAN_LANES, CHUNK = KR_SCAN_CHUNK };
 _Static_assert(KR_SCAN_LANES == KR_LANES, "a tile is one vector");
@@ -35,14 +36,25 @@ typedef struct scan {
     bool softplus;
 } scan;
 
-/// in: u, delta, A, B, C, D, z, delta_bias.
+/// in: the forward inputs up to delta_bias.
 KR_INLINE scan scan_of(const kr_attrs *attrs, const kr_arg *in, const kr_arg *reset) {
-    scan s = {.size = kr_scan_measure(&in[0].shape, &in[2].shape, &in[3].shape, &in[4].shape),
-              .u = in[0].data, .delta = in[1].data, .A = in[2].data, .B = in[3].data, .C = in[4].data,
-              .D = in[5].data, .z = in[6].data, .delta_bias = in[7].data, .reset = reset->data,
-              .u_pitch = kr_arg_pitch(&in[0]), .delta_pitch = kr_arg_pitch(&in[1]), .B_pitch = kr_arg_pitch(&in[3]),
-              .C_pitch = kr_arg_pitch(&in[4]), .softplus = attrs->i[0] != 0};
-    if (s.z) s.z_pitch = kr_arg_pitch(&in[6]);
+    scan s = {.size = kr_scan_measure(&in[SELECTIVE_U].shape, &in[SELECTIVE_A].shape, &in[SELECTIVE_B].shape,
+                                      &in[SELECTIVE_C].shape),
+              .u = in[SELECTIVE_U].data,
+              .delta = in[SELECTIVE_DELTA].data,
+              .A = in[SELECTIVE_A].data,
+              .B = in[SELECTIVE_B].data,
+              .C = in[SELECTIVE_C].data,
+              .D = in[SELECTIVE_D].data,
+              .z = in[SELECTIVE_Z].data,
+              .delta_bias = in[SELECTIVE_DELTA_BIAS].data,
+              .reset = reset->data,
+              .u_pitch = kr_arg_pitch(&in[SELECTIVE_U]),
+              .delta_pitch = kr_arg_pitch(&in[SELECTIVE_DELTA]),
+              .B_pitch = kr_arg_pitch(&in[SELECTIVE_B]),
+              .C_pitch = kr_arg_pitch(&in[SELECTIVE_C]),
+              .softplus = attrs->i[SELECTIVE_DELTA_SOFTPLUS] != 0};
+    if (s.z) s.z_pitch = kr_arg_pitch(&in[SELECTIVE_Z]);
     return s;
 }
 

@@ -1,10 +1,11 @@
 #include "ops/cpu/lanes.h"
 
-#include "ops/softmax/softmax.h"
+#include "ops/softmax/args.h"
 #include "ops/softmax/cpu_row.h"
+#include "ops/softmax/softmax.h"
 
 KR_KERNEL(softmax) {
-    const kr_arg *in = &call->in[0], *out = &call->out[0];
+    const kr_arg *in = &call->in[SOFTMAX_X], *out = &call->out[SOFTMAX_Y];
     const int64_t rows = kr_arg_rows(in), n = kr_arg_cols(in), from = kr_arg_pitch(in), to = kr_arg_pitch(out);
     int64_t begin, end;
     kr_share(rows, part, parts, &begin, &end);
@@ -18,7 +19,8 @@ KR_KERNEL(softmax) {
 
 /// dx = y (dy - sum(dy y))
 KR_KERNEL(softmax_grad) {
-    const kr_arg *in = &call->in[0], *saved = &call->in[1], *out = &call->out[0];
+    const kr_arg *in = &call->in[SOFTMAX_GRAD_DY], *saved = &call->in[SOFTMAX_GRAD_Y],
+                 *out = &call->out[SOFTMAX_GRAD_DX];
     const int64_t rows = kr_arg_rows(in), n = kr_arg_cols(in);
     const int64_t from = kr_arg_pitch(in), kept = kr_arg_pitch(saved), to = kr_arg_pitch(out);
     int64_t begin, end;
@@ -35,14 +37,14 @@ KR_KERNEL(softmax_grad) {
 }
 
 static int64_t vocabulary(const kr_call *call) {
-    const int64_t valid = call->attrs->i[0];
-    return valid > 0 ? valid : kr_arg_cols(&call->in[0]);
+    const int64_t valid = call->attrs->i[CROSS_ENTROPY_VALID_VOCAB];
+    return valid > 0 ? valid : kr_arg_cols(&call->in[CROSS_ENTROPY_LOGITS]);
 }
 
 KR_KERNEL(cross_entropy) {
-    const kr_arg *logits = &call->in[0];
-    const int32_t *target = call->in[1].data;
-    float *per_token = call->out[1].data, *lse = call->out[2].data;
+    const kr_arg *logits = &call->in[CROSS_ENTROPY_LOGITS];
+    const int32_t *target = call->in[CROSS_ENTROPY_TARGETS].data;
+    float *per_token = call->out[CROSS_ENTROPY_PER_TOKEN].data, *lse = call->out[CROSS_ENTROPY_LSE].data;
     kr_loss_partial *partial = call->work;
     const int64_t rows = kr_arg_rows(logits), pitch = kr_arg_pitch(logits), V = vocabulary(call);
     int64_t begin, end;
@@ -76,20 +78,21 @@ KR_KERNEL(cross_entropy_combine) {
     if (part) return;
     const kr_loss_partial *partial = call->work;
     double loss = 0, count = 0;
-    for (int64_t b = 0; b < kr_loss_blocks(kr_arg_rows(&call->in[0])); b++) {
+    for (int64_t b = 0; b < kr_loss_blocks(kr_arg_rows(&call->in[CROSS_ENTROPY_LOGITS])); b++) {
         loss += partial[b].loss;
         count += partial[b].count;
     }
-    *(float *)call->out[0].data = count > 0 ? (float)(loss / count) : 0;
+    *(float *)call->out[CROSS_ENTROPY_LOSS].data = count > 0 ? (float)(loss / count) : 0;
 }
 
 /// dlogits = (softmax - onehot) (dloss / counted + dper_token) + softmax dlse; may overwrite the logits. Each part
 /// counts the targets for itself: they are few bytes, and a barrier costs more. A target outside of the vocabulary
 /// makes its row NaN, as it does the loss: an update that heeds the gradient's norm then leaves the parameters alone.
 KR_KERNEL(cross_entropy_grad) {
-    const kr_arg *logits = &call->in[0], *out = &call->out[0];
-    const int32_t *target = call->in[1].data;
-    const float *lse = call->in[2].data, *dloss = call->in[3].data, *dper = call->in[4].data, *dlse = call->in[5].data;
+    const kr_arg *logits = &call->in[CROSS_ENTROPY_GRAD_LOGITS], *out = &call->out[CROSS_ENTROPY_GRAD_DLOGITS];
+    const int32_t *target = call->in[CROSS_ENTROPY_GRAD_TARGETS].data;
+    const float *lse = call->in[CROSS_ENTROPY_GRAD_LSE].data, *dloss = call->in[CROSS_ENTROPY_GRAD_DLOSS].data,
+                *dper = call->in[CROSS_ENTROPY_GRAD_DPER_TOKEN].data, *dlse = call->in[CROSS_ENTROPY_GRAD_DLSE].data;
     const int64_t rows = kr_arg_rows(logits), cols = kr_arg_cols(logits), V = vocabulary(call);
     const int64_t from = kr_arg_pitch(logits), to = kr_arg_pitch(out);
     int64_t begin, end, counted = 0;

@@ -136,12 +136,12 @@ static void forward_token(const ssd *s, work *w, bundle at, const float *h0, sin
 }
 
 KR_KERNEL(ssd_scan) {
-    const ssd s = ssd_of(call->attrs, call->in, &call->in[9]);
+    const ssd s = ssd_of(call->attrs, call->in, &call->in[SSD_RESET]);
     const kr_ssd_layout layout = kr_ssd_arrange(&s.size, false);
     const int64_t heads = s.size.heads, in_group = s.cut.in_group;
-    const sink out = sink_of(&call->out[0]);
-    const float *h0 = call->in[8].data;
-    float *last = call->out[1].data, *saved = call->out[2].data;
+    const sink out = sink_of(&call->out[SSD_Y]);
+    const float *h0 = call->in[SSD_H0].data;
+    float *last = call->out[SSD_LAST].data, *saved = call->out[SSD_SAVED].data;
     EACH_UNIT_OF(s.size.batch * heads, {
         prefetch ahead = {.count = 0};
         work w = work_of(&s.size, &layout, (float *)call->work + slot * layout.floats, &ahead);

@@ -20,18 +20,17 @@ typedef struct grad {
 /// in: dout, dlast, x, dt, A, B, C, D, z, dt_bias, reset, saved.
 /// out: dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dh0.
 static inline grad grad_of(const kr_call *call) {
-    enum { ZERO_START = 4 };
-    grad g = {.s = ssd_of(call->attrs, call->in + 2, &call->in[10]),
-              .dout = source_of(&call->in[0]),
-              .dlast = call->in[1].data,
-              .saved = call->in[11].data,
-              .dx = sink_of(&call->out[0]),
-              .ddt = sink_of(&call->out[1]),
-              .dz = sink_of(&call->out[6]),
-              .dB = sink_of(&call->out[3]),
-              .dC = sink_of(&call->out[4]),
-              .dh0 = call->out[8].data,
-              .zero_start = call->attrs->i[ZERO_START] != 0,
+    grad g = {.s = ssd_of(call->attrs, call->in + SSD_GRAD_FORWARD, &call->in[SSD_GRAD_RESET]),
+              .dout = source_of(&call->in[SSD_GRAD_DY]),
+              .dlast = call->in[SSD_GRAD_DLAST].data,
+              .saved = call->in[SSD_GRAD_SAVED].data,
+              .dx = sink_of(&call->out[SSD_GRAD_DX]),
+              .ddt = sink_of(&call->out[SSD_GRAD_DDT]),
+              .dz = sink_of(&call->out[SSD_GRAD_DZ]),
+              .dB = sink_of(&call->out[SSD_GRAD_DB]),
+              .dC = sink_of(&call->out[SSD_GRAD_DC]),
+              .dh0 = call->out[SSD_GRAD_DH0].data,
+              .zero_start = call->attrs->i[SSD_ZERO_START] != 0,
               .work = call->work};
     if (!g.s.z.at) g.dz.at = 0;
     g.layout = kr_ssd_arrange(&g.s.size, true);

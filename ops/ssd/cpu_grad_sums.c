@@ -63,7 +63,8 @@ KR_KERNEL(ssd_scan_grad_sum) {
     const kr_chunk_size *s = &g.s.size;
     const int64_t rows = s->batch * g.s.cut.segments, p = s->width, skips = s->width_pitch ? s->width_pitch : KR_LANES;
     const float *work = call->work;
-    float *dA = call->out[2].data, *dD = call->out[5].data, *dbias = call->out[7].data;
+    float *dA = call->out[SSD_GRAD_DA].data, *dD = call->out[SSD_GRAD_DD].data,
+          *dbias = call->out[SSD_GRAD_DDT_BIAS].data;
     int64_t begin, end;
     kr_share(s->heads, part, parts, &begin, &end);
     for (int64_t head = begin; head < end; head++) {

@@ -6,6 +6,7 @@
 #ifndef KRAIT_OPS_SSD_CPU_INPUTS_H
 #define KRAIT_OPS_SSD_CPU_INPUTS_H
 
+#include "ops/ssd/args.h"
 #include "ops/ssd/cpu_matrix.h"
 #include "ops/ssd/work.h"
 
@@ -19,27 +20,26 @@ typedef struct ssd {
     float dt_min, dt_max; // 0: none
 } ssd;
 
-/// in: x, dt, A, B, C, D, z, dt_bias.
+/// in: the forward inputs up to dt_bias.
 static inline ssd ssd_of(const kr_attrs *t, const kr_arg *in, const kr_arg *reset) {
-    enum { GROUPS, CHUNK, SOFTPLUS };
-    enum { DT_MIN, DT_MAX };
-    const int64_t heads = in[2].shape.dim[0], groups = t->i[GROUPS];
-    ssd s = {.x = source_of(&in[0]),
-             .dt = source_of(&in[1]),
-             .B = source_of(&in[3]),
-             .C = source_of(&in[4]),
-             .z = source_of(&in[6]),
-             .A = in[2].data,
-             .D = in[5].data,
-             .dt_bias = in[7].data,
+    const int64_t heads = in[SSD_A].shape.dim[0], groups = t->i[SSD_GROUPS];
+    ssd s = {.x = source_of(&in[SSD_X]),
+             .dt = source_of(&in[SSD_DT]),
+             .B = source_of(&in[SSD_B]),
+             .C = source_of(&in[SSD_C]),
+             .z = source_of(&in[SSD_Z]),
+             .A = in[SSD_A].data,
+             .D = in[SSD_D].data,
+             .dt_bias = in[SSD_DT_BIAS].data,
              .reset = reset->data,
-             .softplus = t->i[SOFTPLUS] != 0,
-             .dt_min = (float)t->r[DT_MIN],
-             .dt_max = (float)t->r[DT_MAX]};
-    s.size = kr_chunk_measure(in[0].shape.dim[0], in[0].shape.dim[1], heads, groups, 1,
-                              heads ? in[0].shape.dim[2] / heads : 0, in[3].shape.dim[2] / groups, t->i[CHUNK]);
+             .softplus = t->i[SSD_DT_SOFTPLUS] != 0,
+             .dt_min = (float)t->r[SSD_DT_MIN],
+             .dt_max = (float)t->r[SSD_DT_MAX]};
+    s.size = kr_chunk_measure(in[SSD_X].shape.dim[0], in[SSD_X].shape.dim[1], heads, groups, 1,
+                              heads ? in[SSD_X].shape.dim[2] / heads : 0, in[SSD_B].shape.dim[2] / groups,
+                              t->i[SSD_CHUNK]);
     s.cut = kr_ssd_cut_of(&s.size);
-    s.D_per_channel = s.D && in[5].shape.dim[0] != heads;
+    s.D_per_channel = s.D && in[SSD_D].shape.dim[0] != heads;
     return s;
 }
 

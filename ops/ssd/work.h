@@ -7,6 +7,7 @@
 #ifndef KRAIT_OPS_SSD_WORK_H
 #define KRAIT_OPS_SSD_WORK_H
 
+#include "ops/ssd/args.h"
 #include "ops/ssd/chunk_size.h"
 
 enum {
@@ -127,6 +128,13 @@ static inline int64_t kr_ssd_floats(const kr_chunk_size *s, bool backward) {
     const kr_ssd_layout l = kr_ssd_arrange(s, backward);
     const kr_ssd_cut c = kr_ssd_cut_of(s);
     return backward ? kr_ssd_sums_of(s, &c, &l).floats : kr_ssd_slots(s->batch * s->heads) * l.floats;
+}
+
+/// From the attributes, and the shapes of x to reset.
+static inline kr_chunk_size kr_ssd_measure(const kr_attrs *t, const kr_shape *in) {
+    const int64_t heads = in[SSD_A].dim[0], groups = t->i[SSD_GROUPS];
+    return kr_chunk_measure(in[SSD_X].dim[0], in[SSD_X].dim[1], heads, groups, 1, heads ? in[SSD_X].dim[2] / heads : 0,
+                            in[SSD_B].dim[2] / groups, t->i[SSD_CHUNK]);
 }
 
 #endif

@@ -1,13 +1,6 @@
 /// Training ops: the global gradient norm, the AdamW update and the number of the update.
 #include "ops/graph/internal.h"
 
-#include "ops/cpu/kernels.h"
-#include "ops/train/blocks.h"
-
-KR_KERNEL_DECLARE(sq_norm)
-KR_KERNEL_DECLARE(sq_norm_combine)
-KR_KERNEL_DECLARE(adamw)
-KR_KERNEL_DECLARE(count_step)
 
 static kr_status sq_norm_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                                kr_shape *out_shape, kr_dtype *out_dtype) {
@@ -29,21 +22,10 @@ static void sq_norm_cost(const kr_attrs *attrs, const kr_shape *in, const kr_sha
     *bytes = 4 * elements;
 }
 
-/// One double per block of every input.
-static size_t sq_norm_work(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
-    (void)attrs, (void)out;
-    int64_t blocks = 0;
-    for (int i = 0; i < inputs; i++) blocks += kr_norm_blocks(kr_shape_count(&in[i]));
-    return (size_t)blocks * sizeof(double);
-}
-
-static const kr_stage sq_norm_stages[] = {KR_STAGE(sq_norm), KR_STAGE(sq_norm_combine)};
 const kr_op kr_op_sq_norm = {
     .name = "sq_norm", .inputs = 1, .outputs = 1, .flags = KR_OP_VARIADIC | KR_OP_NO_GRADIENT, .shape = sq_norm_shape,
     .cost = sq_norm_cost,
 };
-KR_CPU(sq_norm,
-    .work = sq_norm_work, KR_STAGES(sq_norm_stages))
 
 kr_value(kr_sq_norm)(kr_graph *g, const kr_value *values, int count) {
     return kr_append(g, &kr_op_sq_norm, &(kr_attrs){0}, values, count);
@@ -83,13 +65,10 @@ static void adamw_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape
     *bytes = 28.0 * (double)kr_shape_count(&in[0]);
 }
 
-static const kr_stage adamw_stages[] = {KR_STAGE(adamw)};
 const kr_op kr_op_adamw = {
     .name = "adamw", .inputs = 7, .outputs = 3, .flags = KR_OP_NO_GRADIENT, .optional = 1u << 6,
     .attr = {.r = {"beta1", "beta2", "eps", "weight_decay", "max_norm"}}, .shape = adamw_shape, .cost = adamw_cost,
 };
-KR_CPU(adamw,
-    .inplace = {1u << 0, 1u << 2, 1u << 3}, KR_STAGES(adamw_stages))
 
 kr_value(kr_adamw)(kr_graph *g, const kr_adamw_args *a) {
     const kr_value in[] = {a->p, a->g, a->m, a->v, a->learning_rate, a->step, a->sq_norm};
@@ -107,13 +86,10 @@ static kr_status count_step_shape(const kr_attrs *attrs, const kr_shape *in_shap
     return KR_OK;
 }
 
-static const kr_stage count_step_stages[] = {KR_STAGE(count_step)};
 const kr_op kr_op_count_step = {
     .name = "count_step", .inputs = 2, .outputs = 1, .flags = KR_OP_NO_GRADIENT, .optional = 1u << 1,
     .shape = count_step_shape,
 };
-KR_CPU(count_step,
-    .inplace = {1u << 0}, KR_STAGES(count_step_stages))
 
 kr_value(kr_count_step)(kr_graph *g, kr_value step, kr_value sq_norm) {
     return kr_append(g, &kr_op_count_step, &(kr_attrs){0}, (const kr_value[]){step, sq_norm}, 2);

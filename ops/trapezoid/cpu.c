@@ -2,9 +2,6 @@
 #include "ops/trapezoid/cpu_engine_forward.h"
 #include "ops/trapezoid/cpu_chunk.h"
 
-enum { H0 = ANG + 1, K0, V0, THETA0, RESET };
-enum { OUT, H_LAST, K_LAST, V_LAST, THETA_LAST, SAVED, ANGLES };
-
 typedef struct forward {
     trapezoid s;
     const float *h0, *k0, *v0, *theta0;
@@ -14,18 +11,18 @@ typedef struct forward {
 
 static forward forward_of(const kr_call *call) {
     const kr_arg *in = call->in, *out = call->out;
-    return (forward){trapezoid_of(call->attrs, in, &in[K0], &in[V0], &in[RESET]),
-                     in[H0].data,
-                     in[K0].data,
-                     in[V0].data,
-                     in[THETA0].data,
-                     sink_of(&out[OUT]),
-                     out[H_LAST].data,
-                     out[K_LAST].data,
-                     out[V_LAST].data,
-                     out[THETA_LAST].data,
-                     out[SAVED].data,
-                     out[ANGLES].data};
+    return (forward){trapezoid_of(call->attrs, in, &in[TRAPEZOID_K0], &in[TRAPEZOID_V0], &in[TRAPEZOID_RESET]),
+                     in[TRAPEZOID_H0].data,
+                     in[TRAPEZOID_K0].data,
+                     in[TRAPEZOID_V0].data,
+                     in[TRAPEZOID_THETA0].data,
+                     sink_of(&out[TRAPEZOID_O]),
+                     out[TRAPEZOID_H_LAST].data,
+                     out[TRAPEZOID_K_LAST].data,
+                     out[TRAPEZOID_V_LAST].data,
+                     out[TRAPEZOID_THETA_LAST].data,
+                     out[TRAPEZOID_SAVED].data,
+                     out[TRAPEZOID_ANGLES].data};
 }
 
 /// The state before the first token, with what is pending from the token before it. Gives false where it is zero.

@@ -2,12 +2,9 @@
 #ifndef KRAIT_OPS_TRAPEZOID_CPU_ARGS_H
 #define KRAIT_OPS_TRAPEZOID_CPU_ARGS_H
 
+#include "ops/trapezoid/args.h"
 #include "ops/trapezoid/cpu_engine.h"
 #include "ops/trapezoid/work.h"
-
-enum { RANK, CHUNK, GROUPS, APART, SAVED_SIZE, ANGLES_SIZE, ZERO_START };
-/// Inputs that the forward and the backward pass have in one order.
-enum { K, Q, X, ADT, DT, TRAP, MIMO_X, SKIP, Z, K_BIAS, Q_BIAS, ANG };
 
 typedef struct trapezoid {
     kr_chunk_size size;
@@ -21,26 +18,29 @@ typedef struct trapezoid {
 
 static trapezoid trapezoid_of(const kr_attrs *t, const kr_arg *in, const kr_arg *k0, const kr_arg *v0,
                               const kr_arg *reset) {
-    const int64_t heads = in[ADT].shape.dim[2], rank = t->i[RANK];
-    const bool turns = t->i[GROUPS] > 0;
-    trapezoid s = {.keys = {source_of(&in[K]), source_of(&in[Q])},
-                   .x = source_of(&in[X]),
-                   .adt = source_of(&in[ADT]),
-                   .dt = source_of(&in[DT]),
-                   .trap = source_of(&in[TRAP]),
-                   .z = source_of(&in[Z]),
-                   .ang = source_of(&in[ANG]),
-                   .bias = {in[K_BIAS].data, in[Q_BIAS].data},
-                   .mimo = in[MIMO_X].data,
-                   .D = in[SKIP].data,
+    const int64_t heads = in[TRAPEZOID_ADT].shape.dim[2], rank = t->i[TRAPEZOID_RANK];
+    const bool turns = t->i[TRAPEZOID_GROUPS] > 0;
+    trapezoid s = {.keys = {source_of(&in[TRAPEZOID_K]), source_of(&in[TRAPEZOID_Q])},
+                   .x = source_of(&in[TRAPEZOID_X]),
+                   .adt = source_of(&in[TRAPEZOID_ADT]),
+                   .dt = source_of(&in[TRAPEZOID_DT]),
+                   .trap = source_of(&in[TRAPEZOID_TRAP]),
+                   .z = source_of(&in[TRAPEZOID_Z]),
+                   .ang = source_of(&in[TRAPEZOID_ANG]),
+                   .bias = {in[TRAPEZOID_K_BIAS].data, in[TRAPEZOID_Q_BIAS].data},
+                   .mimo = in[TRAPEZOID_MIMO_X].data,
+                   .D = in[TRAPEZOID_D].data,
                    .reset = reset->data};
     if (k0->data && v0->data) s.k0 = k0->data, s.v0 = v0->data;
-    const int64_t states = turns ? in[K_BIAS].shape.dim[2] : heads ? in[K].shape.dim[2] / heads / rank : 0;
-    s.size = kr_chunk_measure(in[K].shape.dim[0], in[K].shape.dim[1], heads, turns ? t->i[GROUPS] : 0, rank,
-                              heads ? in[X].shape.dim[2] / heads : 0, states, t->i[CHUNK]);
-    s.own_angles = turns && in[ANG].shape.rank == 4;
-    s.turn = kr_turn_measure(&s.size, turns, turns ? kr_arg_cols(&in[ANG]) : 0);
-    s.apart = t->i[APART] ? states / 2 : 0;
+    const int64_t states = turns   ? in[TRAPEZOID_K_BIAS].shape.dim[2]
+                           : heads ? in[TRAPEZOID_K].shape.dim[2] / heads / rank
+                                   : 0;
+    s.size = kr_chunk_measure(in[TRAPEZOID_K].shape.dim[0], in[TRAPEZOID_K].shape.dim[1], heads,
+                              turns ? t->i[TRAPEZOID_GROUPS] : 0, rank,
+                              heads ? in[TRAPEZOID_X].shape.dim[2] / heads : 0, states, t->i[TRAPEZOID_CHUNK]);
+    s.own_angles = turns && in[TRAPEZOID_ANG].shape.rank == 4;
+    s.turn = kr_turn_measure(&s.size, turns, turns ? kr_arg_cols(&in[TRAPEZOID_ANG]) : 0);
+    s.apart = t->i[TRAPEZOID_HALF] ? states / 2 : 0;
     return s;
 }
 

@@ -4,9 +4,6 @@
 
 #include "ops/trapezoid/cpu_args.h"
 
-enum { DOUT, DH_LAST, DK_LAST, DV_LAST, DTHETA, FORWARD, K0 = FORWARD + ANG + 1, V0, RESET, SAVED, ANGLES, OUT };
-enum { DK, DQ, DX, DADT, DDT, DTRAP, DMIMO_X, DSKIP, DZ, DK_BIAS, DQ_BIAS, DANG, DH0, DK0, DV0, DTHETA0 };
-
 typedef struct backward {
     trapezoid s;
     source dout, out; ///< out: what the forward pass gave, where it has a gate
@@ -20,29 +17,30 @@ typedef struct backward {
 
 static backward backward_of(const kr_call *call) {
     const kr_arg *in = call->in, *out = call->out;
-    backward d = {.s = trapezoid_of(call->attrs, in + FORWARD, &in[K0], &in[V0], &in[RESET]),
-                  .dout = source_of(&in[DOUT]),
-                  .dh_last = in[DH_LAST].data,
-                  .dk_last = in[DK_LAST].data,
-                  .dv_last = in[DV_LAST].data,
-                  .dtheta = in[DTHETA].data,
-                  .saved = in[SAVED].data,
-                  .angles = in[ANGLES].data,
-                  .dkeys = {sink_of(&out[DK]), sink_of(&out[DQ])},
-                  .dx = sink_of(&out[DX]),
-                  .dadt = sink_of(&out[DADT]),
-                  .ddt = sink_of(&out[DDT]),
-                  .dtrap = sink_of(&out[DTRAP]),
-                  .dmimo = out[DMIMO_X].data,
-                  .dD = out[DSKIP].data,
-                  .dbias = {out[DK_BIAS].data, out[DQ_BIAS].data},
-                  .dh0 = out[DH0].data,
-                  .dk0 = out[DK0].data,
-                  .dv0 = out[DV0].data,
-                  .dtheta0 = out[DTHETA0].data,
-                  .zero_start = call->attrs->i[ZERO_START] != 0};
-    if (d.s.z.at) d.out = source_of(&in[OUT]), d.dz = sink_of(&out[DZ]);
-    if (d.s.turn.turns) d.dang = sink_of(&out[DANG]);
+    backward d = {.s = trapezoid_of(call->attrs, in + TRAPEZOID_GRAD_FORWARD, &in[TRAPEZOID_GRAD_K0],
+                                    &in[TRAPEZOID_GRAD_V0], &in[TRAPEZOID_GRAD_RESET]),
+                  .dout = source_of(&in[TRAPEZOID_GRAD_DO]),
+                  .dh_last = in[TRAPEZOID_GRAD_DH_LAST].data,
+                  .dk_last = in[TRAPEZOID_GRAD_DK_LAST].data,
+                  .dv_last = in[TRAPEZOID_GRAD_DV_LAST].data,
+                  .dtheta = in[TRAPEZOID_GRAD_DTHETA_LAST].data,
+                  .saved = in[TRAPEZOID_GRAD_SAVED].data,
+                  .angles = in[TRAPEZOID_GRAD_ANGLES].data,
+                  .dkeys = {sink_of(&out[TRAPEZOID_GRAD_DK]), sink_of(&out[TRAPEZOID_GRAD_DQ])},
+                  .dx = sink_of(&out[TRAPEZOID_GRAD_DX]),
+                  .dadt = sink_of(&out[TRAPEZOID_GRAD_DADT]),
+                  .ddt = sink_of(&out[TRAPEZOID_GRAD_DDT]),
+                  .dtrap = sink_of(&out[TRAPEZOID_GRAD_DTRAP]),
+                  .dmimo = out[TRAPEZOID_GRAD_DMIMO_X].data,
+                  .dD = out[TRAPEZOID_GRAD_DD].data,
+                  .dbias = {out[TRAPEZOID_GRAD_DK_BIAS].data, out[TRAPEZOID_GRAD_DQ_BIAS].data},
+                  .dh0 = out[TRAPEZOID_GRAD_DH0].data,
+                  .dk0 = out[TRAPEZOID_GRAD_DK0].data,
+                  .dv0 = out[TRAPEZOID_GRAD_DV0].data,
+                  .dtheta0 = out[TRAPEZOID_GRAD_DTHETA0].data,
+                  .zero_start = call->attrs->i[TRAPEZOID_ZERO_START] != 0};
+    if (d.s.z.at) d.out = source_of(&in[TRAPEZOID_GRAD_O]), d.dz = sink_of(&out[TRAPEZOID_GRAD_DZ]);
+    if (d.s.turn.turns) d.dang = sink_of(&out[TRAPEZOID_GRAD_DANG]);
     const kr_chunk_layout layout = kr_chunk_arrange(&d.s.size, true);
     const kr_turn_layout turns = kr_turn_arrange(&d.s.size, &d.s.turn, true);
     d.sums = (float *)call->work + kr_turn_sums_at(&d.s.size, &layout, &turns);

@@ -37,7 +37,7 @@ static void load_keys(const trapezoid *s, const chunk *c, const turning *w, plac
         load_angles(s, w, c->spare[0], row, c->tokens, running);
     }
     for (int k = 0; k < 2; k++) {
-        const matrix to = k == K ? c->k : c->q;
+        const matrix to = k == TRAPEZOID_K ? c->k : c->q;
         const float *from = s->keys[k].at + row * s->keys[k].pitch;
         const int64_t pitch = s->keys[k].pitch;
         if (!s->turn.turns) load_ranks(c, to, from + key_column(s, at, 0), pitch, n, n);

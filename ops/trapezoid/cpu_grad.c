@@ -288,7 +288,7 @@ static void backward_chunk(const backward *d, chunk *c, const turning *w, place 
     for (int k = 0; k < 2 && !s->turn.turns; k++)
         if (d->dkeys[k].at)
             store_ranks(c, d->dkeys[k].at + row * d->dkeys[k].pitch + key_column(s, at, 0), d->dkeys[k].pitch, n,
-                        k == K ? c->dk : c->dq, n);
+                        k == TRAPEZOID_K ? c->dk : c->dq, n);
     sums[0] = c->dskip;
     if (!gated && d->dz.at) {
         chunk_output(c, c->start, fresh);

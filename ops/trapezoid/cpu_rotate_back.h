@@ -80,11 +80,11 @@ static void turn_back(const backward *d, const chunk *c, const turning *w, place
     const bool first = at.head == at.first_head;
     for (int k = 0; k < 2; k++)
         for (int64_t r = 0; r < rank; r++) {
-            const matrix x = k == K ? c->k : c->q, dx = k == K ? c->dk : c->dq, sum = w->sums[k];
+            const matrix x = k == TRAPEZOID_K ? c->k : c->q, dx = k == TRAPEZOID_K ? c->dk : c->dq, sum = w->sums[k];
             float *dbias = sums + kr_turn_bias_at(&s->size) + (k * rank + r) * s->size.states_pitch;
             const float *from = x.at + r * x.pitch, *dfrom = dx.at + r * dx.pitch;
             float *to = sum.at + r * sum.pitch;
-            const bool sets_e = k == K && r == 0;
+            const bool sets_e = k == TRAPEZOID_K && r == 0;
             if (s->apart)
                 turn_back_rows(s, w, from, dfrom, rank * x.pitch, to, rank * sum.pitch, dbias, c->tokens, first, sets_e,
                                s->apart);

@@ -4,6 +4,7 @@
 #define KRAIT_OPS_TRAPEZOID_WORK_H
 
 #include "ops/ssd/chunk_size.h"
+#include "ops/trapezoid/args.h"
 
 /// pairs: how many pairs of coordinates turn; pitch: rounded up to whole vectors. Where nothing turns both are 0.
 /// parts: units that share the keys, queries and angles of a batch row (none without heads).
@@ -72,6 +73,21 @@ static inline int64_t kr_turn_floats(const kr_chunk_size *s, const kr_turn_size 
     const kr_turn_layout t = kr_turn_arrange(s, w, backward);
     if (!backward) return kr_turn_sums_at(s, &l, &t);
     return kr_turn_shares_at(s, w, &l, &t) + (w->parts > 1 ? kr_chunk_units(s) * kr_turn_share(s, w) : 0);
+}
+
+/// Both sizes, from the shapes of K to ANG.
+typedef struct kr_trapezoid_size {
+    kr_chunk_size scan;
+    kr_turn_size turn;
+} kr_trapezoid_size;
+
+static inline kr_trapezoid_size kr_trapezoid_measure(const kr_attrs *t, const kr_shape *in) {
+    const int64_t heads = in[TRAPEZOID_ADT].dim[2], rank = t->i[TRAPEZOID_RANK], groups = t->i[TRAPEZOID_GROUPS];
+    const int64_t states = groups > 0 ? in[TRAPEZOID_K_BIAS].dim[2] : heads ? in[TRAPEZOID_K].dim[2] / heads / rank : 0;
+    kr_trapezoid_size s = {.scan = kr_chunk_measure(in[TRAPEZOID_K].dim[0], in[TRAPEZOID_K].dim[1], heads, groups, rank,
+                                        heads ? in[TRAPEZOID_X].dim[2] / heads : 0, states, t->i[TRAPEZOID_CHUNK])};
+    s.turn = kr_turn_measure(&s.scan, groups > 0, groups > 0 ? in[TRAPEZOID_ANG].dim[in[TRAPEZOID_ANG].rank - 1] : 0);
+    return s;
 }
 
 #endif

@@ -1,5 +1,5 @@
 /// The second target, for tests: a machine that promises as little as it may and chooses otherwise than the CPU, so that
-/// what the compiler takes for granted of the CPU shows. It takes packed operands only, takes over no memory, skips no
+/// what the compiler takes for granted of the CPU shows. It takes packed operands only (but for copies, which have to), takes over no memory, skips no
 /// output, fuses nothing into an op, has other chunks, lines, alignments and limits of programs, and other rates.
 ///
 /// Its kernels are the CPU's baseline builds, called in one part each: what is tested is the seam, not arithmetic.
@@ -39,6 +39,7 @@ static const kr_impl *impl(const kr_target *target, const char *op) {
         if (!cpu) return NULL;
         if (known[k]) return &made[k];
         made[k] = (kr_impl){.work = cpu->work, .rounds = cpu->rounds, .stages = cpu->stages, .kernels = cpu->kernels};
+        if (!strcmp(op, "copy")) made[k].strided_in = 1;
 #define USE(name) \
     if (!strcmp(op, #name)) made[k].specialise = specialise_##name;
         OPEN_OPS(USE)
