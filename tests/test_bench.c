@@ -288,7 +288,7 @@ static struct json_object *find(struct json_object *rows, const char *name) {
     return NULL;
 }
 
-Test(bench, machine_tells_its_limits, .timeout = 120) {
+Test(bench, machine_tells_its_limits) {
     struct json_object *o = run("krait bench machine --isa base --threads 1 --json");
     struct json_object *rows = expect_record(o, "machine");
     static const char *const names[] = {
@@ -317,7 +317,7 @@ Test(bench, op_tells_speed_and_roof) {
     }
 }
 
-Test(bench, every_op_has_a_sample, .timeout = 280) {
+Test(bench, every_op_has_a_sample) {
     struct json_object *o = run("krait bench op all --repeat 3 --json"), *rows = expect_record(o, "op");
     for (int k = 0; k < kr_op_count; k++)
         if (!(kr_ops[k]->flags & (KR_OP_SOURCE | KR_OP_VIEW))) find(rows, kr_ops[k]->name);

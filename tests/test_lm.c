@@ -5,7 +5,7 @@
 #include "tools/lm/lm.h"
 #include "tools/train/train.h"
 
-TestSuite(lm, .init = enter, .fini = leave, .timeout = 120);
+TestSuite(lm, .init = enter, .fini = leave);
 
 enum { VOCABULARY = 256 };
 

@@ -1,9 +1,4 @@
-/// libFuzzer target for the safetensors reader. Not part of the build:
-///
-///   clang -g -O1 -std=gnu17 -D_GNU_SOURCE -fsanitize=fuzzer,address,undefined -I. tests/fuzz_tensors.c
-///     runtime/files/tensors.c runtime/files/tensors_header.c runtime/files/file.c runtime/pool.c runtime/status.c runtime/types.c
-///     -ljson-c -o fuzz_tensors
-///   ./fuzz_tensors -max_len=4096 -max_total_time=60
+/// The safetensors reader: what it takes, it can give out; what it refuses has a message.
 #include "runtime/runtime.h"
 
 #include <stdlib.h>
