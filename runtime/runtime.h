@@ -113,7 +113,8 @@ void kr_init_fill(const kr_init *, uint64_t seed, const char *name, float *out, 
 /// kr_device_open, ops/ops.h). The host never reads or writes device memory but through these calls.
 
 /// CPU kernels over host memory. It settles what belongs to the processor: instruction set level, OpenBLAS's core type.
-/// fails KR_BAD_ARGUMENT, KR_UNSUPPORTED when KRAIT_ISA names a level that does not exist or that cannot be had
+/// fails KR_BAD_ARGUMENT, KR_UNSUPPORTED when KRAIT_ISA names a level that does not exist or that cannot be had,
+/// KR_BAD_ARGUMENT when KRAIT_WITHOUT names an extension that is not known
 kr_status kr_device_cpu(kr_device **out);
 /// The same kernels, but arenas are protected pages outside of runs and copies: any stray access of the host faults.
 /// For tests.

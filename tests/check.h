@@ -25,6 +25,19 @@ static inline kr_isa check_next_level(kr_isa level) {
 }
 #define CHECK_LEVELS(level) (kr_isa level = KR_ISA_BASE; (int)level <= (int)CHECK_REFERENCE; level = check_next_level(level))
 
+/// Whether the build is sanitized: then each case of an op runs its layouts at one level in turn and with fewer thread
+/// counts. All levels and counts still come up in a suite, and builds without sanitizers run them all together.
+#if defined(__SANITIZE_ADDRESS__)
+#define CHECK_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define CHECK_SANITIZED 1
+#endif
+#endif
+#ifndef CHECK_SANITIZED
+#define CHECK_SANITIZED 0
+#endif
+
 /// The op in double precision. Tensors are packed row-major; absent inputs are NULL. Integers come as doubles.
 typedef void check_oracle(const kr_attrs *, const kr_shape *in_shape, const double *const *in,
                           const kr_shape *out_shape, double *const *out);

@@ -100,18 +100,32 @@ typedef struct gradient {
     kr_shape in_shape[CHECK_MAX], out_shape[CHECK_MAX];
     kr_dtype in_dtype[CHECK_MAX], out_dtype[CHECK_MAX];
     double *in[CHECK_MAX], *out[CHECK_MAX], *weight[CHECK_MAX];
-    uint32_t outputs; ///< mask of the outputs in the loss
+    double *slope[CHECK_MAX]; ///< of input i: [sample][output], by central differences of the oracle
+    uint32_t outputs;         ///< mask of the outputs in the loss
 } gradient;
 
-static double loss_of(const gradient *f) {
-    double loss = 0;
+enum { SAMPLES = 160 }; // most elements of an input that are varied
+
+static int64_t samples_of(const gradient *f, int i) {
+    const int64_t n = kr_shape_count(&f->in_shape[i]);
+    return n < SAMPLES ? n : SAMPLES;
+}
+
+static int64_t sample_at(const gradient *f, int i, int64_t s) {
+    const int64_t n = kr_shape_count(&f->in_shape[i]);
+    return n <= SAMPLES ? s : s * (n - 1) / (SAMPLES - 1);
+}
+
+/// loss[k] = <output k, its weights>, for the outputs in the loss.
+static void losses_of(const gradient *f, double *loss) {
     for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++)
         memset(f->out[k], 0, (size_t)kr_shape_count(&f->out_shape[k]) * sizeof(double));
     f->oracle(&f->c->attrs, f->in_shape, (const double *const *)f->in, f->out_shape, f->out);
-    for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++)
+    for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++) {
+        loss[k] = 0;
         if (f->outputs >> k & 1)
-            for (int64_t i = 0; i < kr_shape_count(&f->out_shape[k]); i++) loss += f->out[k][i] * f->weight[k][i];
-    return loss;
+            for (int64_t i = 0; i < kr_shape_count(&f->out_shape[k]); i++) loss[k] += f->out[k][i] * f->weight[k][i];
+    }
 }
 
 static bool wanted(const gradient *f, int i) {
@@ -206,31 +220,41 @@ static void *to_dtype(const double *x, const kr_shape *shape, kr_dtype dtype) {
     return data;
 }
 
-/// Central differences of the oracle for up to 160 elements of input i, against got (packed f32, or null: zeros).
-static void compare(const gradient *f, int i, const float *got, kr_isa isa) {
-    enum { MOST = 160 };
-    const int64_t n = kr_shape_count(&f->in_shape[i]), samples = n < MOST ? n : MOST;
-    double want[MOST], scale = 1;
-    int64_t at[MOST];
-    for (int64_t s = 0; s < samples; s++) {
-        at[s] = samples == n ? s : s * (n - 1) / (samples - 1);
-        double *x = &f->in[i][at[s]];
+/// Central differences for input i, of each output's loss apart: those of a sum of them are their sum.
+static double *differences(const gradient *f, int i) {
+    double *slope = malloc((size_t)(samples_of(f, i) * CHECK_MAX + 1) * sizeof *slope);
+    for (int64_t s = 0; s < samples_of(f, i); s++) {
+        double *x = &f->in[i][sample_at(f, i, s)], up[CHECK_MAX], down[CHECK_MAX];
         const double old = *x, h = 1e-5 * (fabs(old) > 1 ? fabs(old) : 1);
         *x = old + h;
-        const double up = loss_of(f);
+        losses_of(f, up);
         *x = old - h;
-        const double down = loss_of(f);
+        losses_of(f, down);
         *x = old;
-        want[s] = (up - down) / (2 * h);
+        for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++)
+            slope[s * CHECK_MAX + k] = (up[k] - down[k]) / (2 * h);
+    }
+    return slope;
+}
+
+/// The slopes of the loss against got (packed f32, or null: zeros).
+static void compare(const gradient *f, int i, const float *got, kr_isa isa) {
+    const int64_t n = kr_shape_count(&f->in_shape[i]);
+    double want[SAMPLES], scale = 1;
+    for (int64_t s = 0; s < samples_of(f, i); s++) {
+        want[s] = 0;
+        for (int k = 0; k < kr_op_outputs(f->op, &f->c->attrs); k++)
+            if (f->outputs >> k & 1) want[s] += f->slope[i][s * CHECK_MAX + k];
         if (1 + fabs(want[s]) > scale) scale = 1 + fabs(want[s]);
     }
     const double allowed = (f->c->grad_tolerance ? f->c->grad_tolerance : 1e-4) * scale;
-    for (int64_t s = 0; s < samples; s++) {
-        const double g = got ? got[at[s]] : 0;
+    for (int64_t s = 0; s < samples_of(f, i); s++) {
+        const int64_t at = sample_at(f, i, s);
+        const double g = got ? got[at] : 0;
         cr_assert(fabs(g - want[s]) <= allowed,
                   "%s (%s, loss over outputs 0x%x): gradient of input %d, element %lld of %lld: got %.9g, want %.9g, "
                   "off by %.3g, allowed %.3g",
-                  f->c->op, check_level_name(isa), f->outputs, i, (long long)at[s], (long long)n, g, want[s],
+                  f->c->op, check_level_name(isa), f->outputs, i, (long long)at, (long long)n, g, want[s],
                   fabs(g - want[s]), allowed);
     }
 }
@@ -291,6 +315,8 @@ void check_gradient(const check_case *c, check_oracle *oracle) {
         if (f.out_dtype[k] == KR_F32 && !(c->no_loss >> k & 1)) all |= 1u << k;
     }
     f.outputs = all;
+    for (int i = 0; i < c->inputs; i++)
+        if (wanted(&f, i)) f.slope[i] = differences(&f, i);
     check_loss(&f);
     for (int k = 0; k < kr_op_outputs(f.op, &c->attrs); k++) {
         if (!(all >> k & 1) || all == 1u << k) continue;
@@ -301,5 +327,6 @@ void check_gradient(const check_case *c, check_oracle *oracle) {
         free(f.in[i]);
         free(f.out[i]);
         free(f.weight[i]);
+        free(f.slope[i]);
     }
 }

@@ -1,7 +1,7 @@
 /// Checkpoints: bit-exact round trips; another model's, damaged or hostile ones are refused by name and change nothing.
 #include "tests/checkpoints.h"
 
-TestSuite(checkpoint, .init = make_folder, .fini = remove_folder, .timeout = 300);
+TestSuite(checkpoint, .init = make_folder, .fini = remove_folder);
 
 // Round trips --------------------------------------------------------------------------------------------------------
 

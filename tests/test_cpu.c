@@ -1,4 +1,5 @@
 /// The processor: levels, processors that may be used, and the core type of OpenBLAS.
+#include "runtime/cpu/bf16.h"
 #include "runtime/cpu/internal.h"
 
 #include <cblas.h>
@@ -8,8 +9,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-TestSuite(cpu, .timeout = 60);
 
 /// A flag of /proc/cpuinfo, which the kernel shows only where it saves the state that goes with it.
 static bool system_has(const char *flag) {
@@ -58,6 +57,31 @@ Test(cpu, environment_lowers_the_level) {
     cr_expect_null(device);
     setenv("KRAIT_ISA", "", 1);
     cr_expect_eq(kr_isa_environment(), KR_OK);
+}
+
+Test(cpu, environment_takes_extensions_away) {
+    static const kr_bf16_path paths[] = {KR_BF16_MATRIX, KR_BF16_VECTOR};
+    static const char *const one[] = {"amx", "avx512_bf16"};
+    unsetenv("KRAIT_WITHOUT");
+    const bool has[] = {kr_bf16_has(paths[0]), kr_bf16_has(paths[1])};
+    for (int k = 0; k < 2; k++) {
+        setenv("KRAIT_WITHOUT", one[k], 1);
+        cr_expect_eq(kr_bf16_environment(), KR_OK);
+        cr_expect_not(kr_bf16_has(paths[k]));
+        cr_expect_eq(kr_bf16_has(paths[1 - k]), has[1 - k]);
+        cr_expect_neq(kr_bf16_best(), paths[k]);
+    }
+    setenv("KRAIT_WITHOUT", "avx512_bf16,amx", 1);
+    cr_expect_eq(kr_bf16_environment(), KR_OK);
+    cr_expect_eq(kr_bf16_best(), KR_BF16_EMULATED);
+    cr_expect(kr_bf16_has(KR_BF16_EMULATED));
+    setenv("KRAIT_WITHOUT", "amx,avx512_fp16", 1);
+    kr_device *device;
+    cr_expect_eq(kr_device_cpu(&device), KR_BAD_ARGUMENT);
+    cr_expect_str_eq(kr_status_message(), "KRAIT_WITHOUT has \"avx512_fp16\", want names of extensions with commas "
+                                          "between them: amx, avx512_bf16");
+    setenv("KRAIT_WITHOUT", "", 1);
+    cr_expect_eq(kr_bf16_environment(), KR_OK);
 }
 
 Test(cpu, limit_lowers_and_restores) {

@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-TestSuite(crash, .init = make_folder, .fini = remove_folder, .timeout = 300);
+TestSuite(crash, .init = make_folder, .fini = remove_folder);
 
 // Failing saves ------------------------------------------------------------------------------------------------------
 

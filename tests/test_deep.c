@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-TestSuite(deep, .timeout = 120);
-
 enum { LAYERS = 4000 };
 
 /// Residual blocks with a carried state: three parameters and a carry each, which are looked up by name. Without scopes

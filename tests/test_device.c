@@ -8,9 +8,6 @@
 #include <signal.h>
 #include <stdlib.h>
 
-TestSuite(guarded, .timeout = 60);
-TestSuite(check, .timeout = 60);
-
 /// Any strides, and one bad value where attrs says so.
 static void spoil(const kr_call *call, int part, int parts) {
     (void)parts;

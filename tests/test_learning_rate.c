@@ -1,5 +1,5 @@
 /// Learning-rate schedules: their formulas at every step, and the recorded values.
-#include "tools/train.h"
+#include "tools/train/schedule.h"
 
 #include <criterion/criterion.h>
 #include <math.h>

@@ -6,8 +6,6 @@
 #include "compiler/memory/memory.h"
 #include "passes.h"
 
-TestSuite(memory, .timeout = 300);
-
 enum { WORKSPACE = UINT32_MAX, ARENAS = 2 };
 
 /// Who wrote each byte, by the id of the value. Spaces 0 and 1 are the arenas, the others buffers of their own.

@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-TestSuite(plan, .timeout = 60);
-
 // Kernels. Each part does every element of its share; `reverse` reads what other parts wrote.
 
 static void dawdle(int part) { // makes a missing barrier show

@@ -130,9 +130,12 @@ static int run_and_signal(const char *run, int lines, int number) {
     }
     char test[256];
     snprintf(test, sizeof test, "test \"$(cat %s/metrics.jsonl 2>/dev/null | wc -l)\" -ge %d", run, lines);
-    for (int k = 0; k < 2000 && system(test) != 0; k++) usleep(10000);
-    kill(child, number);
     int status;
+    while (system(test) != 0) {
+        usleep(10000);
+        if (waitpid(child, &status, WNOHANG) == child) return status; // it ended before
+    }
+    kill(child, number);
     waitpid(child, &status, 0);
     return status;
 }

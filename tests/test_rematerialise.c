@@ -9,8 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-TestSuite(rematerialise, .timeout = 300);
-
 enum { STEPS = 5 };
 static const kr_optimizer adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .max_norm = 1};
 

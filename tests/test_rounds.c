@@ -4,8 +4,6 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-TestSuite(rounds, .timeout = 60);
-
 enum { N = 1000, ROUNDS = 7 };
 
 /// work = y turned by one element, which another thread may have written in the round before.

@@ -2,8 +2,6 @@
 /// order of building is wasteful it falls. The checks are held against planted faults.
 #include "passes.h"
 
-TestSuite(schedule, .timeout = 300);
-
 /// Nodes in some order, and what it is judged by: where values were before the pass, which adds none.
 typedef struct order {
     const kr_graph *g;

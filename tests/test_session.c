@@ -15,8 +15,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-TestSuite(session, .timeout = 60);
-
 // Allocations, counted while `counting` ----------------------------------------------------------------------
 
 static volatile int counting;

@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -210,7 +211,7 @@ Test(tensors, longer_than_it_says) {
 
 /// Every byte of prefix and header becomes every other byte. Some of it is still a good file (another name): then all
 /// that it says of its tensors must be usable.
-Test(tensors, every_header_byte_changed, .timeout = 300) {
+Test(tensors, every_header_byte_changed) {
     blob b = sample();
     const size_t header = b.data[0] + 256u * b.data[1];
     for (size_t at = 0; at < 8 + header; at++) {
@@ -416,7 +417,8 @@ Test(tensors, hostile_text) {
     free(b.data);
 }
 
-/// Text that would cost a careless reader its stack or its memory. Each is refused in well under a second.
+/// Text that would cost a careless reader its stack or its memory. Each is refused in a moment: a
+/// reader that takes time or memory with the square of the bytes would need hours.
 Test(tensors, bombs) {
     enum { SIZE = 4 << 20 };
     static const char *const unit[] = {"[", "{\"a\":", "{\"a\":[", "[1,", "[],", "{},", "\"a\":1,", "\"a\":{},",
@@ -430,9 +432,10 @@ Test(tensors, bombs) {
             for (const size_t u = strlen(unit[k]); n + u < SIZE; n += u) memcpy(text + n, unit[k], u);
             blob b = image(0, text, n);
             kr_tensor_file *f;
-            const double begin = kr_seconds();
+            const clock_t begin = clock(); // of this process, however busy the machine is
             cr_assert_eq(kr_tensors_parse(b.data, b.bytes, "t.safetensors", &f), KR_BAD_FILE);
-            cr_assert(kr_seconds() - begin < 3, "%s and %s: %.1f s", start[s], unit[k], kr_seconds() - begin);
+            const double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+            cr_assert(seconds < 20, "%s and %s: %.1f s", start[s], unit[k], seconds);
             cr_assert(strlen(kr_status_message()) < 1000);
             free(b.data);
         }

@@ -5,8 +5,10 @@
 #
 # Installs what is missing (tools/setup.sh --tests), then
 #   build-test      clang, release: all suites, and the golden vectors at every instruction set level of this machine
-#   build-gcc       gcc, release: all suites but the slow ones
-#   build-sanitize  clang with AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer, assertions on: all suites
+#   build-gcc       gcc, release: all suites but the slow ones, whose kernels the golden vectors go through at every level
+#   build-sanitize  clang with AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer, assertions on: all suites,
+#                   and the fuzz harnesses for a moment (tests/fuzz/run.sh says how to run one for hours)
+# A suite has many times the time that it takes on a quiet machine: what ends it early is a deadlock, not other work.
 # Warnings are errors in all three. The folders stay, so that the next run compiles only what changed. The last line
 # counts every test case, "N passed, N failed, N skipped"; the exit status is 1 when any failed or none ran.
 set -euo pipefail
@@ -87,7 +89,7 @@ levels() { # levels KRAIT: the instruction set levels of this machine, up to the
 }
 
 golden() { # golden FOLDER LEVEL
-  local log=$1.golden.log line name="golden vectors, $2"
+  local log=$1.golden.log line name="golden vectors, $1, $2"
   "$1/krait" golden tests/golden --isa "$2" >"$log" 2>&1 || { grep -iE 'fail|error' "$log" || cat "$log"; } | tail -n 40
   line=$(tail -n 1 "$log")
   if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]]; then
@@ -103,18 +105,19 @@ tools/setup.sh --tests
 
 say "clang, release"
 if build build-test clang clang++ --buildtype=release; then
-  suites build-test
+  suites build-test --timeout-multiplier 4
   for level in $(levels build-test/krait); do golden build-test "$level"; done
 fi
 
 say "gcc, release"
 if build build-gcc gcc g++ --buildtype=release; then
-  suites build-gcc --no-suite slow
+  suites build-gcc --no-suite slow --timeout-multiplier 4
+  for level in $(levels build-gcc/krait); do golden build-gcc "$level"; done
 fi
 
 say "clang, sanitizers"
 if build build-sanitize clang clang++ --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false; then
-  suites build-sanitize --timeout-multiplier 4
+  suites build-sanitize --timeout-multiplier 12
 fi
 
 say "End"

@@ -191,6 +191,10 @@ static bool reserve_values(kr_graph *g, int more) {
     return kr_grow(&g->nodes, &g->node_room, g->node_count, sizeof *g->nodes);
 }
 
+int kr_op_outputs(const kr_op *op, const kr_attrs *attrs) {
+    return op->count && attrs ? op->count(attrs) : op->outputs;
+}
+
 kr_value kr_append(kr_graph *g, const kr_op *op, const kr_attrs *attrs, const kr_value *in, int inputs) {
     if (g->status || !check_inputs(g, op, in, inputs)) return KR_NONE;
     kr_shape few_shapes[32], *in_shape = few_shapes, out_shape[KR_MAX_OUTPUTS];
@@ -250,31 +254,4 @@ void (kr_output)(kr_graph *g, const char *name, kr_value v) {
     }
     g->outputs[g->output_count++] = (kr_graph_output){.name = kept, .value = v};
     if (!kr_output_name(g, g->output_count - 1)) kr_graph_fail(g, KR_NO_MEMORY);
-}
-
-void (kr_assign)(kr_graph *g, kr_value target, kr_value value) {
-    if (g->status) return;
-    const kr_node *n = kr_value_node(g, target);
-    if (!n || !(n->op == &kr_op_param || n->op == &kr_op_carry)) {
-        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "assign: the target is not a param or carry");
-        return;
-    }
-    const kr_shape a = kr_value_shape(g, target), b = kr_value_shape(g, value);
-    char text_a[160], text_b[160];
-    if (!value.id || !kr_shape_equal(&a, &b) || kr_value_dtype(g, target) != kr_value_dtype(g, value)) {
-        kr_graph_fail_with(g, KR_BAD_SHAPE, "assign to \"%s\": the value is %s %s, want %s %s", n->name,
-                           kr_dtype_name(kr_value_dtype(g, value)), b.rank < 0 ? "empty" : kr_shape_text(&b, text_b),
-                           kr_dtype_name(kr_value_dtype(g, target)), kr_shape_text(&a, text_a));
-        return;
-    }
-    if (g->values[target.id].assigned) {
-        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "assign to \"%s\": it is assigned twice", n->name);
-        return;
-    }
-    if (!kr_grow(&g->assigns, &g->assign_room, g->assign_count, sizeof *g->assigns)) {
-        kr_graph_fail(g, KR_NO_MEMORY);
-        return;
-    }
-    g->assigns[g->assign_count++] = (kr_graph_assign){target, value};
-    g->values[target.id].assigned = true;
 }

@@ -97,6 +97,33 @@ kr_value (kr_carry)(kr_graph *g, const char *name, kr_dtype dtype, kr_shape shap
     return kr_carry_kind(g, kr_scoped_name(g, name), dtype, shape, KR_CARRY_STATE);
 }
 
+void (kr_assign)(kr_graph *g, kr_value target, kr_value value) {
+    if (g->status) return;
+    const kr_node *n = kr_value_node(g, target);
+    if (!n || !(n->op == &kr_op_param || n->op == &kr_op_carry)) {
+        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "assign: the target is not a param or carry");
+        return;
+    }
+    const kr_shape a = kr_value_shape(g, target), b = kr_value_shape(g, value);
+    char text_a[160], text_b[160];
+    if (!value.id || !kr_shape_equal(&a, &b) || kr_value_dtype(g, target) != kr_value_dtype(g, value)) {
+        kr_graph_fail_with(g, KR_BAD_SHAPE, "assign to \"%s\": the value is %s %s, want %s %s", n->name,
+                           kr_dtype_name(kr_value_dtype(g, value)), b.rank < 0 ? "empty" : kr_shape_text(&b, text_b),
+                           kr_dtype_name(kr_value_dtype(g, target)), kr_shape_text(&a, text_a));
+        return;
+    }
+    if (g->values[target.id].assigned) {
+        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "assign to \"%s\": it is assigned twice", n->name);
+        return;
+    }
+    if (!kr_grow(&g->assigns, &g->assign_room, g->assign_count, sizeof *g->assigns)) {
+        kr_graph_fail(g, KR_NO_MEMORY);
+        return;
+    }
+    g->assigns[g->assign_count++] = (kr_graph_assign){target, value};
+    g->values[target.id].assigned = true;
+}
+
 void (kr_carry_set)(kr_graph *g, kr_value carry, kr_value next) {
     const kr_node *n = kr_value_node(g, carry);
     if (!g->carries_live && n && n->op == &kr_op_const) return;

@@ -3,6 +3,9 @@
 #include "runtime/cpu/bf16.h"
 #include "runtime/cpu/internal.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 static const char *const names[KR_BF16_PATH_COUNT] = {"emulated", "AVX512_BF16", "AMX"};
 
 const char *kr_bf16_path_name(kr_bf16_path path) {
@@ -42,7 +45,45 @@ static unsigned available(void) {
 
 static int limit = KR_BF16_PATH_COUNT - 1;
 
-bool kr_bf16_has(kr_bf16_path path) { return (unsigned)path < KR_BF16_PATH_COUNT && available() >> path & 1; }
+/// KRAIT_WITHOUT: names of extensions with commas between them. Gives the paths that they take away; what is no name of
+/// one is at *unknown, its length in *length.
+static unsigned taken_away(const char **unknown, int *length) {
+    static const char *const extensions[KR_BF16_PATH_COUNT] = {[KR_BF16_VECTOR] = "avx512_bf16", [KR_BF16_MATRIX] = "amx"};
+    const char *at = getenv("KRAIT_WITHOUT");
+    unsigned paths = 0;
+    *unknown = NULL;
+    while (at && *at) {
+        const size_t bytes = strcspn(at, ",");
+        bool known = false;
+        for (int path = KR_BF16_VECTOR; path < KR_BF16_PATH_COUNT; path++)
+            if (bytes == strlen(extensions[path]) && !memcmp(at, extensions[path], bytes)) {
+                paths |= 1u << path;
+                known = true;
+            }
+        if (!known && !*unknown) {
+            *unknown = at;
+            *length = (int)(bytes < 64 ? bytes : 64);
+        }
+        at += bytes + (at[bytes] == ',');
+    }
+    return paths;
+}
+
+kr_status kr_bf16_environment(void) {
+    const char *unknown;
+    int length = 0;
+    taken_away(&unknown, &length);
+    KR_FAIL_IF(unknown, KR_BAD_ARGUMENT,
+               "KRAIT_WITHOUT has \"%.*s\", want names of extensions with commas between them: amx, avx512_bf16", length,
+               unknown);
+    return KR_OK;
+}
+
+bool kr_bf16_has(kr_bf16_path path) {
+    const char *unknown;
+    int length;
+    return (unsigned)path < KR_BF16_PATH_COUNT && (available() & ~taken_away(&unknown, &length)) >> path & 1;
+}
 
 kr_bf16_path kr_bf16_best(void) {
     if (kr_isa_best() < KR_ISA_AVX512) return KR_BF16_EMULATED;

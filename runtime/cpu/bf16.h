@@ -13,7 +13,8 @@ extern "C" {
 /// The best path of this machine, KR_BF16_EMULATED where it has none or where no AVX-512 was built or is allowed. The
 /// first call asks the system for the tile registers of AMX, which it gives to the whole process or not at all.
 kr_bf16_path kr_bf16_best(void);
-/// Whether the machine has this path; every machine has the emulation.
+/// Whether the machine has this path and KRAIT_WITHOUT (a list such as "amx,avx512_bf16") leaves it; every machine has
+/// the emulation.
 bool kr_bf16_has(kr_bf16_path);
 /// For tests and comparisons: nothing better than this one from now on.
 void kr_bf16_limit(kr_bf16_path);

@@ -8,6 +8,7 @@ enum { MOST_THREADS = 1024 };
 
 kr_status kr_cpu_prepare(void) {
     KR_TRY(kr_isa_environment());
+    KR_TRY(kr_bf16_environment());
     kr_blas_prepare();
     return KR_OK;
 }

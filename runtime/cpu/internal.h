@@ -38,6 +38,8 @@ void kr_zero_parallel(void *, size_t bytes, int threads);
 kr_isa kr_isa_hardware(void);
 /// Whether KRAIT_ISA, if set, names a level that can be had.
 kr_status kr_isa_environment(void);
+/// Whether KRAIT_WITHOUT, if set, names extensions that are known.
+kr_status kr_bf16_environment(void);
 /// Processors that a cgroup's CPU quota allows, rounded up, or 0 when there is none. `mount` is "/sys/fs/cgroup";
 /// `groups` is the text of /proc/self/cgroup. Versions 1 and 2.
 int kr_cgroup_cpus(const char *mount, const char *groups);
