@@ -2,7 +2,7 @@
 /// graph prints, fuses and plans like any other. For every value the gradients from all its readers are added in the
 /// order in which the reverse walk meets them, which is fixed by the graph. For a parameter, a node that can add to
 /// what it makes gets the sum so far as an input, so that the gradient of a tied embedding is one table and not three.
-#include "compiler/internal.h"
+#include "compiler/pass.h"
 
 #include <stdlib.h>
 #include <string.h>

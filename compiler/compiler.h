@@ -23,7 +23,7 @@ typedef struct kr_memory_point {
     size_t bytes;        ///< all arenas: kr_plan_stats_bytes of it
     double seconds;      ///< of one run, estimated from the ops' costs at the target's rates (compiler/cost.c)
     double extra;        ///< share of the time without recomputation that is added: 0.05 is 5 %
-    int again;           ///< nodes that run a second time
+    int recomputed;      ///< nodes that run a second time
     char what[192];      ///< which: "24 causal_conv1d, 24 matmul"
 } kr_memory_point;
 
@@ -57,7 +57,7 @@ typedef struct kr_compile_options {
     const char *loss;         ///< name of the scalar output to differentiate; null: "loss"
     kr_optimizer optimizer;
     int accumulation;         ///< micro-batches per update: gradients are divided by it; 0 means 1
-    /// Goals with a backward part: values are made again there instead of being stored, until all arenas together need
+    /// Goals with a backward part: values are recomputed there instead of being stored, until all arenas together need
     /// no more than this many bytes, in the way that takes least time. The result has the same bits. 0: all are stored.
     /// fails KR_BAD_ARGUMENT with the least that can be reached
     size_t memory;
@@ -78,7 +78,7 @@ typedef struct kr_plan_stats {
     size_t peak;         ///< activation arena
     size_t bound;        ///< largest sum of live bytes over the schedule: no plan of this order can do with less
     size_t sum;          ///< without any reuse
-    int again;           ///< nodes that run a second time to save memory
+    int recomputed;      ///< nodes that run a second time to save memory
     double seconds, extra;    ///< estimated time of a run, and the share that those add (0 and 0 without a budget)
 } kr_plan_stats;
 /// All arenas together.
@@ -100,16 +100,16 @@ const char *kr_pass_name(int index);
 kr_status kr_autodiff(kr_graph *g, kr_value loss, const kr_value *wrt, int count, kr_value *grads);
 
 /// One buffer to place: alive in steps [first, last]; `offset` is filled in.
-typedef struct kr_block {
+typedef struct kr_arena_item {
     int first, last;
     size_t size, offset;
-} kr_block;
-/// Offsets such that blocks alive in the same step never overlap; *peak is the arena size. Tries several visiting
-/// orders, each block into the tightest gap, and keeps the best; stops early at the bound. Deterministic.
+} kr_arena_item;
+/// Offsets such that items alive in the same step never overlap; *peak is the arena size. Tries several visiting
+/// orders, each item into the tightest gap, and keeps the best; stops early at the bound. Deterministic.
 ///   source Pisarchyk & Lee 2020, arXiv:2001.03288 (greedy by size, best fit)
-kr_status kr_place(kr_block *, size_t count, size_t align, size_t *peak);
+kr_status kr_arena_pack(kr_arena_item *, size_t count, size_t align, size_t *peak);
 /// Largest sum of live bytes (sizes rounded up to `align`).
-size_t kr_place_bound(const kr_block *, size_t count, size_t align);
+size_t kr_arena_bound(const kr_arena_item *, size_t count, size_t align);
 
 /// Graphviz: a cluster per scope, one node per op.
 kr_status kr_graph_print_dot(const kr_graph *, FILE *);

@@ -1,12 +1,8 @@
 /// What a node costs, from its op's own figures, and what that is in time at the target's rates.
-#include "compiler/internal.h"
+#include "compiler/cost.h"
+#include "compiler/uses.h"
 
 #include <stdlib.h>
-
-static double value_bytes(const kr_graph *g, kr_value v) {
-    const kr_shape shape = kr_value_shape(g, v);
-    return v.id ? (double)kr_tensor_bytes(kr_value_dtype(g, v), &shape) : 0;
-}
 
 void kr_node_cost(const kr_graph *g, const kr_node *n, const kr_shape *in, const kr_shape *out, double *flops,
                   double *bytes) {
@@ -15,8 +11,8 @@ void kr_node_cost(const kr_graph *g, const kr_node *n, const kr_shape *in, const
         n->op->cost(&n->attrs, in, out, n->inputs, flops, bytes);
         return;
     }
-    for (int i = 0; i < n->inputs; i++) *bytes += value_bytes(g, n->in[i]);
-    for (int i = 0; i < n->outputs; i++) *bytes += value_bytes(g, n->out[i]);
+    for (int i = 0; i < n->inputs; i++) *bytes += (double)kr_value_bytes(g, n->in[i]);
+    for (int i = 0; i < n->outputs; i++) *bytes += (double)kr_value_bytes(g, n->out[i]);
     *flops = n->outputs ? (double)kr_value_count(g, n->out[0]) : 0;
 }
 

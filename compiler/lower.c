@@ -1,5 +1,8 @@
-/// From graph, homes and buffers to a plan: slots, and one step per node that is not a view or a source.
-#include "compiler/internal.h"
+/// From graph, placements and buffers to a plan: slots, and one step per node that is not a view or a source.
+#include "compiler/cost.h"
+#include "compiler/memory/memory.h"
+#include "compiler/memory/placement.h"
+#include "compiler/pass.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -58,7 +61,7 @@ static kr_status make_slots(kr_compilation *c) {
 static kr_operand operand(const kr_compilation *c, kr_value v) {
     kr_operand o = {.slot = -1, .dtype = kr_value_dtype(c->g, v), .shape = kr_value_shape(c->g, v)};
     if (!v.id) return o;
-    const kr_home *h = &c->homes[v.id];
+    const kr_placement *h = &c->placements[v.id];
     const int b = c->memory->of_value[h->root];
     if (b < 0) return o; // an output that nobody reads
     const kr_buffer *buffer = &c->memory->buffers[b];
@@ -71,8 +74,8 @@ static kr_operand operand(const kr_compilation *c, kr_value v) {
 }
 
 /// What the op says of its work: cost and rounds.
-static kr_status measure(kr_compilation *c, const kr_node *n, const kr_impl *impl, const kr_operand *in, const kr_operand *out,
-                         kr_step *step) {
+static kr_status measure(kr_compilation *c, const kr_node *n, const kr_impl *impl, const kr_operand *in,
+                         const kr_operand *out, kr_step *step) {
     kr_shape *shapes = malloc((size_t)(n->inputs + n->outputs + 1) * sizeof *shapes);
     KR_FAIL_IF(!shapes, KR_NO_MEMORY, "lower: no memory for a step of %d operands", n->inputs + n->outputs);
     for (int i = 0; i < n->inputs; i++) shapes[i] = in[i].shape;
@@ -91,11 +94,11 @@ static kr_status measure(kr_compilation *c, const kr_node *n, const kr_impl *imp
 /// A join whose pieces are all written in place has nothing left to do.
 static bool nothing_to_do(const kr_compilation *c, const kr_node *n) {
     if (!(n->op->flags & KR_OP_JOIN)) return false;
-    const kr_home *whole = &c->homes[n->out[0].id];
+    const kr_placement *whole = &c->placements[n->out[0].id];
     const int axis = (int)n->attrs.i[0];
     int64_t at = 0;
     for (int i = 0; i < n->inputs; i++) {
-        const kr_home *piece = &c->homes[n->in[i].id];
+        const kr_placement *piece = &c->placements[n->in[i].id];
         if (piece->root != whole->root ||
             piece->layout.offset != whole->layout.offset + at * whole->layout.stride[axis])
             return false;

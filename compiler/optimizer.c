@@ -1,6 +1,6 @@
 /// The update as part of the graph: global norm, clipping inside AdamW, new parameters, moments and the step count
 /// assigned to their storage. Gradients of micro-batches add up in carries until the last one, which alone counts.
-#include "compiler/internal.h"
+#include "compiler/pass.h"
 
 static kr_value accumulator(kr_graph *g, kr_value param) {
     char name[512];

@@ -1,12 +1,12 @@
 /// The precision of a whole graph: before any pass, every op that has an attribute of that name gets it. Gradients take
 /// over the attribute of the product they belong to.
-#include "compiler/internal.h"
+#include "compiler/pass.h"
 
 #include <string.h>
 
 kr_status kr_precision_set(const kr_target *target, kr_graph *g, kr_precision precision) {
     if (precision == KR_PRECISION_F32) return KR_OK; // a graph may have products that are chosen one by one
-    KR_FAIL_IF((unsigned)precision > KR_PRECISION_BF16_EMULATED, KR_BAD_ARGUMENT, "precision: there is no number %d",
+    KR_FAIL_IF((unsigned)precision > KR_PRECISION_BF16_EMULATED, KR_BAD_ARGUMENT, "precision: unknown value %d",
                (int)precision);
     if (precision == KR_PRECISION_BF16) KR_TRY(target->multiplies_bf16(target));
     for (int i = 0; i < kr_graph_nodes(g); i++) {

@@ -1,6 +1,6 @@
 /// Identities, common subexpressions and dead code, repeated until nothing changes. The identities themselves belong
 /// to the ops (kr_op.simplify); this pass only walks.
-#include "compiler/internal.h"
+#include "compiler/pass.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,14 +1,10 @@
-/// What ops leave to the target (chunks, sizes of saved states, rows of a round) becomes numbers, first of all: from here
-/// on the graph says what will run, and gradients take those numbers over. Numbers that a graph already has are checked.
-#include "compiler/internal.h"
+/// What ops leave to the target (chunks, sizes of saved states, rows of a round) becomes numbers, first of all: from
+/// here on the graph says what will run, and gradients take those numbers over. Numbers that a graph already has are
+/// checked.
+#include "compiler/impl.h"
+#include "compiler/pass.h"
 
 #include <stdlib.h>
-
-const kr_impl *kr_impl_of(const kr_target *target, const kr_node *n) {
-    static const kr_impl nothing = {0};
-    const kr_impl *impl = kr_op_impl(n->op, target);
-    return impl ? impl : &nothing;
-}
 
 static kr_status specialise(kr_graph *g, const kr_target *target, int index) {
     kr_node *n = kr_graph_node(g, index);
@@ -21,7 +17,8 @@ static kr_status specialise(kr_graph *g, const kr_target *target, int index) {
     kr_status status = impl->specialise(target, &attrs, shapes, n->inputs);
     free(shapes);
     if (!status) status = kr_graph_set_attrs(g, n, &attrs);
-    return status ? kr_status_prefix(status, "node %d, scope %s", index, n->scope && n->scope[0] ? n->scope : "-") : KR_OK;
+    if (!status) return KR_OK;
+    return kr_status_prefix(status, "node %d, scope %s", index, n->scope && n->scope[0] ? n->scope : "-");
 }
 
 kr_status kr_specialise(kr_graph *g, const kr_target *target) {

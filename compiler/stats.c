@@ -24,7 +24,8 @@ static void print_text(const kr_plan_stats *s, FILE *to) {
         fprintf(to, "  %-14s %zu\n", kr_slot_kind_name((kr_slot_kind)k), s->slot_bytes[k]);
     fprintf(to, "activation arena %zu bytes, bound %zu, ratio %.4f, %zu without reuse\n", s->peak, s->bound, ratio(s),
             s->sum);
-    if (s->again) fprintf(to, "made again       %d nodes, %.1f %% more time (estimated)\n", s->again, 100 * s->extra);
+    if (s->recomputed)
+        fprintf(to, "recomputed       %d nodes, %.1f %% more time (estimated)\n", s->recomputed, 100 * s->extra);
 }
 
 static void print_json(const kr_plan_stats *s, FILE *to) {
@@ -39,7 +40,7 @@ static void print_json(const kr_plan_stats *s, FILE *to) {
             s->bound);
     if (isfinite(ratio(s))) fprintf(to, "%.6f", ratio(s));
     else fputs("null", to); // JSON has no infinity
-    fprintf(to, ", \"sum\": %zu, \"again\": %d, \"extra\": %.6g}\n", s->sum, s->again, s->extra);
+    fprintf(to, ", \"sum\": %zu, \"recomputed\": %d, \"extra\": %.6g}\n", s->sum, s->recomputed, s->extra);
 }
 
 void kr_stats_print(const kr_plan_stats *s, FILE *to, bool json) { (json ? print_json : print_text)(s, to); }

@@ -178,15 +178,15 @@ typedef struct kr_operand_rule {
 } kr_operand_rule;
 enum { KR_OPTIONAL = 1 }; ///< the input may be absent
 /// Values that an attribute may have.
-typedef struct kr_range {
+typedef struct kr_attr_range {
     bool given;
     double least, most;
-} kr_range;
+} kr_attr_range;
 /// What an op takes and gives. Lists of operands end at the first without a name; of variadic ops the last input stands
 /// for all that follow.
 typedef struct kr_signature {
     kr_operand_rule in[KR_MAX_INPUTS + 1], out[KR_MAX_OUTPUTS + 1];
-    kr_range i[KR_ATTR_INTEGERS], r[KR_ATTR_REALS];
+    kr_attr_range i[KR_ATTR_INTEGERS], r[KR_ATTR_REALS];
 } kr_signature;
 /// The lengths that letters stand for, for `check` (ops/graph/signature.h).
 typedef struct kr_letters kr_letters;
@@ -204,7 +204,6 @@ struct kr_op {
     int inputs;         ///< all of them, optional ones included; the least number when variadic
     int outputs;        ///< the most there are; how many: kr_op_outputs
     unsigned flags;
-    uint32_t optional;  ///< mask of inputs that may be absent
     uint32_t zero_absent;///< mask of optional inputs for which an all-zero constant means the same as absent
     int added;          ///< 1 + the optional input that is added to output 0 at the end; 0: there is none
     int adds_first;     ///< 1 + the optional input that is added to in[0] before anything; output 1 is the sum. 0: none
@@ -328,7 +327,7 @@ kr_value kr_silu(kr_graph *, kr_value);
 kr_value kr_tanh(kr_graph *, kr_value);
 kr_value kr_relu(kr_graph *, kr_value);
 kr_value kr_gelu(kr_graph *, kr_value);        ///< tanh form
-kr_value kr_softplus(kr_graph *, kr_value);    ///< MATH 1: x above 20, log1p(exp x) below
+kr_value kr_softplus(kr_graph *, kr_value);    ///< x above 20, log1p(exp x) below
 kr_value kr_heavy_tail(kr_graph *, kr_value);  ///< 1+x for x >= 0, 1/(1-x) below (Mamba-3 A activation)
 kr_value kr_affine(kr_graph *, kr_value, double scale, double shift); ///< scale*x + shift
 kr_value kr_clamp(kr_graph *, kr_value, double lo, double hi);        ///< gradient passes at equality
@@ -375,7 +374,7 @@ kr_value kr_matmul(kr_graph *, kr_value a, kr_value b, bool transpose_a, bool tr
 /// y = x W^T + b. x [..., in], weight [out, in], bias [out]? to [..., out].
 kr_value kr_linear(kr_graph *, kr_value x, kr_value weight, kr_value bias);
 
-// Norms (ops/norm/op.c), MATH 3
+// Norms (ops/norm/op.c)
 /// RMSNorm over the last axis with everything around it that one pass over memory can do:
 ///   r = x + residual?;  v = r (or r*silu(z) when z and not norm_before_gate)
 ///   y = v / sqrt(mean_group(v^2) + eps) * weight + bias?;  then y*silu(z) when z and norm_before_gate
@@ -393,7 +392,7 @@ kr_value kr_layer_norm_full(kr_graph *, kr_value x, kr_value residual, kr_value 
 /// ids i32 [...], weight [V, D] to [..., D]. Ids outside [0, V) give zeros and no gradient.
 kr_value kr_embedding(kr_graph *, kr_value weight, kr_value ids);
 kr_value kr_softmax(kr_graph *, kr_value x); ///< over the last axis
-/// Mean token loss, MATH 12. logits [..., V], targets i32 [...]; targets < 0 (that is, -100) are ignored; no counted
+/// Mean token loss. logits [..., V], targets i32 [...]; targets < 0 (that is, -100) are ignored; no counted
 /// target gives 0. Gives the mean as a [1]; *per_token (may be null) [...] is 0 where ignored; *lse (may be null)
 /// [...]. valid_vocab > 0 leaves logits at and above it out of the softmax (padded vocabulary rows).
 kr_value kr_cross_entropy(kr_graph *, kr_value logits, kr_value targets, int64_t valid_vocab, kr_value *per_token,
@@ -406,7 +405,7 @@ kr_value kr_linear_cross_entropy(kr_graph *, kr_value x, kr_value weight, kr_val
                                  kr_value *per_token, kr_value *lse);
 
 // Sequences (ops/conv/op.c, ops/linear_scan/op.c, ops/selective_scan/op.c). Time is axis 1, channels are last.
-/// Causal depthwise convolution, MATH 4. x [B, L, C]; weight [C, W]; bias [C]?; state [B, W-1, C]? holds the previous
+/// Causal depthwise convolution. x [B, L, C]; weight [C, W]; bias [C]?; state [B, W-1, C]? holds the previous
 /// raw inputs, oldest first (absent: zeros); reset i32 [B, L]?: 1 where a new document starts: taps do not reach over
 /// it.
 /// *next (may be null) gets the new state [B, W-1, C] (inputs before the last reset count as zeros in it).
@@ -415,7 +414,7 @@ kr_value kr_causal_conv1d(kr_graph *, kr_value x, kr_value weight, kr_value bias
 /// h_t = a_t*h_{t-1} + b_t along axis 1. a, b [B, L, C]; h0 [B, C]?; reset i32 [B, L]?: h_{t-1} counts as 0 there.
 /// Gives h [B, L, C]; *last (may be null) [B, C].
 kr_value kr_linear_scan(kr_graph *, kr_value a, kr_value b, kr_value h0, kr_value reset, kr_value *last);
-/// Mamba-1 selective scan (S6), MATH 5.
+/// Mamba-1 selective scan (S6; docs/book/2-mamba.md).
 ///   u, delta, z? [B, L, E]; A [E, N] negative; Bm, Cm [B, L, G, N] or [B, L, N] (G = 1) or [E, N] (constant);
 ///   D?, delta_bias? [E]; h0? [B, E, N]; reset? i32 [B, L]
 ///   gives out [B, L, E]; *last (may be null) [B, E, N]
@@ -426,7 +425,7 @@ typedef struct kr_selective_scan_args {
 } kr_selective_scan_args;
 kr_value kr_selective_scan(kr_graph *, const kr_selective_scan_args *, kr_value *last);
 
-/// Mamba-2 state-space duality (SSD), MATH 6, in chunks: O(L) time and memory, states recomputed in the gradient.
+/// Mamba-2 state-space duality (SSD; docs/book/3-mamba-2.md), in chunks: O(L) time and memory, states recomputed in the gradient.
 ///   x, z? [B, L, H*P]; dt [B, L, H] raw; A [H] negative; Bm, Cm [B, L, G*N]; D? [H] or [H*P]; dt_bias? [H];
 ///   h0? [B, H, P, N]; reset? i32 [B, L]; head h reads group h / (H/G)
 ///   d = clamp(softplus(dt + dt_bias), dt_min, dt_max)   (softplus optional)
@@ -440,7 +439,7 @@ typedef struct kr_ssd_scan_args {
 } kr_ssd_scan_args;
 kr_value kr_ssd_scan(kr_graph *, const kr_ssd_scan_args *, kr_value *last);
 
-/// The Mamba-3 scan, MATH 7.2 and 7.5: trapezoid rule and MIMO rank, in the same chunks as ssd_scan.
+/// The Mamba-3 scan (docs/book/4-mamba-3.md): trapezoid rule and MIMO rank, in the same chunks as ssd_scan.
 ///   S_t = exp(adt_t) (S_{t-1} + (1 - lambda_t) dt_t U_{t-1}) + lambda_t dt_t U_t,   o_{t,r} = S_t q_{t,r} + D v_{t,r}
 ///   with lambda = sigmoid(trap), v_{t,r} = mimo_x_r x_t, U_t = sum_r v_{t,r} (outer) k_{t,r}
 ///   k, q [B, L, H*R*N] laid out (h r n), rotated; x [B, L, H*P]; adt [B, L, H] = A*dt < 0; dt [B, L, H] > 0;
@@ -465,9 +464,9 @@ typedef struct kr_trapezoid_scan_state {
 } kr_trapezoid_scan_state;
 kr_value kr_trapezoid_scan(kr_graph *, const kr_trapezoid_scan_args *, kr_trapezoid_scan_state *last);
 
-// Attention (ops/attention/op.c), MATH 8
+// Attention (ops/attention/op.c; docs/book/5-hybrids-and-memory.md)
 /// Rotary embedding of heads: x [B, L, H*Dh]; position? i32 [1] or absent (0): index of the first token;
-/// the first rotary_dim of every head's Dh coordinates turn by (position + t) * base^(-2i/rotary_dim).
+/// the first rotary_dim of every head's Dh coordinates rotate by (position + t) * base^(-2i/rotary_dim).
 kr_value kr_rope(kr_graph *, kr_value x, kr_value position, int64_t heads, int64_t rotary_dim, double base,
                  bool interleaved);
 /// Causal attention with grouped queries; keeps only the log-sum-exp for the gradient.
@@ -497,7 +496,7 @@ typedef struct kr_adamw_args {
     double beta1, beta2, eps, weight_decay;
     double max_norm;          ///< clip to this global norm; 0: do not clip
 } kr_adamw_args;
-/// Decoupled AdamW, MATH 13.1 and 13.3. Gives the new p; m and v are outputs 1 and 2 (kr_sibling).
+/// Decoupled AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). Gives the new p; m and v are outputs 1 and 2 (kr_sibling).
 kr_value kr_adamw(kr_graph *, const kr_adamw_args *);
 /// The number of this update from that of the one before, i64 [1]: step + 1, or step where sq_norm (f32 [1]?) is not
 /// finite and kr_adamw updates nothing.

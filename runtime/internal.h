@@ -15,6 +15,8 @@ struct kr_plan {
     kr_step **steps;
     int slot_count, slot_capacity;
     int step_count, step_capacity;
+    int *names;                 ///< hash table of slots by name, name_room entries: 0, or a power of two
+    size_t name_room;
     uint64_t serial;            ///< never given twice in a process: tells a plan from a freed one at the same address
     bool finished;
     double *profile;            ///< nanoseconds of each step; by kr_plan_finish

@@ -43,6 +43,7 @@ void kr_plan_free(kr_plan *plan) {
     kr_pool_free(plan->pool);
     free(plan->slots);
     free(plan->steps);
+    free(plan->names);
     free(plan->profile);
     free(plan);
 }
@@ -61,11 +62,45 @@ const kr_step *kr_plan_step(const kr_plan *plan, int index) {
     return index >= 0 && index < plan->step_count ? plan->steps[index] : NULL;
 }
 
-int kr_plan_find(const kr_plan *plan, const char *io_name) {
-    for (int k = 0; io_name && k < plan->slot_count; k++)
-        if (plan->slots[k]->kind == KR_SLOT_IO && strcmp(plan->slots[k]->name, io_name) == 0) return k;
-    return -1;
+/// The entry of a name: 1 + its slot, or a free one, 0. Names of inputs and outputs are apart from all others.
+static int *name_entry(const kr_plan *plan, const char *name, bool outside) {
+    size_t at = (size_t)kr_hash(name, strlen(name)) + outside;
+    for (;; at++) {
+        int *entry = &plan->names[at & (plan->name_room - 1)];
+        if (!*entry) return entry;
+        const kr_slot *slot = plan->slots[*entry - 1];
+        if ((slot->kind == KR_SLOT_IO) == outside && !strcmp(slot->name, name)) return entry;
+    }
 }
+
+/// The slot of that name, or -1.
+static int find_name(const kr_plan *plan, const char *name, bool outside) {
+    return plan->name_room ? *name_entry(plan, name, outside) - 1 : -1;
+}
+
+/// Enters the name of the newest slot; the table is at most half full.
+static bool enter_name(kr_plan *plan) {
+    int from = plan->slot_count - 1;
+    if (2 * (size_t)plan->slot_count > plan->name_room) {
+        const size_t room = plan->name_room ? 2 * plan->name_room : 256;
+        int *larger = calloc(room, sizeof *larger);
+        if (!larger) {
+            kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for a plan");
+            return false;
+        }
+        free(plan->names);
+        plan->names = larger;
+        plan->name_room = room;
+        from = 0;
+    }
+    for (int k = from; k < plan->slot_count; k++) {
+        const kr_slot *slot = plan->slots[k];
+        if (slot->name && slot->kind != KR_SLOT_CONST) *name_entry(plan, slot->name, slot->kind == KR_SLOT_IO) = k + 1;
+    }
+    return true;
+}
+
+int kr_plan_find(const kr_plan *plan, const char *io_name) { return io_name ? find_name(plan, io_name, true) : -1; }
 
 /// The array of pointers with room for one more, or null.
 static void *grow(void *array, int count, int *capacity) {
@@ -97,17 +132,13 @@ static kr_status check_slot(const kr_plan *plan, const kr_slot *slot) {
                kr_dtype_name(slot->dtype), kr_shape_text(&slot->shape, shape));
     KR_FAIL_IF(bytes != slot->bytes, KR_BAD_SHAPE, "plan: slot \"%s\": %s %s takes %zu bytes, the slot has %zu", name,
                kr_dtype_name(slot->dtype), kr_shape_text(&slot->shape, shape), bytes, slot->bytes);
-    for (int k = 0; k < plan->slot_count; k++) {
-        const kr_slot *other = plan->slots[k];
-        if (!slot->name && arena)
-            KR_FAIL_IF(other->kind == slot->kind && !other->name, KR_BAD_ARGUMENT, "plan: it has a second %s arena",
-                       kind);
-        if (!slot->name || !other->name || strcmp(slot->name, other->name) != 0) continue;
-        const bool outside = slot->kind == KR_SLOT_IO, other_outside = other->kind == KR_SLOT_IO;
-        const bool constant = slot->kind == KR_SLOT_CONST || other->kind == KR_SLOT_CONST;
-        KR_FAIL_IF(outside == other_outside && !constant, KR_BAD_ARGUMENT,
-                   "plan: two slots are named \"%s\": %s and %s", name, kr_slot_kind_name(other->kind), kind);
-    }
+    for (int k = 0; k < plan->slot_count && arena && !slot->name; k++)
+        KR_FAIL_IF(plan->slots[k]->kind == slot->kind && !plan->slots[k]->name, KR_BAD_ARGUMENT,
+                   "plan: it has a second %s arena", kind);
+    if (!slot->name || slot->kind == KR_SLOT_CONST) return KR_OK;
+    const int other = find_name(plan, slot->name, slot->kind == KR_SLOT_IO);
+    KR_FAIL_IF(other >= 0, KR_BAD_ARGUMENT, "plan: two slots are named \"%s\": %s and %s", name,
+               kr_slot_kind_name(plan->slots[other]->kind), kind);
     return KR_OK;
 }
 
@@ -120,8 +151,10 @@ int kr_plan_add_slot(kr_plan *plan, const kr_slot *slot) {
     if (!copy) return -1;
     *copy = *slot;
     if (slot->name && !(copy->name = kr_pool_text(plan->pool, slot->name))) return -1;
-    plan->slots[plan->slot_count] = copy;
-    return plan->slot_count++;
+    plan->slots[plan->slot_count++] = copy;
+    if (enter_name(plan)) return plan->slot_count - 1;
+    plan->slot_count--;
+    return -1;
 }
 
 /// A copy in the plan's pool; an empty array gives a pointer that nobody follows.
@@ -158,7 +191,7 @@ kr_status kr_plan_add_step(kr_plan *plan, const kr_step *step) {
 
 /// Bytes of a slot that a step touches: [low, high), in rows of `width` bytes at `pitch` (0: the whole interval).
 typedef struct access {
-    int next; // earlier access of the same slot since the last barrier, or -1
+    int next; // earlier access of the same chain since the last barrier, or -1
     int slot;
     bool write;
     int64_t low, high, pitch, width;
@@ -210,23 +243,30 @@ static bool touch(const access *a, const access *b) {
     return shift < a_width || shift + b_width > pitch;
 }
 
-/// The accesses since the last barrier, chained by slot.
+/// The accesses since the last barrier, chained by slot, those that read apart from those that write: thousands of
+/// steps without a barrier, as the updates of parameters are, read from one arena, and no two reads are in conflict.
 typedef struct recent {
     access *list;
     int count, capacity;
-    int *newest; // of every slot, or -1
+    int *newest; // by chain, or -1
 } recent;
 
+static int chain_of(const access *a, bool write) { return 2 * a->slot + write; }
+
 static void start_over(recent *r) {
-    for (int k = 0; k < r->count; k++) r->newest[r->list[k].slot] = -1;
+    for (int k = 0; k < r->count; k++) r->newest[chain_of(&r->list[k], r->list[k].write)] = -1;
     r->count = 0;
+}
+
+static bool touches_any(const recent *r, const access *a, bool write) {
+    for (int k = r->newest[chain_of(a, write)]; k >= 0; k = r->list[k].next)
+        if (touch(a, &r->list[k])) return true;
+    return false;
 }
 
 static bool conflicts(const recent *r, const access *a) {
     if (a->low == a->high) return false;
-    for (int k = r->newest[a->slot]; k >= 0; k = r->list[k].next)
-        if ((a->write || r->list[k].write) && touch(a, &r->list[k])) return true;
-    return false;
+    return touches_any(r, a, true) || (a->write && touches_any(r, a, false));
 }
 
 static kr_status remember(recent *r, const access *a) {
@@ -239,8 +279,9 @@ static kr_status remember(recent *r, const access *a) {
         r->capacity = room;
     }
     r->list[r->count] = *a;
-    r->list[r->count].next = r->newest[a->slot];
-    r->newest[a->slot] = r->count++;
+    const int chain = chain_of(a, a->write);
+    r->list[r->count].next = r->newest[chain];
+    r->newest[chain] = r->count++;
     return KR_OK;
 }
 
@@ -308,12 +349,12 @@ kr_status kr_plan_finish(kr_plan *plan) {
         const int operands = plan->steps[i]->inputs + plan->steps[i]->outputs + 1;
         if (operands > most) most = operands;
     }
-    recent r = {NULL, 0, 0, malloc(((size_t)plan->slot_count + 1) * sizeof *r.newest)};
+    recent r = {NULL, 0, 0, malloc((2 * (size_t)plan->slot_count + 1) * sizeof *r.newest)};
     access *all = malloc((size_t)most * sizeof *all);
     plan->profile = calloc((size_t)plan->step_count + 1, sizeof *plan->profile);
     kr_status status = KR_OK;
     if (r.newest && all && plan->profile) {
-        for (int k = 0; k < plan->slot_count; k++) r.newest[k] = -1;
+        for (int k = 0; k < 2 * plan->slot_count; k++) r.newest[k] = -1;
         status = set_barriers(plan, &r, all);
     } else {
         status = kr_status_record(KR_NO_MEMORY, __FILE__, __LINE__, "no memory for a plan");

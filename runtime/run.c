@@ -6,39 +6,6 @@
 
 // First values --------------------------------------------------------------------------
 
-kr_status kr_splat(kr_dtype dtype, double value, void *out, int64_t n) {
-    static const struct {
-        double low, high;
-    } range[KR_DTYPE_COUNT] = {[KR_I32] = {-0x1p31, 0x1p31 - 1},
-                               [KR_I64] = {-0x1p63, 0x1.fffffffffffffp62},
-                               [KR_U8] = {0, 255},
-                               [KR_BOOL] = {0, 1}};
-    const size_t size = kr_dtype_size(dtype);
-    KR_FAIL_IF(size == 0, KR_BAD_ARGUMENT, "there is no dtype %d", (int)dtype);
-    if (range[dtype].high > 0)
-        KR_FAIL_IF(!(value >= range[dtype].low && value <= range[dtype].high), KR_BAD_ARGUMENT,
-                   "%g is not a value of %s", value, kr_dtype_name(dtype));
-    union {
-        float f32;
-        double f64;
-        uint16_t bf16;
-        int32_t i32;
-        int64_t i64;
-        uint8_t u8;
-    } element;
-    switch (dtype) {
-    case KR_F64: element.f64 = value; break;
-    case KR_BF16: element.bf16 = kr_f32_to_bf16((float)value); break;
-    case KR_I32: element.i32 = (int32_t)value; break;
-    case KR_I64: element.i64 = (int64_t)value; break;
-    case KR_U8: element.u8 = (uint8_t)value; break;
-    case KR_BOOL: element.u8 = value != 0; break;
-    default: element.f32 = (float)value; break;
-    }
-    for (int64_t k = 0; k < n; k++) memcpy((char *)out + (size_t)k * size, &element, size);
-    return KR_OK;
-}
-
 enum { PIECE = 1 << 20 }; ///< elements that are made at a time: the host keeps no copy of a whole parameter
 
 /// One parameter's first value, in its own dtype, through `f32` of PIECE elements.

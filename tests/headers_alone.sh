@@ -20,7 +20,7 @@ alone() {
 # Compilers are lists of words ("ccache clang"): they are meant to be split.
 # shellcheck disable=SC2086
 {
-  for header in $(find krait.h runtime ops compiler models tools tests -name '*.h' | sort); do
+  for header in $(find krait.h krait_lm.h runtime ops compiler models tools tests -name '*.h' | sort); do
     alone "$header" $cc -std=gnu17 -x c
   done
   for header in "$@"; do

@@ -1,7 +1,7 @@
 /// krait bench: what its records hold, how two are compared, and the roofs that speeds are held against. No test here
 /// looks at how long anything takes.
 #include "program.h"
-#include "tools/bench.h"
+#include "tools/bench/bench.h"
 
 #include <json-c/json.h>
 #include <math.h>
@@ -424,9 +424,9 @@ Test(bench, refuses) {
     refuse(2, "krait bench op", "which op?");
     refuse(2, "krait bench op rmsnorm", "did you mean 'rms_norm'");
     refuse(2, "krait bench op slice", "runs no kernel");
-    refuse(2, "krait bench op rms_norm 4x", "'4x' is no shape");
-    refuse(2, "krait bench op rms_norm 4y5", "'4y5' is no shape");
-    refuse(2, "krait bench op rms_norm 4x33 4x33 _ 34 _", "weight is [34], want [33]");
+    refuse(2, "krait bench op rms_norm 4x", "'4x' is not a shape");
+    refuse(2, "krait bench op rms_norm 4y5", "'4y5' is not a shape");
+    refuse(2, "krait bench op rms_norm 4x33 4x33 _ 34 _", "weight is [34], want [D] = [33]");
     refuse(2, "krait bench op rms_norm --attributes epsilon=1", "has no attribute 'epsilon'");
     refuse(2, "krait bench op rms_norm --sample large", "has no sample 'large'");
     refuse(2, "krait bench op all --sample large", "default samples");

@@ -1,6 +1,6 @@
 /// krait.yaml: what is read, and that every fault names its line and the nearest known key.
-#include "tools/config.h"
-#include "tools/train.h"
+#include "tools/config/config.h"
+#include "tools/config/train_options.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
@@ -323,7 +323,7 @@ Test(config, faults_name_line_and_nearest_key) {
         {"models:\n  m: {layers: mamba1, d_model: 8, vocab_size: 9}\n",
          {"k.yaml:2:", "layers in model m", "want a list"}},
         {"models:\n  m: {layers: [mamba1, [a]], d_model: 8, vocab_size: 9}\n",
-         {"k.yaml:2:", "a list", "no plain word"}},
+         {"k.yaml:2:", "a list", "not a plain word"}},
         {"models:\n  m: {layers: [mamba1, mamab1], d_model: 8, vocab_size: 9}\n",
          {"k.yaml:2:", "'mamab1'", "'mamba1'"}},
         {"models:\n  m: {layers: [], d_model: 8, vocab_size: 9}\n", {"k.yaml:2:", "layers in model m is empty"}},

@@ -1,5 +1,9 @@
 /// Text as data: which rows a step gets, what is held out, and files that cannot be used. Also sampling and metrics.
-#include "tools/train.h"
+#include "tools/cli/byte_stream.h"
+#include "tools/lm/sample.h"
+#include "tools/train/data.h"
+#include "tools/train/events.h"
+#include "tools/train/metrics.h"
 
 #include <criterion/criterion.h>
 #include <json-c/json.h>
@@ -255,19 +259,20 @@ Test(data, streams_go_on_where_they_stopped) {
 Test(sample, greedy_takes_the_first_of_the_largest) {
     const float logits[5] = {1, 4, -2, 4, 3};
     kr_candidate scratch[5];
-    cr_assert_eq(kr_sample(logits, 5, &(kr_sampling){.temperature = 0, .top_p = 1}, 1, 0, scratch), 1);
-    cr_assert_eq(kr_sample(logits, 5, &(kr_sampling){.temperature = 1, .top_k = 1, .top_p = 1}, 1, 0, scratch), 1);
+    cr_assert_eq(kr_sample(logits, 5, &(kr_lm_sampling){.temperature = 0, .top_p = 1}, 0, scratch), 1);
+    cr_assert_eq(kr_sample(logits, 5, &(kr_lm_sampling){.temperature = 1, .top_k = 1, .top_p = 1}, 0, scratch), 1);
     const float odd[3] = {NAN, -INFINITY, -5};
-    cr_assert_eq(kr_sample(odd, 3, &(kr_sampling){.temperature = 0, .top_p = 1}, 1, 0, scratch), 2);
-    cr_assert_eq(kr_sample(odd, 3, &(kr_sampling){.temperature = 1, .top_p = 1}, 1, 0, scratch), 2);
+    cr_assert_eq(kr_sample(odd, 3, &(kr_lm_sampling){.temperature = 0, .top_p = 1}, 0, scratch), 2);
+    cr_assert_eq(kr_sample(odd, 3, &(kr_lm_sampling){.temperature = 1, .top_p = 1}, 0, scratch), 2);
 }
 
 /// Frequencies of 40,000 draws against probabilities.
-static void check_frequencies(const float *logits, int n, kr_sampling how, const double *want) {
+static void check_frequencies(const float *logits, int n, kr_lm_sampling how, const double *want) {
     enum { DRAWS = 40000 };
     int count[16] = {0};
     kr_candidate scratch[16];
-    for (uint64_t k = 0; k < DRAWS; k++) count[kr_sample(logits, n, &how, 7, k, scratch)]++;
+    how.seed = 7;
+    for (uint64_t k = 0; k < DRAWS; k++) count[kr_sample(logits, n, &how, k, scratch)]++;
     for (int k = 0; k < n; k++) {
         const double got = (double)count[k] / DRAWS;
         cr_expect(fabs(got - want[k]) <= 4 * sqrt(want[k] * (1 - want[k]) / DRAWS), "id %d: %g of the draws, want %g",
@@ -277,16 +282,16 @@ static void check_frequencies(const float *logits, int n, kr_sampling how, const
 
 Test(sample, frequencies_follow_temperature_top_k_and_top_p) {
     const float logits[4] = {logf(0.1f), logf(0.4f), logf(0.2f), logf(0.3f)};
-    check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 1}, (double[]){0.1, 0.4, 0.2, 0.3});
-    check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 1, .top_k = 2},
+    check_frequencies(logits, 4, (kr_lm_sampling){.temperature = 1, .top_p = 1}, (double[]){0.1, 0.4, 0.2, 0.3});
+    check_frequencies(logits, 4, (kr_lm_sampling){.temperature = 1, .top_p = 1, .top_k = 2},
                       (double[]){0, 4 / 7.0, 0, 3 / 7.0});
-    check_frequencies(logits, 4, (kr_sampling){.temperature = 0.5, .top_p = 1},
+    check_frequencies(logits, 4, (kr_lm_sampling){.temperature = 0.5, .top_p = 1},
                       (double[]){1 / 30.0, 16 / 30.0, 4 / 30.0, 9 / 30.0});
     // 0.4 + 0.3 < 0.75, so a third one stays; 0.4 + 0.3 >= 0.65.
-    check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 0.75},
+    check_frequencies(logits, 4, (kr_lm_sampling){.temperature = 1, .top_p = 0.75},
                       (double[]){0, 4 / 9.0, 2 / 9.0, 3 / 9.0});
-    check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 0.65}, (double[]){0, 4 / 7.0, 0, 3 / 7.0});
-    check_frequencies(logits, 4, (kr_sampling){.temperature = 1, .top_p = 1e-9}, (double[]){0, 1, 0, 0});
+    check_frequencies(logits, 4, (kr_lm_sampling){.temperature = 1, .top_p = 0.65}, (double[]){0, 4 / 7.0, 0, 3 / 7.0});
+    check_frequencies(logits, 4, (kr_lm_sampling){.temperature = 1, .top_p = 1e-9}, (double[]){0, 1, 0, 0});
 }
 
 static char *streamed(const char *bytes, size_t n, bool terminal) {

@@ -59,6 +59,8 @@ Test(golden, every_level_and_thread_count) {
         }
 }
 
+Test(golden, the_second_target) { all_pass("--device reference"); }
+
 // Directories that are not as they should be ----------------------------------------------------------------------
 
 static char directory[] = "/tmp/krait-golden-XXXXXX";

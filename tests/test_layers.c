@@ -3,7 +3,8 @@
 ///     tools -> everything        models -> ops, runtime        compiler -> ops, runtime
 ///     ops -> runtime             runtime -> nothing            kernels -> runtime/kernel.h
 ///
-/// And what the library owes to the programs that use it: it never ends the process.
+/// Within tools the rooms have an order of their own (`rooms`). And what the libraries owe to the programs that use
+/// them: they never end the process, and write to no stream that they were not given.
 #include <criterion/criterion.h>
 
 #include <dirent.h>
@@ -16,7 +17,7 @@
 enum { PATH_LENGTH = 512, LINE_LENGTH = 4096 };
 
 static const char *const folders[] = {"runtime", "ops", "compiler", "models", "tools"};
-enum { OPS = 1, FOLDERS = sizeof folders / sizeof *folders };
+enum { OPS = 1, TOOLS = 4, FOLDERS = sizeof folders / sizeof *folders };
 
 /// allowed[a][b]: files of folder a may include files of folder b.
 static const bool allowed[FOLDERS][FOLDERS] = {
@@ -28,13 +29,35 @@ static const bool allowed[FOLDERS][FOLDERS] = {
     /* tools    */ {true, true, true, true, true},
 };
 
+/// The rooms of tools/ from below: each knows those of a lower rank, and itself. Files in none are commands, above all.
+static const struct {
+    const char *folder;
+    int rank;
+} rooms[] = {
+    {"tools/cli", 0},   {"tools/config", 1}, {"tools/train", 2},   {"tools/lm", 3},
+    {"tools/bench", 4}, {"tools/golden", 4}, {"tools/inspect", 4}, {"tools/new_block", 4},
+};
+enum { ROOMS = sizeof rooms / sizeof *rooms, LIBRARY_ROOMS = 4, COMMANDS = 5 };
+
+static bool lies_in(const char *path, const char *folder) {
+    size_t n = strlen(folder);
+    return !strncmp(path, folder, n) && path[n] == '/';
+}
+
 static int folder_of(const char *path) {
-    for (int k = 0; k < FOLDERS; k++) {
-        size_t n = strlen(folders[k]);
-        if (!strncmp(path, folders[k], n) && path[n] == '/') return k;
-    }
+    for (int k = 0; k < FOLDERS; k++)
+        if (lies_in(path, folders[k])) return k;
     return -1;
 }
+
+/// Index of the room of tools/, or ROOMS.
+static int room_of(const char *path) {
+    int k = 0;
+    while (k < ROOMS && !lies_in(path, rooms[k].folder)) k++;
+    return k;
+}
+
+static int rank_of(int room) { return room < ROOMS ? rooms[room].rank : COMMANDS; }
 
 static bool ends_with(const char *text, const char *end) {
     size_t n = strlen(text), m = strlen(end);
@@ -44,9 +67,12 @@ static bool ends_with(const char *text, const char *end) {
 /// Why the file at `path` may not include `target` (both from the root of the sources), or null.
 static const char *refusal(const char *path, const char *target) {
     int from = folder_of(path), to = folder_of(target);
-    if (!strcmp(target, "krait.h")) return from == FOLDERS - 1 ? 0 : "the umbrella header is for programs outside";
+    if (!strcmp(target, "krait.h")) return from == TOOLS ? 0 : "the umbrella header is for programs outside";
     if (to < 0) return "it is in none of the folders";
     if (!allowed[from][to]) return "that arrow points up";
+    if (from != TOOLS || to != TOOLS) return 0;
+    int room = room_of(path), other = room_of(target);
+    if (room != other && rank_of(other) >= rank_of(room)) return "that room is not below this one";
     return 0;
 }
 
@@ -168,8 +194,43 @@ static void check_exit(const char *path, int number, const char *line) {
     }
 }
 
-Test(layers, the_library_never_ends_the_process) {
-    for (int k = 0; k < FOLDERS - 1; k++) each_line(folders[k], check_exit);
+/// Calls `visit` for every line of the libraries: the folders below tools/, and the rooms that are a library.
+static void each_library_line(line_visitor *visit) {
+    for (int k = 0; k < TOOLS; k++) each_line(folders[k], visit);
+    for (int k = 0; k < LIBRARY_ROOMS; k++) each_line(rooms[k].folder, visit);
+}
+
+Test(layers, the_libraries_never_end_the_process) { each_library_line(check_exit); }
+
+static bool in_word(char c) {
+    return c == '_' || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+}
+
+/// What of the C library writes to the standard streams, or is one of them; null when the line has none of it.
+static const char *printing(const char *line) {
+    static const char *const words[] = {"printf", "vprintf", "puts", "putchar", "perror", "stdout", "stderr"};
+    const char *comment = strstr(line, "//");
+    for (size_t k = 0; k < sizeof words / sizeof *words; k++) {
+        size_t n = strlen(words[k]);
+        for (const char *p = line; (p = strstr(p, words[k])); p += n) {
+            if ((comment && comment < p) || (p > line && in_word(p[-1]))) continue;
+            if (p[n] == '(' || (!strncmp(words[k], "std", 3) && !in_word(p[n]))) return words[k];
+        }
+    }
+    return 0;
+}
+
+static void check_printing(const char *path, int number, const char *line) {
+    const char *what = printing(line);
+    cr_expect(!what, "%s:%d has %s: the libraries write only to a FILE that the caller gives", path, number, what);
+}
+
+Test(layers, the_libraries_print_nothing_by_themselves) {
+    each_library_line(check_printing);
+    cr_expect(printing("    printf(\"x\");"));
+    cr_expect(printing("    fprintf(stderr, \"x\");"));
+    cr_expect_not(printing("    fprintf(to, \"x\");"));
+    cr_expect_not(printing("    snprintf(text, 4, \"x\"); // as printf"));
 }
 
 Test(layers, arrows_that_are_refused) {
@@ -184,4 +245,11 @@ Test(layers, arrows_that_are_refused) {
     cr_expect_not(refusal("ops/norm/op.c", "runtime/runtime.h"));
     cr_expect_not(refusal("models/blocks/mamba1.c", "models/models.h"));
     cr_expect_not(refusal("tools/main.c", "krait.h"));
+    cr_expect(refusal("tools/cli/options.c", "tools/config/config.h"));
+    cr_expect(refusal("tools/train/loop.c", "tools/lm/lm.h"));
+    cr_expect(refusal("tools/bench/op.c", "tools/golden/golden.h"));
+    cr_expect(refusal("tools/lm/model.c", "tools/command.h"));
+    cr_expect_not(refusal("tools/lm/model.c", "tools/train/state.h"));
+    cr_expect_not(refusal("tools/cmd_bench.c", "tools/bench/bench.h"));
+    cr_expect_not(refusal("tools/cmd_bench.c", "tools/command.h"));
 }

@@ -1,5 +1,8 @@
 /// Options as tables, and the words around them: every fault names what is wrong and what would be right.
-#include "tools/train.h"
+#include "tools/cli/options.h"
+#include "tools/cli/text.h"
+#include "tools/config/train_options.h"
+#include "tools/train/schedule.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
@@ -197,6 +200,8 @@ Test(options, the_trainers_table_is_sound) {
         cr_expect_eq(kr_option_find(kr_train_options, name), o, "%s", name);
         cr_expect(o->help && *o->help, "%s has no help", o->name);
         cr_expect(o->lo <= o->hi);
+        // What krait.yaml and state.json may set lies in the settings, which stand first in the command.
+        if (!(o->flags & KR_OPTION_COMMAND_LINE)) cr_expect_lt(o->offset, sizeof(kr_train_settings), "%s", name);
     }
     const kr_train_settings s = kr_train_defaults();
     cr_assert_eq(kr_train_check(&s), KR_OK);

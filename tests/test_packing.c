@@ -3,7 +3,7 @@
 #include "check.h"
 #include "compiler/compiler.h"
 #include "models/models.h"
-#include "tools/tools.h"
+#include "tools/config/block_file.h"
 
 #include <criterion/criterion.h>
 #include <math.h>

@@ -1,14 +1,15 @@
-/// Recomputation: whatever a plan forgets and makes again, the numbers are the same to the last bit, and the memory is
+/// Recomputation: whatever a plan drops and recomputes, the numbers are the same to the last bit, and the memory is
 /// what the plan says.
 #include "check.h"
 #include "compiler/compiler.h"
 #include "models/models.h"
+#include "random_graph.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { VOCABULARY = 11, BATCH = 2, LENGTH = 16, STEPS = 5 };
+enum { STEPS = 5 };
 static const kr_optimizer adamw = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .max_norm = 1};
 
 /// A training run: what is trained, how it is compiled, and where it runs.
@@ -122,23 +123,23 @@ static void check_all_plans(const setup *s) {
     cr_assert_geq(curve.count, 1, "%s", s->label);
     cr_expect_eq(curve.chosen, 0);
     cr_expect_eq(curve.at[0].bytes, kr_plan_stats_bytes(&stats), "%s", s->label);
-    cr_expect_eq(curve.at[0].again, 0);
+    cr_expect_eq(curve.at[0].recomputed, 0);
     for (int k = 1; k < curve.count; k++) {
         const kr_memory_point *p = &curve.at[k], *before = p - 1;
         cr_expect(p->bytes < before->bytes && p->seconds > before->seconds && p->extra > before->extra,
                   "%s: point %d of the curve: %zu bytes, %g s after %zu, %g", s->label, k, p->bytes, p->seconds,
                   before->bytes, before->seconds);
-        cr_expect(p->again > 0 && *p->what);
+        cr_expect(p->recomputed > 0 && *p->what);
         for (int between = 0; between <= k % 2; between++) { // a budget between two points, too
             const size_t budget = between ? p->bytes + (before->bytes - p->bytes) / 2 : p->bytes;
             unsigned char *got = train(s, budget, between ? &again : NULL, &small, &count);
             cr_expect_leq(kr_plan_stats_bytes(&small), budget, "%s: point %d", s->label, k);
-            cr_expect_gt(small.again, 0);
+            cr_expect_gt(small.recomputed, 0);
             cr_expect_leq(small.extra, p->extra * (1 + 1e-12), "%s: point %d", s->label, k);
             if (between) cr_expect_eq(again.at[again.chosen].bytes, kr_plan_stats_bytes(&small));
             cr_assert_eq(count, bytes);
-            cr_expect_arr_eq(got, want, bytes, "%s: other bits with %d nodes made again (%s)", s->label, small.again,
-                             p->what);
+            cr_expect_arr_eq(got, want, bytes, "%s: other bits with %d nodes recomputed (%s)", s->label,
+                             small.recomputed, p->what);
             free(got);
         }
     }
@@ -150,7 +151,7 @@ static kr_memory_point least(const setup *s, kr_goal goal) {
     static kr_memory_curve curve;
     kr_plan_stats stats;
     kr_plan_free(compile(s, goal, 0, &curve, &stats));
-    cr_assert_geq(curve.count, 3, "%s: nothing can be made again", s->label);
+    cr_assert_geq(curve.count, 3, "%s: nothing can be recomputed", s->label);
     return curve.at[curve.count - 1];
 }
 
@@ -219,7 +220,7 @@ Test(rematerialise, says_what_is_possible) {
     }
 }
 
-/// Enough is enough, and a graph without a backward part has nothing to make again.
+/// Enough is enough, and a graph without a backward part has nothing to recompute.
 Test(rematerialise, changes_nothing_where_there_is_room) {
     const setup s = {.label = "mamba1", .model = small("mamba1")};
     char *text[2];
@@ -239,63 +240,14 @@ Test(rematerialise, changes_nothing_where_there_is_room) {
     free(text[1]);
     kr_plan_stats stats;
     kr_plan_free(compile(&s, KR_GOAL_FORWARD, 1, NULL, &stats));
-    cr_expect_eq(stats.again, 0);
+    cr_expect_eq(stats.recomputed, 0);
 }
 
 // Random graphs ------------------------------------------------------------------------------------------------------
 
-typedef struct dice {
-    uint64_t stream, count;
-} dice;
-
-static int throw(dice *d, int sides) { return (int)(kr_random_uniform(11, d->stream, d->count++) * (float)sides); }
-
-static kr_value weight(kr_graph *g, dice *d, kr_shape shape) {
-    char name[32];
-    snprintf(name, sizeof name, "w%d", (int)d->count++);
-    return kr_param(g, name, shape, (kr_init){.kind = KR_INIT_UNIFORM, .a = 0.4}, KR_PARAM_DECAY);
-}
-
-/// One more value of [B, L, width] from earlier ones: elementwise ops, norms, products, scans, splits and joins.
-static kr_value random_node(kr_graph *g, dice *d, const kr_value *pool, int count, int64_t width) {
-    const kr_value a = pool[count - 1 - throw(d, count < 3 ? count : 3)], b = pool[throw(d, count)];
-    kr_value half[2];
-    switch (throw(d, 9)) {
-    case 0: return kr_add(g, a, b);
-    case 1: return kr_mul(g, a, kr_sigmoid(g, b));
-    case 2: return kr_silu(g, a);
-    case 3: return kr_rms_norm(g, a, weight(g, d, KR_SHAPE(width)), 1e-5);
-    case 4: return kr_linear(g, a, weight(g, d, KR_SHAPE(width, width)), weight(g, d, KR_SHAPE(width)));
-    case 5: return kr_linear_scan(g, kr_sigmoid(g, a), b, KR_NONE, KR_NONE, NULL);
-    case 6: return kr_causal_conv1d(g, a, weight(g, d, KR_SHAPE(width, 3)), KR_NONE, KR_NONE, KR_NONE, true, NULL);
-    case 7: return kr_tanh(g, kr_affine(g, a, 0.5, 0.1));
-    default:
-        kr_split(g, a, -1, (int64_t[]){width / 2, width - width / 2}, 2, half);
-        return kr_concat(g, (kr_value[]){kr_exp(g, kr_tanh(g, half[1])), half[0]}, 2, 2);
-    }
-}
-
-/// A language model of random nodes as text; one in three has no blocks.
-static char *random_graph(uint64_t seed) {
-    dice d = {.stream = seed};
-    const int64_t width = 5 + throw(&d, 9);
-    const int blocks = throw(&d, 3) ? 2 + throw(&d, 4) : 0, nodes = 12 + throw(&d, 20);
-    kr_graph *g;
-    kr_value pool[64];
-    int count = 0;
-    check_ok(kr_graph_new(&g), "graph");
-    const kr_value table = weight(g, &d, KR_SHAPE(VOCABULARY, width));
-    pool[count++] = kr_embedding(g, table, kr_input(g, "tokens", KR_I32, KR_SHAPE(BATCH, LENGTH)));
-    for (int k = 0; k < nodes; k++) {
-        if (blocks) kr_scope_push(g, "part.%d", k * blocks / nodes);
-        pool[count] = random_node(g, &d, pool, count, width);
-        count++;
-        if (blocks) kr_scope_pop(g);
-    }
-    const kr_value logits = kr_linear(g, pool[count - 1], table, KR_NONE);
-    const kr_value targets = kr_input(g, "targets", KR_I32, KR_SHAPE(BATCH, LENGTH));
-    kr_output(g, "loss", kr_cross_entropy(g, logits, targets, 0, NULL, NULL));
-    check_ok(kr_graph_status(g), "random graph");
+/// A random model as text.
+static char *random_text(uint64_t seed) {
+    kr_graph *g = random_model(seed);
     char *text;
     size_t bytes;
     FILE *to = open_memstream(&text, &bytes);
@@ -308,7 +260,7 @@ static char *random_graph(uint64_t seed) {
 Test(rematerialise, random_graphs_keep_their_bits) {
     int smaller = 0;
     for (uint64_t seed = 0; seed < 40; seed++) {
-        char label[32], *text = random_graph(seed);
+        char label[32], *text = random_text(seed);
         snprintf(label, sizeof label, "random graph %d", (int)seed);
         const setup s = {.label = label, .text = text, .threads = 1};
         check_all_plans(&s);
@@ -318,5 +270,5 @@ Test(rematerialise, random_graphs_keep_their_bits) {
         smaller += curve.count > 1;
         free(text);
     }
-    cr_assert_geq(smaller, 20, "only %d of the graphs have something to make again", smaller);
+    cr_assert_geq(smaller, 20, "only %d of the graphs have something to recompute", smaller);
 }

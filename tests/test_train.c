@@ -1,5 +1,6 @@
 #include "tests/check.h"
 
+#include "ops/train/args.h"
 #include "ops/train/correction.h"
 
 #include <criterion/criterion.h>
@@ -13,19 +14,21 @@ static void sq_norm(const kr_attrs *t, const kr_shape *shape, const double *cons
         for (int64_t i = 0; i < kr_shape_count(&shape[k]); i++) out[0][0] += in[k][i] * in[k][i];
 }
 
-/// MATH 13.1 and 13.3; in is p, g, m, v, learning_rate, step, sq_norm.
+/// By the formula of ops/train/cpu.c.
 static void adamw(const kr_attrs *t, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
                   double *const *out) {
     (void)out_shape;
-    const double b1 = t->r[0], b2 = t->r[1], eps = t->r[2], decay = t->r[3], most = t->r[4];
-    const double lr = in[4][0], norm = in[6] ? sqrt(in[6][0]) : 0;
-    const double fixed1 = 1 - pow(b1, in[5][0]), fixed2 = 1 - pow(b2, in[5][0]);
-    const double factor = in[6] && most > 0 ? fmin(1, most / (norm + 1e-6)) : 1;
-    for (int64_t i = 0; i < kr_shape_count(&shape[0]); i++) {
-        const double g = in[1][i] * factor;
-        out[1][i] = b1 * in[2][i] + (1 - b1) * g;
-        out[2][i] = b2 * in[3][i] + (1 - b2) * g * g;
-        out[0][i] = in[0][i] * (1 - lr * decay) - lr * (out[1][i] / fixed1) / (sqrt(out[2][i] / fixed2) + eps);
+    const double b1 = t->r[ADAMW_BETA1], b2 = t->r[ADAMW_BETA2], eps = t->r[ADAMW_EPS],
+                 decay = t->r[ADAMW_WEIGHT_DECAY], most = t->r[ADAMW_MAX_NORM];
+    const double lr = in[ADAMW_LEARNING_RATE][0], norm = in[ADAMW_SQ_NORM] ? sqrt(in[ADAMW_SQ_NORM][0]) : 0;
+    const double fixed1 = 1 - pow(b1, in[ADAMW_STEP][0]), fixed2 = 1 - pow(b2, in[ADAMW_STEP][0]);
+    const double factor = in[ADAMW_SQ_NORM] && most > 0 ? fmin(1, most / (norm + 1e-6)) : 1;
+    for (int64_t i = 0; i < kr_shape_count(&shape[ADAMW_P]); i++) {
+        const double g = in[ADAMW_G][i] * factor;
+        out[ADAMW_NEW_M][i] = b1 * in[ADAMW_M][i] + (1 - b1) * g;
+        out[ADAMW_NEW_V][i] = b2 * in[ADAMW_V][i] + (1 - b2) * g * g;
+        out[ADAMW_NEW_P][i] = in[ADAMW_P][i] * (1 - lr * decay) -
+                              lr * (out[ADAMW_NEW_M][i] / fixed1) / (sqrt(out[ADAMW_NEW_V][i] / fixed2) + eps);
     }
 }
 
@@ -44,12 +47,22 @@ Test(train, sq_norm_of_many_values) {
 static check_case update(int64_t n, bool with_norm, double max_norm, double decay) {
     const kr_shape s = KR_SHAPE(n);
     return (check_case){.op = "adamw",
-                        .attrs.r = {0.9, 0.95, 1e-8, decay, max_norm},
-                        .inputs = 7,
-                        .shape = {s, s, s, s, KR_SHAPE(1), KR_SHAPE(1), with_norm ? KR_SHAPE(1) : CHECK_ABSENT},
-                        .dtype = {[5] = KR_I64},
-                        .lo = {0, 0, 0, 0.01, 0.1, 1, 4},
-                        .hi = {0, 0, 0, 1, 0.5, 20, 9}};
+                        .attrs.r = {[ADAMW_BETA1] = 0.9,
+                                    [ADAMW_BETA2] = 0.95,
+                                    [ADAMW_EPS] = 1e-8,
+                                    [ADAMW_WEIGHT_DECAY] = decay,
+                                    [ADAMW_MAX_NORM] = max_norm},
+                        .inputs = ADAMW_INPUTS,
+                        .shape = {[ADAMW_P] = s,
+                                  [ADAMW_G] = s,
+                                  [ADAMW_M] = s,
+                                  [ADAMW_V] = s,
+                                  [ADAMW_LEARNING_RATE] = KR_SHAPE(1),
+                                  [ADAMW_STEP] = KR_SHAPE(1),
+                                  [ADAMW_SQ_NORM] = with_norm ? KR_SHAPE(1) : CHECK_ABSENT},
+                        .dtype = {[ADAMW_STEP] = KR_I64},
+                        .lo = {[ADAMW_V] = 0.01, [ADAMW_LEARNING_RATE] = 0.1, [ADAMW_STEP] = 1, [ADAMW_SQ_NORM] = 4},
+                        .hi = {[ADAMW_V] = 1, [ADAMW_LEARNING_RATE] = 0.5, [ADAMW_STEP] = 20, [ADAMW_SQ_NORM] = 9}};
 }
 
 Test(train, adamw_forward) {
@@ -70,19 +83,29 @@ typedef struct element {
 } element;
 
 static void step(element *e, bool with_norm, const kr_attrs *t, kr_isa isa) {
-    void *const data[] = {&e->p, &e->g, &e->m, &e->v, &e->learning_rate, &e->step, &e->square};
-    kr_arg in[7], out[3];
-    for (int k = 0; k < 7; k++) in[k] = (kr_arg){.data = data[k], .shape = KR_SHAPE(1), .stride = {1}};
-    in[5].dtype = KR_I64;
-    if (!with_norm) in[6] = (kr_arg){.shape = CHECK_ABSENT};
-    out[0] = in[0], out[1] = in[2], out[2] = in[3];
+    void *const data[ADAMW_INPUTS] = {[ADAMW_P] = &e->p,
+                                      [ADAMW_G] = &e->g,
+                                      [ADAMW_M] = &e->m,
+                                      [ADAMW_V] = &e->v,
+                                      [ADAMW_LEARNING_RATE] = &e->learning_rate,
+                                      [ADAMW_STEP] = &e->step,
+                                      [ADAMW_SQ_NORM] = &e->square};
+    kr_arg in[ADAMW_INPUTS], out[ADAMW_OUTPUTS];
+    for (int k = 0; k < ADAMW_INPUTS; k++) in[k] = (kr_arg){.data = data[k], .shape = KR_SHAPE(1), .stride = {1}};
+    in[ADAMW_STEP].dtype = KR_I64;
+    if (!with_norm) in[ADAMW_SQ_NORM] = (kr_arg){.shape = CHECK_ABSENT};
+    out[ADAMW_NEW_P] = in[ADAMW_P], out[ADAMW_NEW_M] = in[ADAMW_M], out[ADAMW_NEW_V] = in[ADAMW_V];
     check_ok(check_call(kr_op_find("adamw"), t, in, 7, out, isa, 1, false), "adamw");
 }
 
 // The first step moves by the learning rate, whatever the gradient's size: m and v are bias-corrected, and eps is added
 // after the correction of the root.
 Test(train, first_step_is_the_learning_rate) {
-    const kr_attrs t = {.r = {0.9, 0.95, 1e-8, 0, 0}};
+    const kr_attrs t = {.r = {[ADAMW_BETA1] = 0.9,
+                              [ADAMW_BETA2] = 0.95,
+                              [ADAMW_EPS] = 1e-8,
+                              [ADAMW_WEIGHT_DECAY] = 0,
+                              [ADAMW_MAX_NORM] = 0}};
     for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++)
         for (int k = -4; k <= 4; k++) {
             element e = {.p = 1, .g = powf(10, (float)k), .learning_rate = 1e-3f, .step = 1};
@@ -92,14 +115,27 @@ Test(train, first_step_is_the_learning_rate) {
 }
 
 Test(train, decay_uses_the_weight_before_the_step) {
-    const kr_attrs t = {.r = {0.9, 0.95, 1e-8, 0.1, 0}};
+    const kr_attrs t = {.r = {[ADAMW_BETA1] = 0.9,
+                              [ADAMW_BETA2] = 0.95,
+                              [ADAMW_EPS] = 1e-8,
+                              [ADAMW_WEIGHT_DECAY] = 0.1,
+                              [ADAMW_MAX_NORM] = 0}};
     element e = {.p = 2, .g = 1, .learning_rate = 0.01f, .step = 1};
     step(&e, false, &t, KR_ISA_BASE);
     cr_assert_float_eq(e.p, 2 - 0.01 * 0.1 * 2 - 0.01, 1e-6);
 }
 
 Test(train, a_norm_that_is_not_finite_changes_nothing) {
-    const kr_attrs clipped = {.r = {0.9, 0.95, 1e-8, 0.1, 1}}, free_norm = {.r = {0.9, 0.95, 1e-8, 0.1, 0}};
+    const kr_attrs clipped = {.r = {[ADAMW_BETA1] = 0.9,
+                                    [ADAMW_BETA2] = 0.95,
+                                    [ADAMW_EPS] = 1e-8,
+                                    [ADAMW_WEIGHT_DECAY] = 0.1,
+                                    [ADAMW_MAX_NORM] = 1}},
+                   free_norm = {.r = {[ADAMW_BETA1] = 0.9,
+                                      [ADAMW_BETA2] = 0.95,
+                                      [ADAMW_EPS] = 1e-8,
+                                      [ADAMW_WEIGHT_DECAY] = 0.1,
+                                      [ADAMW_MAX_NORM] = 0}};
     const float bad[] = {NAN, INFINITY, -INFINITY};
     for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++)
         for (int k = 0; k < 6; k++) {
@@ -110,7 +146,9 @@ Test(train, a_norm_that_is_not_finite_changes_nothing) {
 }
 
 Test(train, clipping_reaches_the_norm_and_not_below) {
-    const kr_attrs t = {.r = {0, 0, 1e-8, 0, 1}};
+    const kr_attrs t = {
+        .r = {
+            [ADAMW_BETA1] = 0, [ADAMW_BETA2] = 0, [ADAMW_EPS] = 1e-8, [ADAMW_WEIGHT_DECAY] = 0, [ADAMW_MAX_NORM] = 1}};
     element e = {.g = 3, .step = 1, .square = 25}, small = {.g = 0.3f, .step = 1, .square = 0.25f};
     step(&e, true, &t, KR_ISA_BASE);
     step(&small, true, &t, KR_ISA_BASE);
@@ -133,7 +171,11 @@ Test(train, corrections_do_not_cancel) {
 
 // With p = g = 0 nothing but the corrections is rounded in more than one way, so every build gives these bits.
 Test(train, corrections_are_the_same_bits_at_every_level) {
-    const kr_attrs t = {.r = {0.9, 0.95, 0, 0, 0}};
+    const kr_attrs t = {.r = {[ADAMW_BETA1] = 0.9,
+                              [ADAMW_BETA2] = 0.95,
+                              [ADAMW_EPS] = 0,
+                              [ADAMW_WEIGHT_DECAY] = 0,
+                              [ADAMW_MAX_NORM] = 0}};
     for (kr_isa isa = KR_ISA_BASE; isa <= kr_isa_best(); isa++)
         for (int64_t n = 1; n < INT64_MAX / 3; n += 1 + n / 500) {
             element e = {.m = 1, .v = 1, .learning_rate = 3e-3f, .step = n};
@@ -148,7 +190,7 @@ Test(train, corrections_are_the_same_bits_at_every_level) {
 static void count(const kr_attrs *t, const kr_shape *shape, const double *const *in, const kr_shape *out_shape,
                   double *const *out) {
     (void)t, (void)shape, (void)out_shape;
-    out[0][0] = in[0][0] + 1;
+    out[COUNT_STEP_NEXT][0] = in[COUNT_STEP_STEP][0] + 1;
 }
 
 static int64_t counted(int64_t before, const float *square, kr_isa isa) {
@@ -161,10 +203,14 @@ static int64_t counted(int64_t before, const float *square, kr_isa isa) {
 }
 
 Test(train, count_step_is_exact_and_leaves_out_what_is_not_finite) {
-    check_case c = {.op = "count_step", .inputs = 2, .shape = {KR_SHAPE(1), KR_SHAPE(1)}, .dtype = {KR_I64},
-                    .lo = {0, 0}, .hi = {1000, 9}};
+    check_case c = {.op = "count_step",
+                    .inputs = COUNT_STEP_INPUTS,
+                    .shape = {KR_SHAPE(1), KR_SHAPE(1)},
+                    .dtype = {KR_I64},
+                    .lo = {0, 0},
+                    .hi = {1000, 9}};
     check_forward(&c, count);
-    c.shape[1] = CHECK_ABSENT;
+    c.shape[COUNT_STEP_SQ_NORM] = CHECK_ABSENT;
     check_forward(&c, count);
     const int64_t large = (INT64_C(1) << 60) + 1;
     const float fine[] = {0, 0x1p-149f, 3.402823466e38f}, bad[] = {NAN, INFINITY, -INFINITY};
@@ -185,21 +231,22 @@ static void fails(check_case c, const char *words) {
 
 Test(train, bad_inputs_are_named) {
     check_case c = update(4, true, 1, 0);
-    c.shape[2] = KR_SHAPE(5);
-    fails(c, "m is f32 [5], want f32 [4]");
+    c.shape[ADAMW_M] = KR_SHAPE(5);
+    fails(c, "m is [5], want [...] = [4]");
     c = update(4, true, 1, 0);
-    c.shape[4] = KR_SHAPE(3);
-    fails(c, "adamw: learning_rate is f32 [3], want f32 [1]");
+    c.shape[ADAMW_LEARNING_RATE] = KR_SHAPE(3);
+    fails(c, "adamw: learning_rate is [3], want [1]");
     c = update(4, true, 1, 0);
-    c.dtype[5] = KR_I32;
+    c.dtype[ADAMW_STEP] = KR_I32;
     fails(c, "adamw: step is i32 [1], want i64 [1]");
     c = update(4, true, 1, 0);
-    c.shape[6] = KR_SHAPE(4);
-    fails(c, "adamw: sq_norm is f32 [4], want f32 [1]");
-    c = (check_case){.op = "count_step", .inputs = 2, .shape = {KR_SHAPE(1), CHECK_ABSENT}};
+    c.shape[ADAMW_SQ_NORM] = KR_SHAPE(4);
+    fails(c, "adamw: sq_norm is [4], want [1]");
+    c = (check_case){.op = "count_step", .inputs = COUNT_STEP_INPUTS, .shape = {KR_SHAPE(1), CHECK_ABSENT}};
     fails(c, "count_step: step is f32 [1], want i64 [1]");
-    c = (check_case){.op = "count_step", .inputs = 2, .shape = {KR_SHAPE(1), KR_SHAPE(2)}, .dtype = {KR_I64}};
-    fails(c, "count_step: sq_norm is f32 [2], want f32 [1]");
+    c = (check_case){
+        .op = "count_step", .inputs = COUNT_STEP_INPUTS, .shape = {KR_SHAPE(1), KR_SHAPE(2)}, .dtype = {KR_I64}};
+    fails(c, "count_step: sq_norm is [2], want [1]");
     c = (check_case){.op = "sq_norm", .inputs = 2, .shape = {KR_SHAPE(3), KR_SHAPE(3)}, .dtype = {KR_F32, KR_I32}};
-    fails(c, "input 1 is i32, want f32");
+    fails(c, "every value is i32 [3], want f32");
 }

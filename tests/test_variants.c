@@ -2,7 +2,6 @@
 /// `krait new-block`. test_packing.c has the contracts that they must hold.
 #include "models/models.h"
 #include "program.h"
-#include "tools/tools.h"
 
 static void enter_with_models(void) {
     enter();

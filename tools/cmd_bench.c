@@ -1,5 +1,9 @@
 // krait bench: what the machine can do, and how near the kernels come.
-#include "tools/bench.h"
+#include "tools/bench/bench.h"
+#include "tools/cli/device.h"
+#include "tools/cli/text.h"
+#include "tools/command.h"
+#include "tools/config/block_file.h"
 
 #include <string.h>
 
@@ -22,6 +26,7 @@ static const kr_option options[] = {
     {"config", KR_OPTION_TEXT, FIELD(config), .value = "FILE",
      .help = "model, decode: read FILE instead of ./krait.yaml"},
     KR_BLOCK_OPTION(FIELD(blocks)),
+    KR_DEVICE_OPTION(FIELD(device)),
     {"mode", KR_OPTION_CHOICE, FIELD(mode), .choices = "train|eval|prefill|decode|logits",
      .help = "model: what to run (default train)"},
     {"precision", KR_OPTION_CHOICE, FIELD(precision), .choices = KR_PRECISIONS,
@@ -87,9 +92,9 @@ int kr_cmd_bench(int argc, char **argv) {
     kr_bench_settings s = {0};
     kr_text_list words = {0};
     bool help = false;
-    kr_status status = kr_options_parse(&usage, argc, argv, &s, &words, &help);
+    kr_status status = kr_command_options(&usage, argc, argv, &s, &words, &help);
     if (help) return KR_EXIT_OK;
     if (!s.threads) s.threads = kr_cpu_count();
     if (!status) status = run(&s, &words);
-    return status ? kr_tool_fail("bench", status) : KR_EXIT_OK;
+    return kr_command_end("bench", status);
 }

@@ -1,13 +1,14 @@
 // krait COMMAND: finds the command in the table and runs it.
-#include "tools/config.h"
-#include "tools/tools.h"
+#include "tools/cli/text.h"
+#include "tools/command.h"
+#include "tools/config/block_keys.h"
 
 #include <string.h>
 
 static int cmd_version(int argc, char **argv);
 static int cmd_help(int argc, char **argv);
 
-const kr_command kr_commands[] = {
+static const kr_command commands[] = {
     {"pretrain", kr_cmd_pretrain, "train a language model on a text"},
     {"generate", kr_cmd_generate, "let a checkpoint write"},
     {"graph", kr_cmd_graph, "show a model's graph at any stage of the compiler, and its memory"},
@@ -17,24 +18,24 @@ const kr_command kr_commands[] = {
     {"version", cmd_version, "what this is, and what it can use here"},
     {"help", cmd_help, "this list, or what one command or block takes: krait help NAME"},
 };
-const int kr_command_count = sizeof kr_commands / sizeof *kr_commands;
+enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static const kr_command *find(const char *name) {
-    for (int k = 0; k < kr_command_count; k++)
-        if (!strcmp(kr_commands[k].name, name)) return &kr_commands[k];
+    for (int k = 0; k < COMMANDS; k++)
+        if (!strcmp(commands[k].name, name)) return &commands[k];
     return NULL;
 }
 
 static void list(FILE *to) {
     fprintf(to, "usage: krait COMMAND [options]\n\n");
-    for (int k = 0; k < kr_command_count; k++) fprintf(to, "  %-10s %s\n", kr_commands[k].name, kr_commands[k].summary);
+    for (int k = 0; k < COMMANDS; k++) fprintf(to, "  %-10s %s\n", commands[k].name, commands[k].summary);
     fprintf(to, "\nStart with: krait pretrain --model mamba3-1m --target local -- --text-file FILE\n");
 }
 
 static int unknown(const char *name) {
-    const char *names[sizeof kr_commands / sizeof *kr_commands];
-    for (int k = 0; k < kr_command_count; k++) names[k] = kr_commands[k].name;
-    const char *nearest = kr_nearest(name, names, kr_command_count);
+    const char *names[COMMANDS];
+    for (int k = 0; k < COMMANDS; k++) names[k] = commands[k].name;
+    const char *nearest = kr_nearest(name, names, COMMANDS);
     fprintf(stderr, "krait: unknown command '%s'%s%s%s; krait help lists the commands\n", name,
             nearest ? "; did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "");
     return KR_EXIT_USAGE;

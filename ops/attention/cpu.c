@@ -111,8 +111,8 @@ static segments segments_of(const attention *a, const kr_call *call) {
     return g;
 }
 
-/// Rows of a cache lie together for all heads, and so they are fetched; then each head works on its part.
-static void fetch(const float *x, int64_t pitch, int64_t rows, int64_t columns) {
+/// Rows of a cache lie together for all heads, and so they are prefetched; then each head works on its part.
+static void prefetch_rows(const float *x, int64_t pitch, int64_t rows, int64_t columns) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t n = 0; n < columns; n += 64 / (int64_t)sizeof *x) __builtin_prefetch(x + r * pitch + n, 0, 2);
 }
@@ -126,8 +126,8 @@ static void attend_segment(const attention *a, const kr_call *call, int64_t b, i
     for (int64_t n = 0; n < s->heads * s->dim; n++) o[n] = 0;
     for (int64_t key = from; key < to; key += KEYS) {
         const int64_t keys = to - key < KEYS ? to - key : KEYS, row = b * s->keys + key;
-        fetch(a->k + row * a->k_pitch, a->k_pitch, keys, s->kv_heads * s->dim);
-        fetch(a->v + row * a->v_pitch, a->v_pitch, keys, s->kv_heads * s->dim);
+        prefetch_rows(a->k + row * a->k_pitch, a->k_pitch, keys, s->kv_heads * s->dim);
+        prefetch_rows(a->v + row * a->v_pitch, a->v_pitch, keys, s->kv_heads * s->dim);
         for (int64_t h = 0, rows; h < s->heads; h += rows) {
             const int64_t kv = h / s->group, left = (kv + 1) * s->group - h;
             rows = left < ROWS ? left : ROWS;

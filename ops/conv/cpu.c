@@ -1,5 +1,5 @@
 /// Causal depthwise convolution on the CPU. Rows of channels are walked as they lie in memory; the taps of a token are
-/// the rows before it, which are still in L1. Weights come as [channels, taps], so a first stage turns them into rows.
+/// the rows before it, which are still in L1. Weights come as [channels, taps], so a first stage transposes them into rows.
 ///
 /// `reach` is how many earlier inputs a token's taps may touch: taps - 1, less after a reset or at the start of a
 /// sequence without state. Four taps at full reach, which is nearly everything in practice, have code of their own.
@@ -35,7 +35,7 @@ static conv conv_of(const kr_call *call, const kr_arg *in) {
 }
 
 /// [channels, taps] to rows, for one share of the channels.
-static void turn_weights(const conv *v, const float *weight, float *rows, int part, int parts) {
+static void transpose_weights(const conv *v, const float *weight, float *rows, int part, int parts) {
     int64_t begin, end;
     kr_share(v->width / LANES, part, parts, &begin, &end);
     for (int64_t k = 0; k < v->taps; k++)
@@ -45,12 +45,12 @@ static void turn_weights(const conv *v, const float *weight, float *rows, int pa
 
 KR_KERNEL(causal_conv1d_weights) {
     const conv v = conv_of(call, call->in);
-    turn_weights(&v, call->in[CONV_WEIGHT].data, call->work, part, parts);
+    transpose_weights(&v, call->in[CONV_WEIGHT].data, call->work, part, parts);
 }
 
 KR_KERNEL(causal_conv1d_grad_weights) {
     const conv v = conv_of(call, call->in + CONV_GRAD_FORWARD);
-    turn_weights(&v, call->in[CONV_GRAD_FORWARD + CONV_WEIGHT].data, call->work, part, parts);
+    transpose_weights(&v, call->in[CONV_GRAD_FORWARD + CONV_WEIGHT].data, call->work, part, parts);
 }
 
 /// How far back the taps of token t may go. `start` is the last reset at or before t, or -1.
@@ -98,16 +98,6 @@ KR_INLINE kr_vf convolve_four(const four *f, kr_vf x0, kr_vf x1, kr_vf x2, kr_vf
 
 KR_INLINE int is_four(const conv *v, int64_t t, int64_t reach) { return v->taps == 4 && reach == 3 && t >= 3; }
 
-/// Asks for a cache line that will be wanted soon. `at` may lie outside of the tensor: nothing is read through it.
-KR_INLINE void fetch(const float *x, int64_t floats) {
-    __builtin_prefetch((const void *)((uintptr_t)x + (uintptr_t)(floats * (int64_t)sizeof *x)), 0, 2);
-}
-
-/// The same for a line that will be written.
-KR_INLINE void fetch_own(const float *x, int64_t floats) {
-    __builtin_prefetch((const void *)((uintptr_t)x + (uintptr_t)(floats * (int64_t)sizeof *x)), 1, 3);
-}
-
 /// Four taps of 16 channels at x.
 KR_INLINE kr_vf forward_vector(const conv *v, const float *x, int64_t c) {
     const float *w = v->weights + c;
@@ -127,8 +117,8 @@ static void forward_four(const conv *v, const float *x, float *y, int64_t y_pitc
     for (; c + GROUP * LANES <= to; c += GROUP * LANES) {
         kr_vf p[GROUP];
         for (int i = 0; i < GROUP; i++) {
-            fetch(x + c + i * LANES, SOON * pitch);
-            fetch_own(y + c + i * LANES, SOON * y_pitch);
+            kr_prefetch(x + c + i * LANES, SOON * pitch, KR_PREFETCH_FAR);
+            kr_prefetch(y + c + i * LANES, SOON * y_pitch, KR_PREFETCH_WRITE);
             p[i] = forward_vector(v, x + c + i * LANES, c + i * LANES);
         }
         for (int i = 0; i < GROUP; i++) kr_v_store(y + c + i * LANES, v->silu ? kr_v_silu(p[i]) : p[i]);
@@ -271,7 +261,8 @@ static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first,
         d3 = kr_v_load_n(dx - 3 * dx_pitch, left);
     }
     for (int64_t t = first; t < end; t++, x += v->pitch, dy += d->dy_pitch) {
-        fetch(soon_x, 0), fetch(soon_dy, 0), fetch_own(soon_dx, 0);
+        kr_prefetch(soon_x, 0, KR_PREFETCH_FAR), kr_prefetch(soon_dy, 0, KR_PREFETCH_FAR),
+            kr_prefetch(soon_dx, 0, KR_PREFETCH_WRITE);
         soon_x += v->pitch, soon_dy += d->dy_pitch, soon_dx += dx_pitch;
         const kr_vf x0 = kr_v_load_n(x, left);
         const kr_vf dp = activation_grad(v, convolve_four(&f, x0, x1, x2, x3), kr_v_load_n(dy, left));

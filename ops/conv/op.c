@@ -1,4 +1,4 @@
-/// Causal depthwise convolution over time with carried state (MATH 4): the short filter in front of a selective scan.
+/// Causal depthwise convolution over time with carried state (docs/book/2-mamba.md): the short filter in front of a selective scan.
 ///
 ///   p_t = bias + sum_j weight_j xx_{t+j},  xx = state followed by x;   y_t = silu(p_t) or p_t
 ///
@@ -37,7 +37,7 @@ static kr_status check_taps(const kr_op *op, const kr_attrs *t, const kr_shape *
     return KR_OK;
 }
 
-/// MATH 17: a multiply-add per tap, the bias, and 10 for silu.
+/// A multiply-add per tap, the bias, and 10 for silu.
 static void causal_conv1d_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                                double *bytes) {
     (void)inputs, (void)out;

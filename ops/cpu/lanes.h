@@ -43,6 +43,17 @@ KR_INLINE void kr_v_store_n(float *p, kr_vf v, int64_t n) {
     for (int k = 0; k < n; k++) p[k] = v[k];
 #endif
 }
+/// Where a cache line shall be when it is wanted: in the first cache, in the second, or in the first to be written.
+enum { KR_PREFETCH_NEAR, KR_PREFETCH_FAR, KR_PREFETCH_WRITE };
+
+/// Prefetches the line `floats` behind x. It may lie outside of the tensor: nothing is read through it.
+KR_INLINE void kr_prefetch(const float *x, int64_t floats, const int where) {
+    const void *at = (const void *)((uintptr_t)x + (uintptr_t)(floats * (int64_t)sizeof *x));
+    if (where == KR_PREFETCH_NEAR) __builtin_prefetch(at, 0, 3);
+    else if (where == KR_PREFETCH_FAR) __builtin_prefetch(at, 0, 2);
+    else __builtin_prefetch(at, 1, 3);
+}
+
 /// Lanes of yes where mask is all ones, of no where it is zero.
 KR_INLINE kr_vf kr_v_select(kr_vi mask, kr_vf yes, kr_vf no) {
 #ifdef __AVX512DQ__

@@ -39,10 +39,10 @@ typedef struct matrix {
 enum extent { FULL, LOWER_RESULT, LOWER_LEFT, LOWER_ACROSS };
 
 /// Rows of memory that will be wanted soon, `bytes` each. A head takes a few cache lines of each row, so the hardware
-/// sees no stream to follow; while the products of one head run, they ask for the rows of the next.
+/// sees no stream to follow; while the products of one head run, they prefetch the rows of the next.
 typedef struct stream {
     const char *row;
-    int64_t pitch, rows, bytes, at; ///< at: how much of the row is asked for
+    int64_t pitch, rows, bytes, at; ///< at: how much of the row is prefetched
 } stream;
 enum { AHEAD = 16, LINE = 64, LINES_AT_ONCE = 10, STRETCH = 16 };
 typedef struct prefetch {
@@ -50,13 +50,13 @@ typedef struct prefetch {
     int count;
 } prefetch;
 
-KR_INLINE void want(prefetch *p, const float *at, int64_t pitch, int64_t rows, int64_t floats) {
+KR_INLINE void prefetch_rows(prefetch *p, const float *at, int64_t pitch, int64_t rows, int64_t floats) {
     if (!at || rows <= 0 || floats <= 0 || p->count == AHEAD) return;
     p->list[p->count++] = (stream){(const char *)at, pitch * (int64_t)sizeof(float), rows,
                                    floats * (int64_t)sizeof(float), 0};
 }
 
-KR_INLINE void ask(prefetch *p) {
+KR_INLINE void prefetch_next(prefetch *p) {
     if (!p->count) return;
     stream *a = &p->list[p->count - 1];
     const char *row = a->row;
@@ -96,7 +96,7 @@ typedef struct product {
 KR_INLINE void accumulate(kr_vf sum[TALL][WIDE], const float *a, int64_t along_rows, int64_t along_depth, matrix b,
                           int64_t depth, const int rows, const int vectors, prefetch *ahead) {
     for (int64_t from = 0, to; from < depth; from = to) {
-        if (ahead) ask(ahead);
+        if (ahead) prefetch_next(ahead);
         to = from + STRETCH < depth ? from + STRETCH : depth;
         for (int64_t k = from; k < to; k++, a += along_depth, b.at += b.pitch) {
             kr_vf w[WIDE];

@@ -30,6 +30,7 @@ void kr_graph_free(kr_graph *g) {
     free(g->values);
     free(g->outputs);
     free(g->assigns);
+    free(g->names.entries);
     free(g);
 }
 
@@ -56,9 +57,8 @@ kr_graph *kr_graph_here(kr_graph *g, const char *file, int line) {
 void kr_graph_fail(kr_graph *g, kr_status code) {
     if (g->status) return;
     g->status = code;
-    snprintf(g->place, sizeof g->place, "%s:%d", g->file ? g->file : "?", g->line);
-    snprintf(g->message, sizeof g->message, "%s%s%s (at %s)", kr_status_message(), g->scope[0] ? ", in scope " : "",
-             g->scope, g->place);
+    snprintf(g->message, sizeof g->message, "%s%s%s (at %s:%d)", kr_status_message(), g->scope[0] ? ", in scope " : "",
+             g->scope, g->file ? g->file : "?", g->line);
 }
 
 void kr_graph_fail_with(kr_graph *g, kr_status code, const char *format, ...) {
@@ -138,12 +138,9 @@ kr_graph_output *kr_graph_output_at(const kr_graph *g, int index) { return &g->o
 int kr_graph_assigns(const kr_graph *g) { return g->assign_count; }
 kr_graph_assign *kr_graph_assign_at(const kr_graph *g, int index) { return &g->assigns[index]; }
 void kr_graph_clear_outputs(kr_graph *g) { g->output_count = 0; }
-void kr_graph_clear_assigns(kr_graph *g) { g->assign_count = 0; }
-
-kr_value kr_graph_output_find(const kr_graph *g, const char *name) {
-    for (int i = 0; i < g->output_count; i++)
-        if (!strcmp(g->outputs[i].name, name)) return g->outputs[i].value;
-    return KR_NONE;
+void kr_graph_clear_assigns(kr_graph *g) {
+    for (int i = 0; i < g->assign_count; i++) g->values[g->assigns[i].target.id].assigned = false;
+    g->assign_count = 0;
 }
 
 // Building --------------------------------------------------------------------------------------------------------
@@ -192,6 +189,10 @@ static bool reserve_values(kr_graph *g, int more) {
         g->value_room *= 2;
     }
     return kr_grow(&g->nodes, &g->node_room, g->node_count, sizeof *g->nodes);
+}
+
+int kr_op_outputs(const kr_op *op, const kr_attrs *attrs) {
+    return op->count && attrs ? op->count(attrs) : op->outputs;
 }
 
 kr_value kr_append(kr_graph *g, const kr_op *op, const kr_attrs *attrs, const kr_value *in, int inputs) {
@@ -246,36 +247,11 @@ void (kr_output)(kr_graph *g, const char *name, kr_value v) {
         kr_graph_fail_with(g, KR_BAD_ARGUMENT, "output \"%s\": the name is taken", name);
         return;
     }
-    if (!kr_grow(&g->outputs, &g->output_room, g->output_count, sizeof *g->outputs)) {
+    const char *kept = kr_pool_text(g->pool, name);
+    if (!kept || !kr_grow(&g->outputs, &g->output_room, g->output_count, sizeof *g->outputs)) {
         kr_graph_fail(g, KR_NO_MEMORY);
         return;
     }
-    g->outputs[g->output_count++] = (kr_graph_output){.name = kr_pool_text(g->pool, name), .value = v};
-}
-
-void (kr_assign)(kr_graph *g, kr_value target, kr_value value) {
-    if (g->status) return;
-    const kr_node *n = kr_value_node(g, target);
-    if (!n || !(n->op == &kr_op_param || n->op == &kr_op_carry)) {
-        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "assign: the target is not a param or carry");
-        return;
-    }
-    const kr_shape a = kr_value_shape(g, target), b = kr_value_shape(g, value);
-    char text_a[160], text_b[160];
-    if (!value.id || !kr_shape_equal(&a, &b) || kr_value_dtype(g, target) != kr_value_dtype(g, value)) {
-        kr_graph_fail_with(g, KR_BAD_SHAPE, "assign to \"%s\": the value is %s %s, want %s %s", n->name,
-                           kr_dtype_name(kr_value_dtype(g, value)), b.rank < 0 ? "empty" : kr_shape_text(&b, text_b),
-                           kr_dtype_name(kr_value_dtype(g, target)), kr_shape_text(&a, text_a));
-        return;
-    }
-    for (int i = 0; i < g->assign_count; i++)
-        if (g->assigns[i].target.id == target.id) {
-            kr_graph_fail_with(g, KR_BAD_ARGUMENT, "assign to \"%s\": it is assigned twice", n->name);
-            return;
-        }
-    if (!kr_grow(&g->assigns, &g->assign_room, g->assign_count, sizeof *g->assigns)) {
-        kr_graph_fail(g, KR_NO_MEMORY);
-        return;
-    }
-    g->assigns[g->assign_count++] = (kr_graph_assign){target, value};
+    g->outputs[g->output_count++] = (kr_graph_output){.name = kept, .value = v};
+    if (!kr_output_name(g, g->output_count - 1)) kr_graph_fail(g, KR_NO_MEMORY);
 }

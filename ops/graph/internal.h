@@ -1,4 +1,4 @@
-/// What the files of ops/ share and nobody else sees.
+/// What the files of ops/graph share and nobody else sees.
 #ifndef KRAIT_OPS_GRAPH_INTERNAL_H
 #define KRAIT_OPS_GRAPH_INTERNAL_H
 
@@ -10,7 +10,14 @@ typedef struct kr_value_info {
     kr_node *node;
     int output;
     uint32_t forward; ///< kr_graph_replace: read this value instead; 0: itself
+    bool assigned;    ///< the target of an assign
 } kr_value_info;
+
+typedef struct kr_name kr_name;
+typedef struct kr_names {
+    kr_name *entries; ///< `room` of them: 0 or a power of two
+    size_t count, room;
+} kr_names;
 
 struct kr_graph {
     kr_pool *pool;
@@ -22,6 +29,7 @@ struct kr_graph {
     int output_count, output_room;
     kr_graph_assign *assigns;
     int assign_count, assign_room;
+    kr_names names;        ///< of sources and outputs (ops/graph/names.c)
     char scope[512];
     int scope_marks[32], scope_depth; ///< length of `scope` before each push
     const char *scope_override;
@@ -30,7 +38,6 @@ struct kr_graph {
     int64_t next_rank;
     kr_status status;
     char message[1024];
-    char place[128];       ///< of the error
     const char *file;      ///< of the builder call under way
     int line;
 };
@@ -48,6 +55,12 @@ bool kr_program_pack(const kr_program *, kr_attrs *);
 
 /// Grows an array from realloc by doubling; false when memory ends (status recorded).
 bool kr_grow(void *array_pointer, int *room, int count, size_t element);
+/// The source of this kind and name that is alive, or the empty value.
+kr_value kr_source_find(const kr_graph *, const kr_op *, const char *name);
+/// Names a source (`name` is kept as it is) so that it is found; false when memory ends (status recorded).
+bool kr_source_name(kr_graph *, kr_node *, const char *name);
+/// The same for the output at an index, which has its name.
+bool kr_output_name(kr_graph *, int index);
 /// The full name of `name` in the open scopes, in the graph's pool.
 const char *kr_scoped_name(kr_graph *, const char *name);
 /// Fails the graph with this message: op, scope and place are added.

@@ -73,7 +73,7 @@ static kr_status read_value(parser *p, bool may_be_absent, kr_value *out) {
     if (may_be_absent && kr_reader_take_word(r, "_")) return KR_OK;
     word w;
     KR_TRY(read_name(r, &w));
-    KR_WRONG_IF(!defined(p, w), w.text - 1, "%%%.*s is not made before this line", WORD(w));
+    KR_WRONG_IF(!defined(p, w), w.text - 1, "%%%.*s is not defined before this line", WORD(w));
     *out = find(p, w)->value;
     return KR_OK;
 }
@@ -88,9 +88,9 @@ static kr_status read_made(parser *p, word *made, int *count) {
         KR_WRONG_IF(*count == KR_MAX_OUTPUTS, where, "a node makes at most %d values", KR_MAX_OUTPUTS);
         word w;
         KR_TRY(read_name(r, &w));
-        bool again = defined(p, w);
-        for (int k = 0; k < *count && !again; k++) again = same(made[k], w);
-        KR_WRONG_IF(again, where, "%%%.*s is made already", WORD(w));
+        bool known = defined(p, w);
+        for (int k = 0; k < *count && !known; k++) known = same(made[k], w);
+        KR_WRONG_IF(known, where, "%%%.*s is defined already", WORD(w));
         made[(*count)++] = w;
     } while (kr_reader_take(r, ','));
     return kr_reader_expect(r, '=', "after the values that a node makes");
@@ -170,7 +170,7 @@ static kr_status read_init(kr_reader *r, kr_init *init) {
     int kind = 0;
     while (kind < KR_INIT_COUNT && strcmp(kr_text_inits[kind].word, name)) kind++;
     KR_WRONG_IF(kind == KR_INIT_COUNT, where,
-                "there is no initialiser '%s' (zeros, constant, uniform, normal, log_arange, log_uniform, dt_bias)",
+                "unknown initialiser '%s' (zeros, constant, uniform, normal, log_arange, log_uniform, dt_bias)",
                 name);
     init->kind = (kr_init_kind)kind;
     const int count = kr_text_inits[kind].arguments;
@@ -192,9 +192,7 @@ static kr_status read_source(parser *p, const kr_op *op, kr_attrs *attrs, const 
         KR_TRY(kr_reader_real(r, "the constant", &attrs->r[0]));
     } else {
         KR_TRY(kr_reader_string(r, "before a name", name));
-        for (int k = 0; k < p->g->node_count; k++)
-            KR_WRONG_IF(p->g->nodes[k]->op == op && !strcmp(p->g->nodes[k]->name, *name), where,
-                        "%s \"%s\" is there already", op->name, *name);
+        KR_WRONG_IF(kr_source_find(p->g, op, *name).id, where, "the %s \"%s\" exists already", op->name, *name);
     }
     if (op == &kr_op_param && kr_reader_take_word(r, "init")) {
         KR_TRY(kr_reader_expect(r, '=', "after init"));
@@ -270,8 +268,8 @@ static kr_status read_node(parser *p) {
     KR_TRY(kr_reader_word(r, "the name of an op", name));
     const kr_op *op = kr_op_find(name);
     const char *near = op ? NULL : kr_op_nearest(name);
-    KR_WRONG_IF(!op && near, where, "there is no op '%s'; did you mean '%s'?", name, near);
-    KR_WRONG_IF(!op, where, "there is no op '%s'", name);
+    KR_WRONG_IF(!op && near, where, "unknown op '%s'; did you mean '%s'?", name, near);
+    KR_WRONG_IF(!op, where, "unknown op '%s'", name);
     if (!op->count) KR_TRY(check_count(r, op, start, op->outputs, count));
     kr_attrs attrs = {0};
     kr_init init = {0};
@@ -287,7 +285,7 @@ static kr_status read_node(parser *p) {
     kr_append(p->g, op, &attrs, p->list, inputs);
     if (p->g->status) return graph_failed(p, where);
     kr_node *n = p->g->nodes[p->g->node_count - 1];
-    n->name = source;
+    if (source && !kr_source_name(p->g, n, source)) return KR_NO_MEMORY;
     n->init = init;
     if (!(op->flags & KR_OP_SOURCE)) KR_TRY(check_types(p, n));
     if (kr_reader_take(r, '@')) KR_TRY(kr_reader_string(r, "before a scope", &n->scope));
@@ -322,7 +320,7 @@ static kr_status read_header(kr_reader *r) {
     kr_reader_skip(r);
     const size_t n = sizeof header - 1, left = (size_t)(r->end - r->at);
     KR_WRONG_IF(left < n || memcmp(r->at, header, n) || (left > n && kr_is_digit(r->at[n])), r->at,
-                "the first line must be '%s': this is no graph, or one of another version", header);
+                "the first line must be '%s': this is not a graph, or one of another version", header);
     r->at += n;
     return kr_reader_expect_line_end(r);
 }

@@ -3,7 +3,6 @@
 // Values are numbered anew in node order: two graphs that differ only in what a pass threw away print alike.
 #include "ops/graph/text.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 typedef struct printer {
@@ -12,39 +11,10 @@ typedef struct printer {
     uint32_t *number; ///< by value id; 0: not made by a live node so far
 } printer;
 
-void kr_text_real(FILE *to, double x) {
-    if (isnan(x)) { // its sign and payload are nobody's business
-        fputs("nan", to);
-        return;
-    }
-    char text[40];
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, x);
-        if (strtod(text, NULL) == x) break;
-    }
-    fputs(text, to);
-}
-
-static void print_string(FILE *to, const char *text) {
-    putc('"', to);
-    for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
-        if (*c == '"' || *c == '\\') fprintf(to, "\\%c", *c);
-        else if (*c < 0x20 || *c == 0x7f) fprintf(to, "\\x%02x", *c);
-        else putc(*c, to);
-    }
-    putc('"', to);
-}
-
-static void print_dims(FILE *to, const kr_shape *s) {
-    putc('[', to);
-    for (int k = 0; k < s->rank; k++) fprintf(to, "%s%lld", k ? "," : "", (long long)s->dim[k]);
-    putc(']', to);
-}
-
 static void print_type(const printer *p, kr_value v) {
     const kr_shape shape = kr_value_shape(p->g, v);
     fputs(kr_dtype_name(kr_value_dtype(p->g, v)), p->to);
-    print_dims(p->to, &shape);
+    kr_text_dims(p->to, &shape);
 }
 
 /// "%7", or "_" for the empty value.
@@ -80,7 +50,7 @@ static kr_status print_param(const printer *p, const kr_node *n) {
 static kr_status print_source(const printer *p, const kr_node *n) {
     if (n->name) {
         putc(' ', p->to);
-        print_string(p->to, n->name);
+        kr_text_string(p->to, n->name);
     }
     if (n->op == &kr_op_param) return print_param(p, n);
     if (n->op == &kr_op_const) {
@@ -112,7 +82,7 @@ static kr_status print_attributes(const printer *p, const kr_node *n) {
                    n->op->name, k);
     if (names->shape) {
         fprintf(p->to, "%s%s=", shown++ ? ", " : " {", names->shape);
-        print_dims(p->to, &n->attrs.shape);
+        kr_text_dims(p->to, &n->attrs.shape);
     }
     KR_FAIL_IF(!names->shape && n->attrs.shape.rank, KR_BAD_ARGUMENT,
                "graph text: %s uses its shape attribute without naming it", n->op->name);
@@ -144,7 +114,7 @@ static kr_status print_node(printer *p, const kr_node *n, uint32_t *last) {
     }
     if (n->scope && *n->scope) {
         fputs(" @ ", p->to);
-        print_string(p->to, n->scope);
+        kr_text_string(p->to, n->scope);
     }
     putc('\n', p->to);
     return KR_OK;
@@ -168,7 +138,7 @@ static kr_status print_all(printer *p) {
     for (int k = 0; k < kr_graph_outputs(p->g); k++) {
         const kr_graph_output *o = kr_graph_output_at(p->g, k);
         fputs("output ", p->to);
-        print_string(p->to, o->name);
+        kr_text_string(p->to, o->name);
         fputs(" = ", p->to);
         KR_TRY(print_value(p, o->value));
         putc('\n', p->to);

@@ -2,7 +2,6 @@
 // t1}. x0, x1 are the node's inputs, t0, t1 the results of instructions in their order.
 #include "ops/graph/text.h"
 
-#include <string.h>
 
 static void print_register(FILE *to, int r) {
     fprintf(to, r < KR_PROGRAM_INPUTS ? "x%d" : "t%d", r < KR_PROGRAM_INPUTS ? r : r - KR_PROGRAM_INPUTS);
@@ -66,7 +65,7 @@ static kr_status read_register(kr_reader *r, int results, int *out) {
                 number);
     KR_WRONG_IF(letter == 'x' && number >= KR_PROGRAM_INPUTS, where, "a program has at most %d inputs",
                 KR_PROGRAM_INPUTS);
-    KR_WRONG_IF(letter == 't' && number >= results, where, "t%d is not made before it is read", number);
+    KR_WRONG_IF(letter == 't' && number >= results, where, "t%d is read before it is defined", number);
     *out = letter == 'x' ? number : KR_PROGRAM_INPUTS + number;
     return KR_OK;
 }
@@ -86,7 +85,7 @@ static kr_status read_instruction(kr_reader *r, kr_program *p) {
     where = r->at;
     KR_TRY(kr_reader_word(r, "the name of an elementwise op", name));
     *c = (kr_instruction){.op = kr_op_find(name)};
-    KR_WRONG_IF(!c->op || !kr_program_takes(c->op, NULL), where, "'%s' is no elementwise op of a program", name);
+    KR_WRONG_IF(!c->op || !kr_program_takes(c->op, NULL), where, "'%s' is not an elementwise op, which programs are made of", name);
     KR_TRY(kr_reader_expect(r, '(', "after the name of an op"));
     for (int j = 0; j < c->op->inputs; j++) {
         if (j) KR_TRY(kr_reader_expect(r, ',', "before the next operand"));

@@ -191,7 +191,7 @@ kr_status kr_reader_type(kr_reader *r, kr_dtype *dtype, kr_shape *shape) {
     kr_reader_skip(r);
     const char *where = r->at;
     KR_TRY(kr_reader_word(r, "a type such as f32[2,3]", name));
-    KR_WRONG_IF(!kr_dtype_parse(name, dtype), where, "there is no dtype '%s' (f32, f64, bf16, i32, i64, u8, bool)",
+    KR_WRONG_IF(!kr_dtype_parse(name, dtype), where, "unknown dtype '%s' (f32, f64, bf16, i32, i64, u8, bool)",
                 name);
     return kr_reader_dims(r, shape, true);
 }

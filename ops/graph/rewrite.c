@@ -14,8 +14,18 @@ kr_value kr_graph_current(const kr_graph *g, kr_value v) {
     return v;
 }
 
+/// What v was replaced by; chains that were followed once are short from then on.
+static kr_value settled(kr_graph *g, kr_value v) {
+    const kr_value now = kr_graph_current(g, v);
+    for (uint32_t at = v.id, next; at != now.id; at = next) {
+        next = g->values[at].forward;
+        g->values[at].forward = now.id;
+    }
+    return now;
+}
+
 void kr_graph_settle(kr_graph *g, kr_node *n) {
-    for (int i = 0; i < n->inputs; i++) n->in[i] = kr_graph_current(g, n->in[i]);
+    for (int i = 0; i < n->inputs; i++) n->in[i] = settled(g, n->in[i]);
 }
 
 void kr_graph_set_rank(kr_graph *g, int64_t rank) { g->rank_override = rank; }
@@ -24,8 +34,8 @@ void kr_graph_set_scope(kr_graph *g, const char *scope) {
 }
 
 static void settle_roots(kr_graph *g) {
-    for (int i = 0; i < g->output_count; i++) g->outputs[i].value = kr_graph_current(g, g->outputs[i].value);
-    for (int i = 0; i < g->assign_count; i++) g->assigns[i].value = kr_graph_current(g, g->assigns[i].value);
+    for (int i = 0; i < g->output_count; i++) g->outputs[i].value = settled(g, g->outputs[i].value);
+    for (int i = 0; i < g->assign_count; i++) g->assigns[i].value = settled(g, g->assigns[i].value);
 }
 
 static int by_rank(const void *a, const void *b) {
@@ -127,44 +137,56 @@ int kr_graph_prune(kr_graph *g) {
     return removed;
 }
 
-kr_status kr_graph_clone(const kr_graph *g, kr_graph **out) {
-    KR_TRY(kr_graph_status(g));
-    KR_TRY(kr_graph_new(out));
-    kr_graph *c = *out;
+static kr_node *copy_node(kr_graph *to, const kr_node *from) {
+    kr_node *n = kr_pool_take(to->pool, sizeof *n);
+    kr_value *ends = kr_pool_take(to->pool, (size_t)(from->inputs + from->outputs + 1) * sizeof *ends);
+    if (!n || !ends) return NULL;
+    *n = *from;
+    n->in = ends;
+    n->out = ends + from->inputs;
+    if (from->inputs) memcpy(n->in, from->in, (size_t)from->inputs * sizeof *ends);
+    if (from->outputs) memcpy(n->out, from->out, (size_t)from->outputs * sizeof *ends);
+    n->scope = from->scope ? kr_pool_text(to->pool, from->scope) : NULL;
+    n->name = from->name ? kr_pool_text(to->pool, from->name) : NULL;
+    if ((from->scope && !n->scope) || (from->name && !n->name)) return NULL;
+    if (n->name && !n->dead && !kr_source_name(to, n, n->name)) return NULL;
+    for (int k = 0; k < n->outputs; k++) to->values[n->out[k].id].node = n;
+    return n;
+}
+
+static bool copy_graph(const kr_graph *g, kr_graph *c) {
     c->nodes = malloc((size_t)(g->node_count + 1) * sizeof *c->nodes);
     c->outputs = malloc((size_t)(g->output_count + 1) * sizeof *c->outputs);
     c->assigns = malloc((size_t)(g->assign_count + 1) * sizeof *c->assigns);
     kr_value_info *values = realloc(c->values, (size_t)g->value_room * sizeof *values);
     if (values) c->values = values;
-    if (!c->nodes || !c->outputs || !c->assigns || !values) {
-        kr_graph_free(c);
-        *out = NULL;
-        KR_FAIL(KR_NO_MEMORY, "graph: no memory for a copy");
-    }
+    if (!c->nodes || !c->outputs || !c->assigns || !values) return false;
     memcpy(c->values, g->values, g->value_count * sizeof *values);
     c->value_count = g->value_count;
     c->value_room = g->value_room;
     for (uint32_t v = 0; v < c->value_count; v++) c->values[v].node = NULL;
-    c->node_count = c->node_room = g->node_count;
-    c->output_count = c->output_room = g->output_count;
+    c->node_room = g->node_count;
+    c->output_room = g->output_count;
     c->assign_count = c->assign_room = g->assign_count;
+    if (g->assign_count) memcpy(c->assigns, g->assigns, (size_t)g->assign_count * sizeof *c->assigns);
     c->carries_live = g->carries_live;
     c->next_rank = g->next_rank;
-    for (int i = 0; i < g->node_count; i++) {
-        const kr_node *from = g->nodes[i];
-        kr_node *n = c->nodes[i] = kr_pool_take(c->pool, sizeof *n);
-        kr_value *ends = kr_pool_take(c->pool, (size_t)(from->inputs + from->outputs + 1) * sizeof *ends);
-        *n = *from;
-        n->in = ends;
-        n->out = ends + from->inputs;
-        if (from->inputs) memcpy(n->in, from->in, (size_t)from->inputs * sizeof *ends);
-        if (from->outputs) memcpy(n->out, from->out, (size_t)from->outputs * sizeof *ends);
-        n->scope = from->scope ? kr_pool_text(c->pool, from->scope) : NULL;
-        n->name = from->name ? kr_pool_text(c->pool, from->name) : NULL;
-        for (int k = 0; k < n->outputs; k++) c->values[n->out[k].id].node = n;
+    for (int i = 0; i < g->node_count; i++)
+        if (!(c->nodes[c->node_count++] = copy_node(c, g->nodes[i]))) return false;
+    for (int i = 0; i < g->output_count; i++) {
+        const char *name = kr_pool_text(c->pool, g->outputs[i].name);
+        if (!name) return false;
+        c->outputs[c->output_count++] = (kr_graph_output){name, g->outputs[i].value};
+        if (!kr_output_name(c, i)) return false;
     }
-    for (int i = 0; i < g->output_count; i++)
-        c->outputs[i] = (kr_graph_output){kr_pool_text(c->pool, g->outputs[i].name), g->outputs[i].value};
-    if (g->assign_count) memcpy(c->assigns, g->assigns, (size_t)g->assign_count * sizeof *c->assigns);
-    return KR_OK;
+    return true;
+}
+
+kr_status kr_graph_clone(const kr_graph *g, kr_graph **out) {
+    KR_TRY(kr_graph_status(g));
+    KR_TRY(kr_graph_new(out));
+    if (copy_graph(g, *out)) return KR_OK;
+    kr_graph_free(*out);
+    *out = NULL;
+    KR_FAIL(KR_NO_MEMORY, "graph: no memory for a copy");
 }

@@ -129,7 +129,7 @@ static kr_status check_attributes(const kr_op *op, const kr_attrs *t) {
     for (int k = 0; k < KR_ATTR_INTEGERS + KR_ATTR_REALS; k++) {
         const bool real = k >= KR_ATTR_INTEGERS;
         const int at = real ? k - KR_ATTR_INTEGERS : k;
-        const kr_range *r = real ? &s->r[at] : &s->i[at];
+        const kr_attr_range *r = real ? &s->r[at] : &s->i[at];
         const double value = real ? t->r[at] : (double)t->i[at];
         if (!r->given || (value >= r->least && value <= r->most)) continue;
         const char *name = real ? op->attr.r[at] : op->attr.i[at];
@@ -204,7 +204,7 @@ const char *kr_op_input_name(const kr_op *op, int input) {
 }
 
 bool kr_op_may_miss(const kr_op *op, int input) {
-    if (!op->signature) return input < 32 && op->optional >> input & 1;
+    if (!op->signature) return false;
     const kr_operand_rule *r = kr_signature_rule(op->signature, input);
     return r->flags & KR_OPTIONAL || strstr(r->shape, "absent");
 }

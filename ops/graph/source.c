@@ -1,8 +1,6 @@
 /// Where values come from: inputs, parameters, constants and carries.
 #include "ops/graph/internal.h"
 
-#include <string.h>
-
 static kr_status source_shape(const kr_attrs *attrs, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                               kr_shape *out_shape, kr_dtype *out_dtype) {
     (void)in_shape, (void)in_dtype, (void)inputs;
@@ -45,21 +43,15 @@ kr_source kr_node_source(const kr_node *n) {
          : n->op == &kr_op_const ? KR_SOURCE_CONST : n->op == &kr_op_carry ? KR_SOURCE_CARRY : KR_NOT_SOURCE;
 }
 
-static kr_value find_source(const kr_graph *g, const kr_op *op, const char *name) {
-    for (int i = 0; i < g->node_count; i++)
-        if (g->nodes[i]->op == op && !g->nodes[i]->dead && !strcmp(g->nodes[i]->name, name)) return g->nodes[i]->out[0];
-    return KR_NONE;
-}
-
 static kr_value named_source(kr_graph *g, const kr_op *op, const kr_attrs *attrs, const char *name) {
     const kr_value v = kr_append(g, op, attrs, NULL, 0);
-    if (v.id) kr_value_node(g, v)->name = name;
+    if (v.id && !kr_source_name(g, kr_value_node(g, v), name)) kr_graph_fail(g, KR_NO_MEMORY);
     return v;
 }
 
 kr_value (kr_input)(kr_graph *g, const char *name, kr_dtype dtype, kr_shape shape) {
     if (g->status) return KR_NONE;
-    if (find_source(g, &kr_op_input, name).id) {
+    if (kr_source_find(g, &kr_op_input, name).id) {
         kr_graph_fail_with(g, KR_BAD_ARGUMENT, "input \"%s\": the name is taken", name);
         return KR_NONE;
     }
@@ -69,7 +61,7 @@ kr_value (kr_input)(kr_graph *g, const char *name, kr_dtype dtype, kr_shape shap
 kr_value (kr_param)(kr_graph *g, const char *name, kr_shape shape, kr_init init, unsigned flags) {
     if (g->status) return KR_NONE;
     const char *full = kr_scoped_name(g, name);
-    const kr_value tied = find_source(g, &kr_op_param, full);
+    const kr_value tied = kr_source_find(g, &kr_op_param, full);
     if (tied.id) {
         const kr_shape is = kr_value_shape(g, tied);
         char text_is[160], text_want[160];
@@ -91,7 +83,7 @@ void kr_graph_carries(kr_graph *g, bool live) { g->carries_live = live; }
 
 kr_value kr_carry_kind(kr_graph *g, const char *full_name, kr_dtype dtype, kr_shape shape, int kind) {
     if (g->status) return KR_NONE;
-    if (find_source(g, &kr_op_carry, full_name).id) {
+    if (kr_source_find(g, &kr_op_carry, full_name).id) {
         kr_graph_fail_with(g, KR_BAD_ARGUMENT, "carry \"%s\": the name is taken", full_name);
         return KR_NONE;
     }
@@ -103,6 +95,33 @@ kr_value (kr_carry)(kr_graph *g, const char *name, kr_dtype dtype, kr_shape shap
     if (g->status) return KR_NONE;
     if (!g->carries_live) return (kr_const)(g, 0, dtype, shape);
     return kr_carry_kind(g, kr_scoped_name(g, name), dtype, shape, KR_CARRY_STATE);
+}
+
+void (kr_assign)(kr_graph *g, kr_value target, kr_value value) {
+    if (g->status) return;
+    const kr_node *n = kr_value_node(g, target);
+    if (!n || !(n->op == &kr_op_param || n->op == &kr_op_carry)) {
+        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "assign: the target is not a param or carry");
+        return;
+    }
+    const kr_shape a = kr_value_shape(g, target), b = kr_value_shape(g, value);
+    char text_a[160], text_b[160];
+    if (!value.id || !kr_shape_equal(&a, &b) || kr_value_dtype(g, target) != kr_value_dtype(g, value)) {
+        kr_graph_fail_with(g, KR_BAD_SHAPE, "assign to \"%s\": the value is %s %s, want %s %s", n->name,
+                           kr_dtype_name(kr_value_dtype(g, value)), b.rank < 0 ? "empty" : kr_shape_text(&b, text_b),
+                           kr_dtype_name(kr_value_dtype(g, target)), kr_shape_text(&a, text_a));
+        return;
+    }
+    if (g->values[target.id].assigned) {
+        kr_graph_fail_with(g, KR_BAD_ARGUMENT, "assign to \"%s\": it is assigned twice", n->name);
+        return;
+    }
+    if (!kr_grow(&g->assigns, &g->assign_room, g->assign_count, sizeof *g->assigns)) {
+        kr_graph_fail(g, KR_NO_MEMORY);
+        return;
+    }
+    g->assigns[g->assign_count++] = (kr_graph_assign){target, value};
+    g->values[target.id].assigned = true;
 }
 
 void (kr_carry_set)(kr_graph *g, kr_value carry, kr_value next) {

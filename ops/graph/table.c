@@ -18,10 +18,6 @@ const kr_op *kr_op_find(const char *name) {
     return NULL;
 }
 
-int kr_op_outputs(const kr_op *op, const kr_attrs *attrs) {
-    return op->count && attrs ? op->count(attrs) : op->outputs;
-}
-
 /// Levenshtein distance, for names of up to 63 characters.
 static int distance(const char *a, const char *b) {
     int row[64];

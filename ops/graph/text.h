@@ -27,6 +27,10 @@ static const char *const kr_text_carries[KR_TEXT_CARRIES] = {"state", "optimizer
 
 /// A number with the fewest digits that read back to the same bits.
 void kr_text_real(FILE *, double);
+/// In quotes, with whatever needs it escaped.
+void kr_text_string(FILE *, const char *);
+/// "[2,3]"
+void kr_text_dims(FILE *, const kr_shape *);
 /// The program of a node with KR_OP_PROGRAM, in braces.
 void kr_text_program(FILE *, const kr_node *);
 

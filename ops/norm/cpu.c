@@ -12,13 +12,13 @@ typedef struct rows {
 static rows rows_of(const kr_arg *a) { return (rows){a->data, a->data ? kr_arg_pitch(a) : 0}; }
 static float *at_row(rows r, int64_t row) { return r.data ? r.data + row * r.pitch : 0; }
 
-/// Rows from one that is worked on to the one whose lines are asked for: as many floats as a core can have under way.
+/// Rows from one that is worked on to the one whose lines are prefetched: as many floats as a core can have under way.
 static int64_t rows_ahead(int64_t d) { return d >= 768 ? 1 : 768 / d; }
 
-/// Asks for the line of a row that is wanted soon, also one beyond the end: rows are slices of wider ones, and the
-/// machine does not guess where the next begins.
-KR_INLINE void ask(rows r, int64_t row, int64_t at) {
-    if (r.data) __builtin_prefetch((const void *)((uintptr_t)r.data + (uintptr_t)((row * r.pitch + at) * 4)), 0, 3);
+/// Prefetches a line of a row, also of one beyond the end: rows are slices of wider ones, and the machine does not guess
+/// where the next begins.
+KR_INLINE void prefetch(rows r, int64_t row, int64_t at) {
+    if (r.data) kr_prefetch(r.data, row * r.pitch + at, KR_PREFETCH_NEAR);
 }
 
 KR_INLINE kr_vf load_or_zero(const float *p, int64_t at, int64_t left) {
@@ -50,7 +50,8 @@ KR_KERNEL(rms_norm) {
             kr_vf squares = kr_v_set(0);
             for (int64_t i = 0; i < group; i += KR_LANES) {
                 const int64_t at = first + i, left = group - i;
-                ask(x, soon, at), ask(residual, soon, at), ask(z, soon, at), ask(y, soon, at), ask(stream, soon, at);
+                prefetch(x, soon, at), prefetch(residual, soon, at), prefetch(z, soon, at), prefetch(y, soon, at),
+                    prefetch(stream, soon, at);
                 kr_vf v = kr_v_load_n(xr + at, left);
                 if (rr) v += kr_v_load_n(rr + at, left);
                 if (sr) kr_v_store_n(sr + at, v, left);
@@ -160,8 +161,9 @@ static void rms_backward_row(const rms_backward *p, int64_t row, float *dweight,
         kr_vf products = kr_v_set(0);
         for (int64_t i = 0; i < p->group; i += KR_LANES) {
             const int64_t at = first + i, left = p->group - i;
-            ask(p->dy, soon, at), ask(p->r, soon, at), ask(p->z, soon, at), ask(p->dx, soon, at), ask(p->dz, soon, at);
-            ask(p->dstream, soon, at);
+            prefetch(p->dy, soon, at), prefetch(p->r, soon, at), prefetch(p->z, soon, at), prefetch(p->dx, soon, at),
+                prefetch(p->dz, soon, at);
+            prefetch(p->dstream, soon, at);
             const rms_parts v = rms_load(p, dy, r, z, at, left, rho, 0);
             if (z && i < KEPT) kr_v_store(sigmoids + i, v.s);
             products += v.u * v.n;

@@ -35,7 +35,7 @@ KR_INLINE void advance(const int width, const bool mixed, sweep *s, const float 
         for (; t < end; t++, B += B_pitch, C += C_pitch) {
             const kr_vf dt = step[t], dtu = input[t];
             kr_vf even = sum[t], odd = kr_v_set(0);
-            fetch(&next, STREAMS);
+            prefetch_ahead(&next, STREAMS);
             EACH8(n, width,
                 h[n] = decay_of(dt, rate[n]) * h[n] + dtu * coefficient(B, fixed_B, n);
                 if (n & 1) odd += coefficient(C, fixed_C, n) * h[n];

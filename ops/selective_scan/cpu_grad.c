@@ -1,4 +1,4 @@
-/// Selective scan backwards on the CPU (MATH 5). The chunks go from last to first: from the state saved at a chunk's
+/// Selective scan backwards on the CPU (docs/book/2-mamba.md). The chunks go from last to first: from the state saved at a chunk's
 /// start, h and the decays are computed again into a scratch that fits L1, then a reverse sweep runs through it. Blocks
 /// of
 /// 4 states at a time: adjoints and sums of dA stay in registers, and the scratch of a block is 16 KiB.
@@ -78,7 +78,7 @@ KR_INLINE void recompute(const int width, const bool mixed, const back_sweep *r,
         for (; t < end; t++, B += B_pitch, C += C_pitch, dC += dC_pitch, dC_before += before_pitch) {
             const kr_vf dt = k->dt[t], dtu = k->dtu[t], dy = k->dy[t];
             kr_vf even = y_before[t * r->sums_pitch], odd = kr_v_set(0), part[BACK_WIDTH];
-            fetch(&next, BACK_FETCH);
+            prefetch_ahead(&next, BACK_FETCH);
             EACH4(n, width,
                 const kr_vf a = decay_of(dt, rate[n]);
                 h[n] = a * h[n] + dtu * coefficient(B, fixed_B, n);

@@ -217,7 +217,7 @@ KR_INLINE void ahead_follow(ahead *a, int i, const float *x, int64_t pitch) {
 }
 
 /// Asks for the next line of the first `count` streams.
-KR_INLINE void fetch(ahead *a, const int count) {
+KR_INLINE void prefetch_ahead(ahead *a, const int count) {
     EACH4(i, count, __builtin_prefetch((const void *)(a->row[i] + a->offset), 0, 3);)
     a->offset += LINE;
     if (a->offset < a->width) return;

@@ -7,7 +7,7 @@
 ///
 /// Keeping h for all tokens would take N times the memory of u. So the op saves the state only at the start of every
 /// chunk of KR_SCAN_CHUNK tokens, and the gradient op recomputes the rest, one chunk at a time, while it runs backwards
-/// (MATH 5). Where reset is 1 the state before the token counts as zero, in both directions.
+/// (docs/book/2-mamba.md). Where reset is 1 the state before the token counts as zero, in both directions.
 ///
 /// source Gu & Dao 2023, arXiv:2312.00752, algorithm 2
 #include "ops/graph/internal.h"
@@ -74,7 +74,7 @@ static kr_status check_backward(const kr_op *op, const kr_attrs *t, const kr_sha
     return check_groups(op, in + SELECTIVE_GRAD_FORWARD, l);
 }
 
-/// MATH 17: 6 FLOP per state and 6 per channel of a token, and an exponential (counted as 8) per state.
+/// 6 FLOP per state and 6 per channel of a token, and an exponential (counted as 8) per state.
 static void selective_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                                 double *bytes) {
     (void)t, (void)inputs;

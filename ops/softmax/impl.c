@@ -4,6 +4,8 @@
 #include "ops/softmax/args.h"
 #include "ops/softmax/softmax.h"
 
+#define BIT(k) (1u << (k))
+
 KR_KERNEL_DECLARE(softmax)
 KR_KERNEL_DECLARE(softmax_grad)
 KR_KERNEL_DECLARE(cross_entropy)
@@ -20,10 +22,14 @@ static const kr_stage softmax_grad_stages[] = {KR_STAGE(softmax_grad)};
 static const kr_stage cross_entropy_stages[] = {KR_STAGE(cross_entropy), KR_STAGE(cross_entropy_combine)};
 static const kr_stage cross_entropy_grad_stages[] = {KR_STAGE(cross_entropy_grad)};
 
-KR_CPU(softmax, .rows_in = 1, .rows_out = 1, .inplace = {1}, KR_STAGES(softmax_stages))
+KR_CPU(softmax, .rows_in = BIT(SOFTMAX_X), .rows_out = BIT(SOFTMAX_Y), .inplace = {BIT(SOFTMAX_X)},
+       KR_STAGES(softmax_stages))
 
-KR_CPU(softmax_grad, .rows_in = 3, .rows_out = 1, .inplace = {3}, KR_STAGES(softmax_grad_stages))
+KR_CPU(softmax_grad, .rows_in = BIT(SOFTMAX_GRAD_DY) | BIT(SOFTMAX_GRAD_Y), .rows_out = BIT(SOFTMAX_GRAD_DX),
+       .inplace = {BIT(SOFTMAX_GRAD_DY) | BIT(SOFTMAX_GRAD_Y)}, KR_STAGES(softmax_grad_stages))
 
-KR_CPU(cross_entropy, .rows_in = 1, .skip_out = 6, .work = cross_entropy_work, KR_STAGES(cross_entropy_stages))
+KR_CPU(cross_entropy, .rows_in = BIT(CROSS_ENTROPY_LOGITS),
+       .skip_out = BIT(CROSS_ENTROPY_PER_TOKEN) | BIT(CROSS_ENTROPY_LSE), .work = cross_entropy_work, KR_STAGES(cross_entropy_stages))
 
-KR_CPU(cross_entropy_grad, .rows_in = 1, .rows_out = 1, .inplace = {1}, KR_STAGES(cross_entropy_grad_stages))
+KR_CPU(cross_entropy_grad, .rows_in = BIT(CROSS_ENTROPY_GRAD_LOGITS), .rows_out = BIT(CROSS_ENTROPY_GRAD_DLOGITS),
+       .inplace = {BIT(CROSS_ENTROPY_GRAD_LOGITS)}, KR_STAGES(cross_entropy_grad_stages))

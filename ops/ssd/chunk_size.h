@@ -1,5 +1,5 @@
-/// What the rules of ssd_scan and trapezoid_scan and their kernels must agree on: chunks, units of work, and where
-/// everything lies in the workspace.
+/// What the rules of ssd_scan and trapezoid_scan and their kernels must agree on: chunks, units of work, and matrices in
+/// the workspace.
 #ifndef KRAIT_OPS_SSD_CHUNK_SIZE_H
 #define KRAIT_OPS_SSD_CHUNK_SIZE_H
 
@@ -70,59 +70,10 @@ static inline int64_t kr_chunk_slots(const kr_chunk_size *s) {
     return kr_chunk_units(s) < KR_CHUNK_SLOTS ? kr_chunk_units(s) : KR_CHUNK_SLOTS;
 }
 
-/// The scratch of one slot, as offsets in floats. Matrices have their rows padded to 16.
-typedef struct kr_chunk_layout {
-    int64_t q, k, dq, dk;                          ///< [rows, states]
-    int64_t kt;                                    ///< [states, rows]
-    int64_t scores, weights, dots, values; ///< [rows, rows]
-    int64_t v, scaled_v, y, dy, scaled_dy, dv;     ///< [rows, width]
-    int64_t vt;                                    ///< [width, rows]
-    int64_t start, end;                            ///< [states, width]
-    int64_t start_t;                               ///< [width, states]
-    int64_t state;                                 ///< for every head of the unit, [states, width] or its transpose
-    int64_t lanes, vectors;                        ///< three [rows, 16]; KR_CHUNK_VECTORS of [rows]
-    int64_t floats;
-} kr_chunk_layout;
-enum { KR_CHUNK_VECTORS = 17 };
-
 static inline int64_t kr_chunk_take(int64_t *at, int64_t rows, int64_t pitch) {
     const int64_t from = *at;
     *at += kr_round_up(rows, KR_CHUNK_LANES) * pitch;
     return from;
-}
-
-static inline kr_chunk_layout kr_chunk_arrange(const kr_chunk_size *s, bool backward) {
-    const int64_t rows = s->chunk * s->rank, back = backward ? rows : 0;
-    const int64_t deep_states = backward ? s->states : 0, wide = backward ? s->width : 0;
-    int64_t at = 0;
-    kr_chunk_layout l = {0};
-    l.q = kr_chunk_take(&at, rows, s->states_pitch);
-    const int64_t alone = rows + kr_round_up(s->rank, KR_CHUNK_LANES); // a single token takes those before it along
-    l.k = kr_chunk_take(&at, alone, s->states_pitch);
-    l.kt = kr_chunk_take(&at, s->states, s->rows_pitch);
-    l.scores = kr_chunk_take(&at, rows, s->rows_pitch);
-    l.weights = kr_chunk_take(&at, rows, s->rows_pitch);
-    l.v = kr_chunk_take(&at, rows, s->width_pitch);
-    l.scaled_v = kr_chunk_take(&at, alone, s->width_pitch);
-    l.y = kr_chunk_take(&at, rows, s->width_pitch);
-    l.vectors = kr_chunk_take(&at, KR_CHUNK_VECTORS, s->rows_pitch);
-    l.dq = kr_chunk_take(&at, back, s->states_pitch);
-    l.dk = kr_chunk_take(&at, back, s->states_pitch);
-    l.dots = kr_chunk_take(&at, back, s->rows_pitch);
-    l.values = kr_chunk_take(&at, back, s->rows_pitch);
-    l.dy = kr_chunk_take(&at, back, s->width_pitch);
-    l.scaled_dy = kr_chunk_take(&at, back, s->width_pitch);
-    l.dv = kr_chunk_take(&at, back, s->width_pitch);
-    l.vt = kr_chunk_take(&at, wide, s->rows_pitch);
-    l.start = kr_chunk_take(&at, deep_states, s->width_pitch);
-    l.end = kr_chunk_take(&at, deep_states, s->width_pitch);
-    l.start_t = kr_chunk_take(&at, wide, s->states_pitch);
-    l.lanes = kr_chunk_take(&at, back, 3 * KR_CHUNK_LANES);
-    l.state = at;
-    at += s->block * (backward ? kr_round_up(s->width, KR_CHUNK_LANES) * s->states_pitch
-                               : kr_round_up(s->states, KR_CHUNK_LANES) * s->width_pitch);
-    l.floats = at;
-    return l;
 }
 
 #endif

@@ -62,10 +62,10 @@ static void want_forward(const ssd *s, const work *w, bundle at, int64_t i, int6
                   row = at.b * z->length + i * z->chunk;
     w->ahead->count = 0;
     if (next < z->chunks) want_inputs(s, w, at.b * z->length + next * z->chunk, at, next_head, wraps);
-    want(w->ahead, out.at + row * out.pitch + (at.head + h) * z->width, out.pitch, w->tokens, z->width);
+    prefetch_rows(w->ahead, out.at + row * out.pitch + (at.head + h) * z->width, out.pitch, w->tokens, z->width);
     if (saved && next + 1 < z->chunks)
-        want(w->ahead, saved + ((at.b * z->chunks + next + 1) * z->heads + next_head) * z->states * z->width, 0, 1,
-             z->states * z->width);
+        prefetch_rows(w->ahead, saved + ((at.b * z->chunks + next + 1) * z->heads + next_head) * z->states * z->width,
+                      0, 1, z->states * z->width);
 }
 
 /// One head over one chunk; `saved` (may be null) is where the states before this chunk go, the next chunk's further

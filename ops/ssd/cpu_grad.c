@@ -271,14 +271,14 @@ static void want_backward(const grad *g, const work *w, unit u, int64_t i, int64
     const int64_t row = u.b * z->length + i * z->chunk, next_row = u.b * z->length + next * z->chunk;
     w->ahead->count = 0;
     if (next >= u.begin) {
-        want(w->ahead, g->saved + ((u.b * z->chunks + next) * z->heads + next_head) * z->states * p, 0, 1,
-             z->states * p);
-        want(w->ahead, g->dout.at ? g->dout.at + next_row * g->dout.pitch + next_head * p : 0, g->dout.pitch, w->tokens,
-             p);
+        prefetch_rows(w->ahead, g->saved + ((u.b * z->chunks + next) * z->heads + next_head) * z->states * p, 0, 1,
+                      z->states * p);
+        prefetch_rows(w->ahead, g->dout.at ? g->dout.at + next_row * g->dout.pitch + next_head * p : 0, g->dout.pitch,
+                      w->tokens, p);
         want_inputs(s, w, next_row, bundle_at(s, u, 0), next_head, wraps);
     }
-    want(w->ahead, g->dz.at ? g->dz.at + row * g->dz.pitch + head * p : 0, g->dz.pitch, w->tokens, p);
-    want(w->ahead, g->dx.at ? g->dx.at + row * g->dx.pitch + head * p : 0, g->dx.pitch, w->tokens, p);
+    prefetch_rows(w->ahead, g->dz.at ? g->dz.at + row * g->dz.pitch + head * p : 0, g->dz.pitch, w->tokens, p);
+    prefetch_rows(w->ahead, g->dx.at ? g->dx.at + row * g->dx.pitch + head * p : 0, g->dx.pitch, w->tokens, p);
 }
 
 static void backward_unit(const grad *g, work *w, unit u) {

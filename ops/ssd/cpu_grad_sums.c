@@ -10,11 +10,12 @@ static void want_carry(const grad *g, const work *w, unit u, int64_t i, int64_t 
     const int64_t p = z->width, row = u.b * z->length + i * z->chunk, first = u.group * s->cut.in_group;
     w->ahead->count = 0;
     if (i < u.begin) return;
-    want(w->ahead, g->dout.at ? g->dout.at + row * g->dout.pitch + (first + h) * p : 0, g->dout.pitch, w->tokens, p);
-    want(w->ahead, s->z.at ? s->z.at + row * s->z.pitch + (first + h) * p : 0, s->z.pitch, w->tokens, p);
+    prefetch_rows(w->ahead, g->dout.at ? g->dout.at + row * g->dout.pitch + (first + h) * p : 0, g->dout.pitch,
+                  w->tokens, p);
+    prefetch_rows(w->ahead, s->z.at ? s->z.at + row * s->z.pitch + (first + h) * p : 0, s->z.pitch, w->tokens, p);
     if (h) return;
-    want(w->ahead, s->dt.at + row * s->dt.pitch + first, s->dt.pitch, w->tokens, s->cut.in_group);
-    want(w->ahead, s->C.at + row * s->C.pitch + u.group * z->states, s->C.pitch, w->tokens, z->states);
+    prefetch_rows(w->ahead, s->dt.at + row * s->dt.pitch + first, s->dt.pitch, w->tokens, s->cut.in_group);
+    prefetch_rows(w->ahead, s->C.at + row * s->C.pitch + u.group * z->states, s->C.pitch, w->tokens, z->states);
 }
 
 static void carry_unit(const grad *g, work *w, unit u) {

@@ -168,12 +168,12 @@ KR_INLINE kr_vf skip_weight(const ssd *s, int64_t head, int64_t j) {
 /// Asks for what a head reads of one chunk, and for what its bundle reads of it where that comes next.
 static inline void want_inputs(const ssd *s, const work *w, int64_t row, bundle at, int64_t head, bool first) {
     const int64_t n = s->size.states, p = s->size.width;
-    want(w->ahead, s->z.at ? s->z.at + row * s->z.pitch + head * p : 0, s->z.pitch, w->tokens, p);
-    want(w->ahead, s->x.at + row * s->x.pitch + head * p, s->x.pitch, w->tokens, p);
+    prefetch_rows(w->ahead, s->z.at ? s->z.at + row * s->z.pitch + head * p : 0, s->z.pitch, w->tokens, p);
+    prefetch_rows(w->ahead, s->x.at + row * s->x.pitch + head * p, s->x.pitch, w->tokens, p);
     if (!first) return;
-    want(w->ahead, s->dt.at + row * s->dt.pitch + at.head, s->dt.pitch, w->tokens, at.count);
-    want(w->ahead, s->C.at + row * s->C.pitch + at.group * n, s->C.pitch, w->tokens, n);
-    want(w->ahead, s->B.at + row * s->B.pitch + at.group * n, s->B.pitch, w->tokens, n);
+    prefetch_rows(w->ahead, s->dt.at + row * s->dt.pitch + at.head, s->dt.pitch, w->tokens, at.count);
+    prefetch_rows(w->ahead, s->C.at + row * s->C.pitch + at.group * n, s->C.pitch, w->tokens, n);
+    prefetch_rows(w->ahead, s->B.at + row * s->B.pitch + at.group * n, s->B.pitch, w->tokens, n);
 }
 
 /// The units of a part, [begin, end), and its scratch: number `slot` of kr_ssd_slots(units).

@@ -54,7 +54,7 @@ static kr_status check_groups(const kr_op *op, const kr_attrs *t, const kr_shape
     return KR_OK;
 }
 
-/// MATH 17, with half of the products inside a chunk; scores are made once for the heads of a group.
+/// Multiply-adds of the chunk's products (docs/book/3-mamba-2.md), with half of those inside a chunk; scores are made once for the heads of a group.
 static void ssd_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                           double *bytes) {
     (void)inputs;

@@ -1,5 +1,6 @@
 #include "ops/cpu/lanes.h"
 
+#include "ops/train/args.h"
 #include "ops/train/blocks.h"
 #include "ops/train/correction.h"
 
@@ -44,7 +45,7 @@ KR_KERNEL(sq_norm_combine) {
     for (int i = 0; i < call->inputs; i++) total += kr_norm_blocks(kr_shape_count(&call->in[i].shape));
     double sum = 0;
     for (int64_t b = 0; b < total; b++) sum += sums[b];
-    *(float *)call->out[0].data = (float)sum;
+    *(float *)call->out[SQ_NORM_SUM].data = (float)sum;
 }
 
 /// Of the squared gradient norm. Where there is none nothing is known to be wrong.
@@ -58,15 +59,16 @@ static int is_finite(const float *square) { return !square || (*square >= 0 && *
 /// `rate` = lr / (1 - beta1^t), `root` = 1 / sqrt(1 - beta2^t). When the norm is not finite nothing changes: the caller
 /// sees it in the norm and still has good parameters.
 KR_KERNEL(adamw) {
-    enum { P, G, M, V, LEARNING_RATE, STEP, SQ_NORM };
-    const int64_t n = kr_shape_count(&call->in[P].shape), block = 4096, blocks = (n + block - 1) / block;
-    const float *p = call->in[P].data, *g = call->in[G].data, *m = call->in[M].data, *v = call->in[V].data;
-    const float *square = call->in[SQ_NORM].data;
-    float *new_p = call->out[0].data, *new_m = call->out[1].data, *new_v = call->out[2].data;
-    const double beta1 = call->attrs->r[0], beta2 = call->attrs->r[1], weight_decay = call->attrs->r[3],
-                 max_norm = call->attrs->r[4];
-    const double learning_rate = (double)*(const float *)call->in[LEARNING_RATE].data;
-    const int64_t t = *(const int64_t *)call->in[STEP].data;
+    const int64_t n = kr_shape_count(&call->in[ADAMW_P].shape), block = 4096, blocks = (n + block - 1) / block;
+    const float *p = call->in[ADAMW_P].data, *g = call->in[ADAMW_G].data, *m = call->in[ADAMW_M].data,
+                *v = call->in[ADAMW_V].data;
+    const float *square = call->in[ADAMW_SQ_NORM].data;
+    float *new_p = call->out[ADAMW_NEW_P].data, *new_m = call->out[ADAMW_NEW_M].data,
+          *new_v = call->out[ADAMW_NEW_V].data;
+    const double beta1 = call->attrs->r[ADAMW_BETA1], beta2 = call->attrs->r[ADAMW_BETA2],
+                 weight_decay = call->attrs->r[ADAMW_WEIGHT_DECAY], max_norm = call->attrs->r[ADAMW_MAX_NORM];
+    const double learning_rate = (double)*(const float *)call->in[ADAMW_LEARNING_RATE].data;
+    const int64_t t = *(const int64_t *)call->in[ADAMW_STEP].data;
     const int finite = is_finite(square);
     int64_t begin, end;
     kr_share(blocks, part, parts, &begin, &end);
@@ -80,7 +82,7 @@ KR_KERNEL(adamw) {
     const float correction1 = (float)kr_bias_correction(beta1, t),
                 correction2 = (float)kr_bias_correction(beta2, t);
     const kr_vf b1 = kr_v_set((float)beta1), c1 = kr_v_set((float)(1 - beta1)), b2 = kr_v_set((float)beta2),
-                c2 = kr_v_set((float)(1 - beta2)), eps = kr_v_set((float)call->attrs->r[2]),
+                c2 = kr_v_set((float)(1 - beta2)), eps = kr_v_set((float)call->attrs->r[ADAMW_EPS]),
                 keep = kr_v_set((float)(1 - learning_rate * weight_decay)),
                 rate = kr_v_set((float)(learning_rate / (double)correction1)),
                 root = kr_v_set((float)(1 / __builtin_sqrt((double)correction2))), factor = kr_v_set((float)scale);
@@ -101,5 +103,6 @@ KR_KERNEL(adamw) {
 KR_KERNEL(count_step) {
     (void)parts;
     if (part) return;
-    *(int64_t *)call->out[0].data = *(const int64_t *)call->in[0].data + is_finite(call->in[1].data);
+    *(int64_t *)call->out[COUNT_STEP_NEXT].data = *(const int64_t *)call->in[COUNT_STEP_STEP].data +
+                                                  is_finite(call->in[COUNT_STEP_SQ_NORM].data);
 }

@@ -1,6 +1,7 @@
 /// The CPU's implementation of train: what its kernels promise.
 #include "ops/cpu/kernels.h"
 #include "ops/graph/internal.h"
+#include "ops/train/args.h"
 #include "ops/train/blocks.h"
 
 KR_KERNEL_DECLARE(sq_norm)
@@ -24,7 +25,7 @@ KR_CPU(sq_norm,
     .work = sq_norm_work, KR_STAGES(sq_norm_stages))
 
 KR_CPU(adamw,
-    .inplace = {1u << 0, 1u << 2, 1u << 3}, KR_STAGES(adamw_stages))
+    .inplace = {1u << ADAMW_P, 1u << ADAMW_M, 1u << ADAMW_V}, KR_STAGES(adamw_stages))
 
 KR_CPU(count_step,
-    .inplace = {1u << 0}, KR_STAGES(count_step_stages))
+    .inplace = {1u << COUNT_STEP_STEP}, KR_STAGES(count_step_stages))

@@ -47,7 +47,7 @@ static void store_output(const trapezoid *s, const chunk *c, place at, int64_t f
                   rank = c->rank;
     for (int64_t j = 0; j < p; j += KR_LANES) {
         const float *y = c->y.at + j;
-        ask(c->ahead);
+        prefetch_next(c->ahead);
         float *to = out.at + row * out.pitch + at.head * p + j;
         const float *z = s->z.at ? s->z.at + row * s->z.pitch + at.head * p + j : 0;
         const int64_t pitch = s->z.pitch;
@@ -88,57 +88,58 @@ static void store_value(const forward *f, place at) {
 
 /// The angles of a head before the first token.
 static void start_angles(const forward *f, place at, double *running) {
-    const int64_t pairs = f->s.turn.pairs;
+    const int64_t pairs = f->s.rotate.pairs;
     const float *theta = f->theta0 ? f->theta0 + (at.b * f->s.size.heads + at.head) * pairs : 0;
-    for (int64_t j = 0; j < f->s.turn.pitch; j += KR_LANES)
+    for (int64_t j = 0; j < f->s.rotate.pitch; j += KR_LANES)
         *(kr_vd_unaligned *)(running + j) = kr_v_wrap(
             __builtin_convertvector(theta ? kr_v_load_n(theta + j, pairs - j) : kr_v_set(0), kr_vd));
 }
 
 /// The last angles, from 0 to 2 pi.
 static void store_angles(const forward *f, place at, const double *running) {
-    const int64_t pairs = f->s.turn.pairs;
+    const int64_t pairs = f->s.rotate.pairs;
     for (int64_t j = 0; j < pairs && f->theta_last; j++) {
         const double theta = kr_v_wrap((kr_vd){running[j]})[0];
         f->theta_last[(at.b * f->s.size.heads + at.head) * pairs + j] = (float)(theta < 0 ? theta + 2 * KR_PI : theta);
     }
 }
 
-static double *running_of(const turning *w, place at) { return w->running + (at.head - at.first_head) * w->pitch; }
+static double *running_of(const rotation *w, place at) { return w->running + (at.head - at.first_head) * w->pitch; }
 
 /// One head over chunk i.
-static void forward_chunk(const forward *f, chunk *c, const turning *w, place at, int64_t i, bool fresh) {
+static void forward_chunk(const forward *f, chunk *c, const rotation *w, place at, int64_t i, bool fresh) {
     const trapezoid *s = &f->s;
     const kr_chunk_size *z = &s->size;
     const int64_t p = z->width, floats = z->states * p, first = i * z->chunk, row = at.row + first,
-                  pairs = s->turn.pairs;
+                  pairs = s->rotate.pairs;
     const int64_t chunk_head = (at.b * z->chunks + i) * z->heads;
     const bool wraps = last_of_unit(at), ends = i + 1 == z->chunks;
     const int64_t next = wraps ? at.first_head : at.head + 1;
     double *running = running_of(w, at);
     c->ahead->count = 0;
     if (f->saved && i + 1 + wraps < z->chunks)
-        want(c->ahead, f->saved + (chunk_head + (1 + wraps) * z->heads + next) * floats, 0, 1, floats);
+        prefetch_rows(c->ahead, f->saved + (chunk_head + (1 + wraps) * z->heads + next) * floats, 0, 1, floats);
     for (int64_t r = 0; r < z->rank; r++)
-        want(c->ahead, f->out.at + row * f->out.pitch + (r * z->heads + at.head) * p, f->out.pitch, c->tokens, p);
-    if (!wraps || !ends) want_head(s, c, row + (wraps ? z->chunk : 0), at, next);
+        prefetch_rows(c->ahead, f->out.at + row * f->out.pitch + (r * z->heads + at.head) * p, f->out.pitch, c->tokens,
+                      p);
+    if (!wraps || !ends) prefetch_head(s, c, row + (wraps ? z->chunk : 0), at, next);
     for (int64_t j = 0; j < pairs && f->angles; j++) f->angles[(chunk_head + at.head) * pairs + j] = (float)running[j];
     load_steps(s, c, at, first);
     load_keys(s, c, w, at, first, running);
-    chunk_scores(c);
+    trapezoid_scores(c);
     load_values(s, c, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
     float *save = f->saved ? f->saved + (chunk_head + at.head) * floats : 0;
-    chunk_forward(c, pass_state(c, state_at(z, c, at, false), save, z->heads * floats, !i, ends), !i && fresh,
-                  !ends || f->h_last);
+    trapezoid_forward(c, pass_state(c, state_at(z, c, at, false), save, z->heads * floats, !i, ends), !i && fresh,
+                      !ends || f->h_last);
     store_output(s, c, at, first, f->out);
     if (ends) store_key(f, c, at);
 }
 
-static void forward_unit(const forward *f, chunk *c, const turning *w, int64_t unit) {
+static void forward_unit(const forward *f, chunk *c, const rotation *w, int64_t unit) {
     const kr_chunk_size *z = &f->s.size;
     const int64_t n = z->states, p = z->width;
     bool fresh = true;
-    chunk_resize(c, 0);
+    trapezoid_resize(c, 0);
     EACH_HEAD(z, unit, at) {
         fresh = !load_state(&f->s, c, at, f->h0, state_at(z, c, at, false));
         if (!z->length) store_key(f, c, at);
@@ -146,7 +147,7 @@ static void forward_unit(const forward *f, chunk *c, const turning *w, int64_t u
         start_angles(f, at, running_of(w, at));
     }
     for (int64_t i = 0; i < z->chunks; i++) {
-        chunk_resize(c, i + 1 == z->chunks ? z->length - i * z->chunk : z->chunk);
+        trapezoid_resize(c, i + 1 == z->chunks ? z->length - i * z->chunk : z->chunk);
         EACH_HEAD(z, unit, at) forward_chunk(f, c, w, at, i, fresh);
     }
     EACH_HEAD(z, unit, at) {
@@ -158,11 +159,11 @@ static void forward_unit(const forward *f, chunk *c, const turning *w, int64_t u
 }
 
 /// The same for a single token.
-static void forward_token(const forward *f, chunk *c, const turning *w, int64_t unit) {
+static void forward_token(const forward *f, chunk *c, const rotation *w, int64_t unit) {
     const trapezoid *s = &f->s;
     const kr_chunk_size *z = &s->size;
     const int64_t p = z->width, floats = z->states * p, rank = z->rank;
-    chunk_resize(c, 1);
+    trapezoid_resize(c, 1);
     EACH_HEAD(z, unit, at) {
         const int64_t state = (at.b * z->heads + at.head) * floats;
         start_angles(f, at, w->running);
@@ -180,8 +181,8 @@ static void forward_token(const forward *f, chunk *c, const turning *w, int64_t 
         store_key(f, c, at);
         store_value(f, at);
         store_angles(f, at, w->running);
-        chunk_step(c, f->h0 ? f->h0 + state : 0, f->h_last ? f->h_last + state : 0, c->decay[0],
-                   s->k0 ? 2 * rank : rank);
+        trapezoid_step(c, f->h0 ? f->h0 + state : 0, f->h_last ? f->h_last + state : 0, c->decay[0],
+                       s->k0 ? 2 * rank : rank);
         for (int64_t r = 0; r < rank; r++)
             for (int64_t j = 0; j < p; j += KR_LANES) {
                 float *y = c->y.at + r * c->y.pitch + j;
@@ -194,12 +195,12 @@ static void forward_token(const forward *f, chunk *c, const turning *w, int64_t 
 KR_KERNEL(trapezoid_scan) {
     const forward f = forward_of(call);
     const kr_chunk_size *z = &f.s.size;
-    const kr_chunk_layout layout = kr_chunk_arrange(z, false);
-    const kr_turn_layout turns = kr_turn_arrange(z, &f.s.turn, false);
+    const kr_trapezoid_layout layout = kr_trapezoid_arrange(z, false);
+    const kr_rotate_layout rotates = kr_rotate_arrange(z, &f.s.rotate, false);
     EACH_UNIT(z, {
-        float *base = (float *)call->work + slot * kr_turn_slot(&layout, &turns);
-        chunk c = chunk_of(z, &layout, base);
-        const turning w = turning_of(z, &f.s.turn, &turns, base + layout.floats);
+        float *base = (float *)call->work + slot * kr_trapezoid_slot(&layout, &rotates);
+        chunk c = trapezoid_chunk_of(z, &layout, base);
+        const rotation w = rotation_of(z, &f.s.rotate, &rotates, base + layout.floats);
         prefetch ahead = {.count = 0};
         c.ahead = &ahead;
         start_slot(&f.s, &c, false);

@@ -8,7 +8,7 @@
 
 typedef struct trapezoid {
     kr_chunk_size size;
-    kr_turn_size turn;
+    kr_rotate_size rotate;
     source keys[2], x, adt, dt, trap, z, ang;  ///< keys: k and q
     const float *bias[2], *mimo, *D, *k0, *v0; ///< k0 and v0: both or neither
     const int32_t *reset;
@@ -19,7 +19,7 @@ typedef struct trapezoid {
 static trapezoid trapezoid_of(const kr_attrs *t, const kr_arg *in, const kr_arg *k0, const kr_arg *v0,
                               const kr_arg *reset) {
     const int64_t heads = in[TRAPEZOID_ADT].shape.dim[2], rank = t->i[TRAPEZOID_RANK];
-    const bool turns = t->i[TRAPEZOID_GROUPS] > 0;
+    const bool rotates = t->i[TRAPEZOID_GROUPS] > 0;
     trapezoid s = {.keys = {source_of(&in[TRAPEZOID_K]), source_of(&in[TRAPEZOID_Q])},
                    .x = source_of(&in[TRAPEZOID_X]),
                    .adt = source_of(&in[TRAPEZOID_ADT]),
@@ -32,14 +32,14 @@ static trapezoid trapezoid_of(const kr_attrs *t, const kr_arg *in, const kr_arg 
                    .D = in[TRAPEZOID_D].data,
                    .reset = reset->data};
     if (k0->data && v0->data) s.k0 = k0->data, s.v0 = v0->data;
-    const int64_t states = turns   ? in[TRAPEZOID_K_BIAS].shape.dim[2]
+    const int64_t states = rotates ? in[TRAPEZOID_K_BIAS].shape.dim[2]
                            : heads ? in[TRAPEZOID_K].shape.dim[2] / heads / rank
                                    : 0;
     s.size = kr_chunk_measure(in[TRAPEZOID_K].shape.dim[0], in[TRAPEZOID_K].shape.dim[1], heads,
-                              turns ? t->i[TRAPEZOID_GROUPS] : 0, rank,
+                              rotates ? t->i[TRAPEZOID_GROUPS] : 0, rank,
                               heads ? in[TRAPEZOID_X].shape.dim[2] / heads : 0, states, t->i[TRAPEZOID_CHUNK]);
-    s.own_angles = turns && in[TRAPEZOID_ANG].shape.rank == 4;
-    s.turn = kr_turn_measure(&s.size, turns, turns ? kr_arg_cols(&in[TRAPEZOID_ANG]) : 0);
+    s.own_angles = rotates && in[TRAPEZOID_ANG].shape.rank == 4;
+    s.rotate = kr_rotate_measure(&s.size, rotates, rotates ? kr_arg_cols(&in[TRAPEZOID_ANG]) : 0);
     s.apart = t->i[TRAPEZOID_HALF] ? states / 2 : 0;
     return s;
 }

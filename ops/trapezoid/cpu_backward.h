@@ -40,17 +40,17 @@ static backward backward_of(const kr_call *call) {
                   .dtheta0 = out[TRAPEZOID_GRAD_DTHETA0].data,
                   .zero_start = call->attrs->i[TRAPEZOID_ZERO_START] != 0};
     if (d.s.z.at) d.out = source_of(&in[TRAPEZOID_GRAD_O]), d.dz = sink_of(&out[TRAPEZOID_GRAD_DZ]);
-    if (d.s.turn.turns) d.dang = sink_of(&out[TRAPEZOID_GRAD_DANG]);
-    const kr_chunk_layout layout = kr_chunk_arrange(&d.s.size, true);
-    const kr_turn_layout turns = kr_turn_arrange(&d.s.size, &d.s.turn, true);
-    d.sums = (float *)call->work + kr_turn_sums_at(&d.s.size, &layout, &turns);
-    d.shares = (float *)call->work + kr_turn_shares_at(&d.s.size, &d.s.turn, &layout, &turns);
+    if (d.s.rotate.rotates) d.dang = sink_of(&out[TRAPEZOID_GRAD_DANG]);
+    const kr_trapezoid_layout layout = kr_trapezoid_arrange(&d.s.size, true);
+    const kr_rotate_layout rotates = kr_rotate_arrange(&d.s.size, &d.s.rotate, true);
+    d.sums = (float *)call->work + kr_trapezoid_sums_at(&d.s.size, &layout, &rotates);
+    d.shares = (float *)call->work + kr_trapezoid_shares_at(&d.s.size, &d.s.rotate, &layout, &rotates);
     return d;
 }
 
 /// The sums over time of one head.
 static float *sums_of(const backward *d, place at) {
-    return d->sums + (at.b * d->s.size.heads + at.head) * kr_turn_sums(&d->s.size, &d->s.turn);
+    return d->sums + (at.b * d->s.size.heads + at.head) * kr_trapezoid_sums(&d->s.size, &d->s.rotate);
 }
 
 #endif

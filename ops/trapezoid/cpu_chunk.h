@@ -1,12 +1,12 @@
-/// What the forward and the backward pass of Mamba-3's scan have in common, on the chunk machinery of ssd_chunk.h.
+/// What the forward and the backward pass of Mamba-3's scan have in common, on the chunk engine of cpu_engine.h.
 ///
 /// The trapezoid rule gives token s the weight gamma_s when it arrives and omega_{s+1} one token later, with the decay
 /// that the state gets in between; so for everything after token s its coefficient is ghat_s = gamma_s + omega_{s+1},
-/// and the state that goes from chunk to chunk already holds what is pending (MATH 7.5). After the last token nothing
+/// and the state that goes from chunk to chunk already holds what is pending (docs/book/4-mamba-3.md). After the last token nothing
 /// is pending: the last state is the true one, and the caller gets the last keys and values to go on from.
 ///
 /// Keys and queries are given as every head wants them, or with biases and angles: then the heads of a group share what
-/// is in memory, and every chunk adds the bias of a head and turns its pairs on the way into the scratch. A unit takes
+/// is in memory, and every chunk adds the bias of a head and rotates its pairs on the way into the scratch. A unit takes
 /// a few heads along together, so that what they share is read from near.
 #ifndef KRAIT_OPS_TRAPEZOID_CPU_CHUNK_H
 #define KRAIT_OPS_TRAPEZOID_CPU_CHUNK_H
@@ -26,13 +26,13 @@ static void load_ranks(const chunk *c, matrix to, const float *from, int64_t pit
 /// Column of the first state of rank r of a head in k and q, as they lie in memory.
 static int64_t key_column(const trapezoid *s, place at, int64_t r) {
     const kr_chunk_size *z = &s->size;
-    return (s->turn.turns ? r * z->groups + at.group : at.head * z->rank + r) * z->states;
+    return (s->rotate.rotates ? r * z->groups + at.group : at.head * z->rank + r) * z->states;
 }
 
-/// k and q of the chunk from token `first` for one head; where they turn, after load_steps.
-static void load_keys(const trapezoid *s, const chunk *c, const turning *w, place at, int64_t first, double *running) {
+/// k and q of the chunk from token `first` for one head; where they rotate, after load_steps.
+static void load_keys(const trapezoid *s, const chunk *c, const rotation *w, place at, int64_t first, double *running) {
     const int64_t n = s->size.states, row = at.row + first, rank = c->rank;
-    if (s->turn.turns) {
+    if (s->rotate.rotates) {
         load_speeds(s, w, at, row, c->tokens);
         load_angles(s, w, c->spare[0], row, c->tokens, running);
     }
@@ -40,13 +40,13 @@ static void load_keys(const trapezoid *s, const chunk *c, const turning *w, plac
         const matrix to = k == TRAPEZOID_K ? c->k : c->q;
         const float *from = s->keys[k].at + row * s->keys[k].pitch;
         const int64_t pitch = s->keys[k].pitch;
-        if (!s->turn.turns) load_ranks(c, to, from + key_column(s, at, 0), pitch, n, n);
-        for (int64_t r = 0; r < rank && s->turn.turns; r++) {
+        if (!s->rotate.rotates) load_ranks(c, to, from + key_column(s, at, 0), pitch, n, n);
+        for (int64_t r = 0; r < rank && s->rotate.rotates; r++) {
             const float *x = from + key_column(s, at, r), *bias = s->bias[k] + (at.head * rank + r) * n;
             float *put = to.at + r * to.pitch;
-            for (int i = 0; i < 5; i++) ask(c->ahead);
-            if (s->apart) turn_rows(s, w, x, pitch, bias, put, rank * to.pitch, c->tokens, s->apart);
-            else turn_rows(s, w, x, pitch, bias, put, rank * to.pitch, c->tokens, 0);
+            for (int i = 0; i < 5; i++) prefetch_next(c->ahead);
+            if (s->apart) rotate_rows(s, w, x, pitch, bias, put, rank * to.pitch, c->tokens, s->apart);
+            else rotate_rows(s, w, x, pitch, bias, put, rank * to.pitch, c->tokens, 0);
         }
     }
 }
@@ -64,7 +64,7 @@ static void load_values(const trapezoid *s, const chunk *c, matrix to, const flo
     for (int64_t j = 0; j < p; j += KR_LANES)
         for (int64_t r = 0; r < rank; r++) {
             const kr_vf mimo = mimo_of(s, head, r, j);
-            ask(c->ahead);
+            prefetch_next(c->ahead);
             for (int64_t t = 0; t < tokens; t++)
                 kr_v_store(to.at + (t * rank + r) * to.pitch + j, mimo * kr_v_load_n(x + t * pitch + j, p - j));
         }
@@ -73,17 +73,18 @@ static void load_values(const trapezoid *s, const chunk *c, matrix to, const flo
 }
 
 /// Asks for what a head reads of one chunk, and for what its unit shares where the chunk is new.
-static void want_head(const trapezoid *s, const chunk *c, int64_t row, place at, int64_t head) {
-    const int64_t n = s->size.states, p = s->size.width, turns = s->turn.turns;
-    want(c->ahead, s->z.at ? s->z.at + row * s->z.pitch + head * p : 0, s->z.pitch, c->tokens, p);
-    want(c->ahead, s->x.at + row * s->x.pitch + head * p, s->x.pitch, c->tokens, p);
-    if (turns && head != at.first_head) return;
+static void prefetch_head(const trapezoid *s, const chunk *c, int64_t row, place at, int64_t head) {
+    const int64_t n = s->size.states, p = s->size.width, rotates = s->rotate.rotates;
+    prefetch_rows(c->ahead, s->z.at ? s->z.at + row * s->z.pitch + head * p : 0, s->z.pitch, c->tokens, p);
+    prefetch_rows(c->ahead, s->x.at + row * s->x.pitch + head * p, s->x.pitch, c->tokens, p);
+    if (rotates && head != at.first_head) return;
     at.head = head;
     for (int k = 0; k < 2; k++)
-        for (int64_t r = 0; r < (turns ? c->rank : 1); r++)
-            want(c->ahead, s->keys[k].at + row * s->keys[k].pitch + key_column(s, at, r), s->keys[k].pitch, c->tokens,
-                 turns ? n : c->rank * n);
-    if (turns && !s->own_angles) want(c->ahead, s->ang.at + row * s->ang.pitch, s->ang.pitch, c->tokens, s->turn.pairs);
+        for (int64_t r = 0; r < (rotates ? c->rank : 1); r++)
+            prefetch_rows(c->ahead, s->keys[k].at + row * s->keys[k].pitch + key_column(s, at, r), s->keys[k].pitch,
+                          c->tokens, rotates ? n : c->rank * n);
+    if (rotates && !s->own_angles)
+        prefetch_rows(c->ahead, s->ang.at + row * s->ang.pitch, s->ang.pitch, c->tokens, s->rotate.pairs);
 }
 
 /// What of token `t` of the batch row waits for it to come: omega, or zero where it starts a document or is not there.
@@ -118,7 +119,7 @@ static void load_steps(const trapezoid *s, chunk *c, place at, int64_t first) {
         omega = fresh ? 0 : (1 - lambda[t]) * dt[t];
         if (fresh) c->decay[t] = 0;
     }
-    chunk_resize(c, n);
+    trapezoid_resize(c, n);
 }
 
 /// Keys [rank, states] and values [rank, width] of the token before the first.
@@ -132,7 +133,7 @@ static void load_before(const trapezoid *s, const chunk *c, place at, matrix key
 /// The part of the scratch that must start as zeros: that of the triangles, and what lies beside keys and queries.
 static void start_slot(const trapezoid *s, const chunk *c, bool backward) {
     const int64_t rows = kr_round_up(s->size.chunk * s->size.rank, KR_LANES);
-    chunk_start(c, &s->size, backward);
+    trapezoid_start(c, &s->size, backward);
     clear_matrix(c->k, rows, s->size.states);
     clear_matrix(c->q, rows, s->size.states);
 }

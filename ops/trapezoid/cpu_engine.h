@@ -29,8 +29,8 @@
 #ifndef KRAIT_OPS_TRAPEZOID_CPU_ENGINE_H
 #define KRAIT_OPS_TRAPEZOID_CPU_ENGINE_H
 
-#include "ops/ssd/chunk_size.h"
 #include "ops/ssd/cpu_matrix.h"
+#include "ops/trapezoid/work.h"
 
 /// The units of a part, [begin, end), and whose scratch they use: that of the part's first slot, which so stays in its
 /// caches.
@@ -67,7 +67,7 @@ typedef struct chunk {
     prefetch *ahead;
 } chunk;
 
-static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *base) {
+static chunk trapezoid_chunk_of(const kr_chunk_size *s, const kr_trapezoid_layout *l, float *base) {
     chunk c = {.rank = s->rank, .states = s->states, .width = s->width};
     const int64_t r = s->rows_pitch, w = s->width_pitch, n = s->states_pitch;
     c.q = (matrix){base + l->q, n}, c.k = (matrix){base + l->k, n}, c.kt = (matrix){base + l->kt, r};
@@ -80,8 +80,8 @@ static chunk chunk_of(const kr_chunk_size *s, const kr_chunk_layout *l, float *b
     c.vt = (matrix){base + l->vt, r}, c.loaded = (matrix){base + l->start, w}, c.end = (matrix){base + l->end, w};
     c.start_t = (matrix){base + l->start_t, n};
     c.state = base + l->state;
-    float *vector[KR_CHUNK_VECTORS];
-    for (int i = 0; i < KR_CHUNK_VECTORS; i++) vector[i] = base + l->vectors + i * r;
+    float *vector[KR_TRAPEZOID_VECTORS];
+    for (int i = 0; i < KR_TRAPEZOID_VECTORS; i++) vector[i] = base + l->vectors + i * r;
     c.decay = vector[0], c.ghat = vector[1], c.gamma = vector[2], c.from_start = vector[3], c.to_end = vector[4];
     c.scale = vector[5], c.token = vector[6], c.column = vector[7], c.diagonal = vector[8], c.flow = vector[9];
     c.rho = vector[10], c.dghat = vector[11], c.dgamma = vector[12];
@@ -105,19 +105,19 @@ static matrix state_of(const chunk *c, const kr_chunk_size *s, int64_t i, bool b
 }
 
 /// Sets the lengths of the chunk and clears what the padding of its vectors must hold.
-static void chunk_resize(chunk *c, int64_t tokens) {
+static void trapezoid_resize(chunk *c, int64_t tokens) {
     c->tokens = tokens;
     c->rows = tokens * c->rank;
     for (int64_t i = c->rows; i < kr_round_up(c->rows, KR_LANES); i++) c->ghat[i] = c->gamma[i] = 0;
 }
 
 /// q . k for all pairs that can meet.
-static void chunk_scores(const chunk *c) {
+static void trapezoid_scores(const chunk *c) {
     transpose(c->k.at, c->k.pitch, kr_round_up(c->rows, KR_LANES), c->states, c->kt, true);
     multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->states, c->q, c->kt, c->scores, .ahead = c->ahead});
 }
 
-static void chunk_decays(const chunk *c) {
+static void trapezoid_decays(const chunk *c) {
     float e = 1;
     for (int64_t t = 0; t < c->tokens; t++) {
         e *= c->decay[t];
@@ -132,7 +132,7 @@ KR_INLINE kr_vf next_decay(const chunk *c, kr_vf m, int64_t t) { return m * kr_v
 static bool in_place(const chunk *c) { return c->width % KR_LANES == 0 && c->states % 4 == 0; }
 
 /// y from D, q, weights, v and the state before the chunk [states, width], which is zero where `fresh`.
-static void chunk_output(const chunk *c, matrix before, bool fresh) {
+static void trapezoid_output(const chunk *c, matrix before, bool fresh) {
     product y = {LOWER_LEFT, c->rank, c->rows, c->width, c->rows, c->weights, c->v, c->y, .ahead = c->ahead};
     if (c->skip) y.from = c->v, y.times = c->skip;
     if (!fresh) y.a0 = c->q, y.b0 = before, y.depth0 = c->states, y.scale = c->from_start;
@@ -140,7 +140,7 @@ static void chunk_output(const chunk *c, matrix before, bool fresh) {
 }
 
 /// The share of the scratch's matrices that must start as zeros: products read the padding of triangles.
-static void chunk_start(const chunk *c, const kr_chunk_size *s, bool backward) {
+static void trapezoid_start(const chunk *c, const kr_chunk_size *s, bool backward) {
     const int64_t rows = s->chunk * s->rank;
     clear_matrix(c->weights, rows, rows);
     if (!backward) return;

@@ -76,7 +76,7 @@ static matrix saved_state(const chunk *c, float *saved) {
 }
 
 /// The gradients of decays and coefficients from the sums; `through` is e_n <G, S>.
-static void chunk_coefficients(const chunk *c, float through, bool fresh, bool ending) {
+static void trapezoid_coefficients(const chunk *c, float through, bool fresh, bool ending) {
     const int64_t rank = c->rank, n = c->tokens;
     sum_lanes(c->lanes[0], n, c->flow);
     if (ending || !c->width) clear(c->rho, c->rows);
@@ -103,9 +103,9 @@ static void chunk_coefficients(const chunk *c, float through, bool fresh, bool e
 /// [width, states], the gradient of the state after the chunk, that of the state before it. Reads q, k, scores, v, dy,
 /// start, decay, ghat and gamma.
 /// fresh: the state before is zero and its gradient is not wanted; ending: the state after has no gradient.
-static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending) {
+static void trapezoid_backward(chunk *c, matrix adjoint, bool fresh, bool ending) {
     float through = 0;
-    chunk_decays(c);
+    trapezoid_decays(c);
     transpose(c->v.at, c->v.pitch, kr_round_up(c->rows, KR_LANES), c->width, c->vt, true);
     multiply(&(product){LOWER_RESULT, c->rank, c->rows, c->rows, c->width, c->dy, c->vt, c->dots, .ahead = c->ahead});
     for (int64_t i = 0; i < c->rows; i++) c->dskip += c->dots.at[i * c->dots.pitch + i]; // <dy_t, v_t>
@@ -141,7 +141,7 @@ static void chunk_backward(chunk *c, matrix adjoint, bool fresh, bool ending) {
         if (!ending) before.from = adjoint, before.times = e;
         multiply(&before);
     }
-    chunk_coefficients(c, through, fresh, ending);
+    trapezoid_coefficients(c, through, fresh, ending);
 }
 
 #endif

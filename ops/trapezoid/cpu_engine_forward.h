@@ -1,4 +1,4 @@
-/// The forward pass over one chunk, and over a single token; ssd_chunk.h has the theory.
+/// The forward pass over one chunk, and over a single token; cpu_engine.h has the theory.
 #ifndef KRAIT_OPS_TRAPEZOID_CPU_ENGINE_FORWARD_H
 #define KRAIT_OPS_TRAPEZOID_CPU_ENGINE_FORWARD_H
 
@@ -54,10 +54,10 @@ static passage pass_state(const chunk *c, matrix state, float *saved, int64_t st
 
 /// y from q, scores, v, decay, ghat and gamma; then the state [states, width] after the chunk, unless nobody wants it.
 /// fresh: the state before is zero, whatever lies there.
-static void chunk_forward(const chunk *c, passage state, bool fresh, bool wanted) {
-    chunk_decays(c);
+static void trapezoid_forward(const chunk *c, passage state, bool fresh, bool wanted) {
+    trapezoid_decays(c);
     weigh(c);
-    chunk_output(c, state.before, fresh);
+    trapezoid_output(c, state.before, fresh);
     if (!wanted) return;
     scale_rows(c->scaled_v, c->v, c->scale, c->rows, c->width);
     product after = {FULL, c->rank,     c->states,   c->width, c->rows,
@@ -66,8 +66,8 @@ static void chunk_forward(const chunk *c, passage state, bool fresh, bool wanted
     multiply(&after);
 }
 
-/// One token alone, with `count` keys k and values scaled_v (ssd_step.h).
-static void chunk_step(const chunk *c, const float *from, float *to, float decay, int64_t count) {
+/// One token alone, with `count` keys k and values scaled_v (ops/ssd/cpu_step.h).
+static void trapezoid_step(const chunk *c, const float *from, float *to, float decay, int64_t count) {
     step_token(&(token_step){c->rank, c->states, c->width, c->k, c->scaled_v, c->q, c->y, c->state}, from, to, decay,
                count);
 }

@@ -1,7 +1,7 @@
 /// The gradient of Mamba-3's scan on the CPU (trapezoid_chunk.h says how the rule fits into chunks).
 ///
-/// A unit takes the chunks from last to first, from the states and angles that the forward pass saved. Where keys turn,
-/// what comes out for the turned ones is turned back at once (trapezoid_turn_back.h). Sums over the heads of a unit are
+/// A unit takes the chunks from last to first, from the states and angles that the forward pass saved. Where keys rotate,
+/// what comes out for the rotated ones is rotated back at once (cpu_rotate_back.h). Sums over the heads of a unit are
 /// made in its scratch; a second stage adds those of several units, and the sums over the batch, in one order.
 ///
 /// A gate needs what it was applied to: with o = y silu(z), dz = do y silu'(z) = do o (1/z + 1 - sigmoid(z)), which
@@ -54,7 +54,7 @@ static bool load_dy(const backward *d, const chunk *c, place at, int64_t row) {
                      out = {d->out.at + row * d->out.pitch + n, d->out.pitch};
         const sink dz = {d->dz.at ? d->dz.at + row * d->dz.pitch + n : 0, d->dz.pitch};
         const matrix dy = {c->dy.at + j, c->dy.pitch};
-        ask(c->ahead);
+        prefetch_next(c->ahead);
         const kr_vi small = p - j >= KR_LANES ? gate_columns(dout, z, out, dz, dy, c->tokens, KR_LANES)
                                               : gate_columns(dout, z, out, dz, dy, c->tokens, p - j);
         for (int l = 0; l < KR_LANES && l < p - j; l++) any |= small[l];
@@ -88,7 +88,7 @@ static void store_values(const backward *d, const chunk *c, place at, int64_t fi
         float *dv = c->dv.at + j;
         for (int64_t r = 0; r < rank && s->mimo; r++) { // dx = sum_r mimo_x_r dv_r comes to lie in the row of r = 0
             const kr_vf mimo = mimo_of(s, at.head, r, j);
-            float *dmimo = sums + kr_turn_mimo_at(&s->size, r) + j;
+            float *dmimo = sums + kr_trapezoid_mimo_at(&s->size, r) + j;
             kr_vf sum = kr_v_load(dmimo);
             for (int64_t t = 0; t < tokens; t++) {
                 float *dx = dv + t * rank * step;
@@ -187,7 +187,7 @@ static void store_before(const backward *d, const chunk *c, place at, const pend
         kr_vf x = through && d->dv_last ? kr_v_load_n(d->dv_last + head * p + j, p - j) : kr_v_set(0);
         for (int64_t r = 0; r < z->rank && before; r++) {
             const kr_vf dv = scale * kr_v_load(c->dv.at + r * c->dv.pitch + j);
-            float *dmimo = sums + kr_turn_mimo_at(z, r) + j;
+            float *dmimo = sums + kr_trapezoid_mimo_at(z, r) + j;
             kr_v_store(dmimo, kr_v_load(dmimo) + dv * value);
             x += dv * mimo_of(s, at.head, r, j);
         }
@@ -203,10 +203,10 @@ typedef struct shared {
 
 static shared shared_of(const backward *d, int64_t unit, place at) {
     const kr_chunk_size *z = &d->s.size;
-    const int64_t n = z->states, keys = kr_turn_keys(z);
-    if (d->s.turn.parts > 1) {
-        float *mine = d->shares + unit * kr_turn_share(z, &d->s.turn);
-        return (shared){{mine, mine + keys}, mine + 2 * keys, {z->rank * n, z->rank * n}, {n, n}, d->s.turn.pairs};
+    const int64_t n = z->states, keys = kr_trapezoid_keys(z);
+    if (d->s.rotate.parts > 1) {
+        float *mine = d->shares + unit * kr_trapezoid_share(z, &d->s.rotate);
+        return (shared){{mine, mine + keys}, mine + 2 * keys, {z->rank * n, z->rank * n}, {n, n}, d->s.rotate.pairs};
     }
     shared to = {.dang = d->dang.at ? d->dang.at + at.row * d->dang.pitch : 0, .dang_pitch = d->dang.pitch};
     for (int k = 0; k < 2; k++) {
@@ -217,13 +217,13 @@ static shared shared_of(const backward *d, int64_t unit, place at) {
     return to;
 }
 
-static void store_shared(const backward *d, const chunk *c, const turning *w, const shared *to, int64_t first) {
+static void store_shared(const backward *d, const chunk *c, const rotation *w, const shared *to, int64_t first) {
     for (int k = 0; k < 2; k++)
         if (to->at[k])
             store_ranks(c, to->at[k] + first * to->pitch[k], to->pitch[k], to->step[k], w->sums[k], d->s.size.states);
     if (to->dang && !d->s.own_angles)
         store_matrix(to->dang + first * to->dang_pitch, to->dang_pitch, (matrix){w->dang, w->pitch}, c->tokens,
-                     d->s.turn.pairs);
+                     d->s.rotate.pairs);
 }
 
 // Chunks ------------------------------------------------------------------------------------------------------------
@@ -237,29 +237,30 @@ static void want_backward(const backward *d, const chunk *c, place at, int64_t i
     const int64_t row = at.row + i * z->chunk, next_row = at.row + next * z->chunk;
     c->ahead->count = 0;
     if (next >= 0) {
-        want(c->ahead, d->saved + ((at.b * z->chunks + next) * z->heads + head) * z->states * p, 0, 1, z->states * p);
+        prefetch_rows(c->ahead, d->saved + ((at.b * z->chunks + next) * z->heads + head) * z->states * p, 0, 1,
+                      z->states * p);
         if (d->dout.at)
             for (int64_t r = 0; r < z->rank; r++)
-                want(c->ahead, d->dout.at + next_row * d->dout.pitch + (r * z->heads + head) * p, d->dout.pitch,
-                     c->tokens, p);
-        want_head(s, c, next_row, at, head);
+                prefetch_rows(c->ahead, d->dout.at + next_row * d->dout.pitch + (r * z->heads + head) * p,
+                              d->dout.pitch, c->tokens, p);
+        prefetch_head(s, c, next_row, at, head);
     }
     if (d->out.at && next >= 0)
-        want(c->ahead, d->out.at + next_row * d->out.pitch + head * p, d->out.pitch, c->tokens, p);
-    if (d->dz.at) want(c->ahead, d->dz.at + row * d->dz.pitch + at.head * p, d->dz.pitch, c->tokens, p);
-    if (d->dx.at) want(c->ahead, d->dx.at + row * d->dx.pitch + at.head * p, d->dx.pitch, c->tokens, p);
-    for (int k = 0; k < 2 && !s->turn.turns; k++)
+        prefetch_rows(c->ahead, d->out.at + next_row * d->out.pitch + head * p, d->out.pitch, c->tokens, p);
+    if (d->dz.at) prefetch_rows(c->ahead, d->dz.at + row * d->dz.pitch + at.head * p, d->dz.pitch, c->tokens, p);
+    if (d->dx.at) prefetch_rows(c->ahead, d->dx.at + row * d->dx.pitch + at.head * p, d->dx.pitch, c->tokens, p);
+    for (int k = 0; k < 2 && !s->rotate.rotates; k++)
         if (d->dkeys[k].at)
-            want(c->ahead, d->dkeys[k].at + row * d->dkeys[k].pitch + key_column(s, at, 0), d->dkeys[k].pitch,
-                 c->tokens, z->rank * z->states);
+            prefetch_rows(c->ahead, d->dkeys[k].at + row * d->dkeys[k].pitch + key_column(s, at, 0), d->dkeys[k].pitch,
+                          c->tokens, z->rank * z->states);
 }
 
 /// One head over one chunk; `next` and `felt` wait for the chunk before.
-static void backward_chunk(const backward *d, chunk *c, const turning *w, place at, int64_t i, pending *next,
+static void backward_chunk(const backward *d, chunk *c, const rotation *w, place at, int64_t i, pending *next,
                            float *felt) {
     const trapezoid *s = &d->s;
     const kr_chunk_size *z = &s->size;
-    const int64_t n = z->states, p = z->width, first = i * z->chunk, row = at.row + first, pairs = s->turn.pairs;
+    const int64_t n = z->states, p = z->width, first = i * z->chunk, row = at.row + first, pairs = s->rotate.pairs;
     const int64_t chunk_head = (at.b * z->chunks + i) * z->heads + at.head;
     const bool ends = i + 1 == z->chunks, fresh = !i && d->zero_start && !d->dh0 && !s->k0;
     float *sums = sums_of(d, at), *angles = c->spare[2];
@@ -267,13 +268,13 @@ static void backward_chunk(const backward *d, chunk *c, const turning *w, place 
     load_steps(s, c, at, first);
     for (int64_t j = 0; j < w->pitch; j++) w->running[j] = j < pairs ? (double)d->angles[chunk_head * pairs + j] : 0;
     load_keys(s, c, w, at, first, w->running);
-    chunk_scores(c);
+    trapezoid_scores(c);
     load_values(s, c, c->v, s->x.at + row * s->x.pitch + at.head * p, s->x.pitch, c->tokens, at.head);
     const bool gated = load_dy(d, c, at, row);
     if (!fresh) c->start = saved_state(c, d->saved + chunk_head * n * p);
     c->dq_set = c->dk_set = false;
     c->dskip = sums[0];
-    chunk_backward(c, state_at(z, c, at, true), fresh, ends && !d->dh_last);
+    trapezoid_backward(c, state_at(z, c, at, true), fresh, ends && !d->dh_last);
     for (int64_t r = 0; r < z->rank && ends && d->dk_last; r++)
         for (int64_t j = 0; j < n; j += KR_LANES) {
             float *to = c->dk.at + (c->rows - z->rank + r) * c->dk.pitch + j;
@@ -281,27 +282,27 @@ static void backward_chunk(const backward *d, chunk *c, const turning *w, place 
                                kr_v_load_n(d->dk_last + ((at.b * z->rank + r) * z->heads + at.head) * n + j, n - j));
         }
     clear(angles, c->tokens);
-    if (s->turn.turns) {
-        turn_back(d, c, w, at, sums);
+    if (s->rotate.rotates) {
+        rotate_back(d, c, w, at, sums);
         angles_back(d, c, w, at, row, felt, angles);
     }
-    for (int k = 0; k < 2 && !s->turn.turns; k++)
+    for (int k = 0; k < 2 && !s->rotate.rotates; k++)
         if (d->dkeys[k].at)
             store_ranks(c, d->dkeys[k].at + row * d->dkeys[k].pitch + key_column(s, at, 0), d->dkeys[k].pitch, n,
                         k == TRAPEZOID_K ? c->dk : c->dq, n);
     sums[0] = c->dskip;
     if (!gated && d->dz.at) {
-        chunk_output(c, c->start, fresh);
+        trapezoid_output(c, c->start, fresh);
         store_gate(d, c, at, row);
     }
     store_values(d, c, at, first, sums);
     store_steps(d, c, at, first, angles, next);
 }
 
-static void backward_unit(const backward *d, chunk *c, const turning *w, int64_t unit) {
+static void backward_unit(const backward *d, chunk *c, const rotation *w, int64_t unit) {
     const trapezoid *s = &d->s;
     const kr_chunk_size *z = &s->size;
-    const int64_t n = z->states, p = z->width, pairs = s->turn.pairs;
+    const int64_t n = z->states, p = z->width, pairs = s->rotate.pairs;
     const place here = place_of(z, unit);
     const shared to = shared_of(d, unit, here);
     pending next[KR_CHUNK_BLOCK] = {{0}};
@@ -309,16 +310,16 @@ static void backward_unit(const backward *d, chunk *c, const turning *w, int64_t
         const int64_t head = at.b * z->heads + at.head;
         const matrix adjoint = state_at(z, c, at, true);
         float *felt = w->felt + (at.head - at.first_head) * w->pitch;
-        clear(sums_of(d, at), kr_turn_sums(z, &s->turn));
+        clear(sums_of(d, at), kr_trapezoid_sums(z, &s->rotate));
         clear_matrix(adjoint, p, n);
         if (d->dh_last) load_matrix(adjoint, d->dh_last + head * n * p, n, p, n);
         for (int64_t j = 0; j < w->pitch; j++) felt[j] = d->dtheta && j < pairs ? d->dtheta[head * pairs + j] : 0;
     }
     for (int64_t i = z->chunks - 1; i >= 0; i--) {
-        chunk_resize(c, i + 1 == z->chunks ? z->length - i * z->chunk : z->chunk);
+        trapezoid_resize(c, i + 1 == z->chunks ? z->length - i * z->chunk : z->chunk);
         EACH_HEAD(z, unit, at)
         backward_chunk(d, c, w, at, i, &next[at.head - at.first_head], w->felt + (at.head - at.first_head) * w->pitch);
-        if (s->turn.turns && here.first_head < here.head_end) store_shared(d, c, w, &to, i * z->chunk);
+        if (s->rotate.rotates && here.first_head < here.head_end) store_shared(d, c, w, &to, i * z->chunk);
     }
     EACH_HEAD(z, unit, at) {
         const float *felt = w->felt + (at.head - at.first_head) * w->pitch;
@@ -330,12 +331,12 @@ static void backward_unit(const backward *d, chunk *c, const turning *w, int64_t
 KR_KERNEL(trapezoid_scan_grad) {
     const backward d = backward_of(call);
     const kr_chunk_size *z = &d.s.size;
-    const kr_chunk_layout layout = kr_chunk_arrange(z, true);
-    const kr_turn_layout turns = kr_turn_arrange(z, &d.s.turn, true);
+    const kr_trapezoid_layout layout = kr_trapezoid_arrange(z, true);
+    const kr_rotate_layout rotates = kr_rotate_arrange(z, &d.s.rotate, true);
     EACH_UNIT(z, {
-        float *base = (float *)call->work + slot * kr_turn_slot(&layout, &turns);
-        chunk c = chunk_of(z, &layout, base);
-        const turning w = turning_of(z, &d.s.turn, &turns, base + layout.floats);
+        float *base = (float *)call->work + slot * kr_trapezoid_slot(&layout, &rotates);
+        chunk c = trapezoid_chunk_of(z, &layout, base);
+        const rotation w = rotation_of(z, &d.s.rotate, &rotates, base + layout.floats);
         prefetch ahead = {.count = 0};
         c.ahead = &ahead;
         start_slot(&d.s, &c, true);
@@ -349,7 +350,7 @@ KR_KERNEL(trapezoid_scan_grad_sum) {
     const backward d = backward_of(call);
     const kr_chunk_size *z = &d.s.size;
     const int64_t pieces = (z->length + TOKENS - 1) / TOKENS,
-                  rows = d.s.turn.turns && d.s.turn.parts != 1 ? z->batch * pieces : 0;
+                  rows = d.s.rotate.rotates && d.s.rotate.parts != 1 ? z->batch * pieces : 0;
     int64_t begin, end;
     kr_share(rows + z->heads, part, parts, &begin, &end);
     for (int64_t i = begin; i < end; i++) {

@@ -14,13 +14,13 @@ static size_t bytes_of(int64_t floats) { return (size_t)(floats + KR_CHUNK_LANES
 static size_t trapezoid_scan_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const kr_trapezoid_size s = kr_trapezoid_measure(t, in);
-    return bytes_of(kr_turn_floats(&s.scan, &s.turn, false));
+    return bytes_of(kr_trapezoid_floats(&s.scan, &s.rotate, false));
 }
 
 static size_t trapezoid_scan_grad_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const kr_trapezoid_size s = kr_trapezoid_measure(t, in + TRAPEZOID_GRAD_FORWARD);
-    return bytes_of(kr_turn_floats(&s.scan, &s.turn, true));
+    return bytes_of(kr_trapezoid_floats(&s.scan, &s.rotate, true));
 }
 
 /// As ssd_scan: [B, chunks, H, N, P]; and the angles before each chunk, [B, chunks, H, S].
@@ -30,7 +30,7 @@ static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, co
     KR_TRY(kr_settle_saved(op, target, &t->i[TRAPEZOID_SAVED_SIZE],
                            KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.scan.states, s.scan.width)));
     return kr_settle_saved(op, target, &t->i[TRAPEZOID_ANGLES_SIZE],
-                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.turn.pairs));
+                           KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.rotate.pairs));
 }
 
 static kr_status trapezoid_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {

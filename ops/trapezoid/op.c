@@ -104,7 +104,7 @@ static kr_status check_scan_back(const kr_op *op, const kr_attrs *t, const kr_sh
     return check_scan(op, t, in + TRAPEZOID_GRAD_FORWARD, l);
 }
 
-/// MATH 17, with half of the products inside a chunk; for an angle's sine and cosine about 60, for a pair of k and one
+/// Multiply-adds of the chunk's products (docs/book/4-mamba-3.md), with half of those inside a chunk; for an angle's sine and cosine about 60, for a pair of k and one
 /// of q 16 and for their biases 2 per state.
 static void trapezoid_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                                 double *bytes) {
@@ -112,8 +112,9 @@ static void trapezoid_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_
     const kr_trapezoid_size all = kr_trapezoid_measure(t, in);
     const kr_chunk_size *s = &all.scan;
     const double heads = (double)(s->batch * s->length * s->heads), r = (double)s->rank, p = (double)s->width;
-    const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.turn.pairs;
-    *flops = heads * (r * (rows * (n + p) + 4 * n * p) + 40 + (all.turn.turns ? pairs * (60 + 16 * r) + 2 * r * n : 0));
+    const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.rotate.pairs;
+    *flops = heads *
+             (r * (rows * (n + p) + 4 * n * p) + 40 + (all.rotate.rotates ? pairs * (60 + 16 * r) + 2 * r * n : 0));
     *bytes = 4 *
              (heads * ((1 + r + (in[TRAPEZOID_Z].rank >= 0)) * p + 3) + 2 * (double)kr_shape_count(&in[TRAPEZOID_K]) +
               (double)kr_shape_count(&out[TRAPEZOID_SAVED]) + 2 * (double)kr_shape_count(&out[TRAPEZOID_H_LAST]));
@@ -125,10 +126,10 @@ static void trapezoid_scan_grad_cost(const kr_attrs *t, const kr_shape *in, cons
     const kr_trapezoid_size all = kr_trapezoid_measure(t, in + TRAPEZOID_GRAD_FORWARD);
     const kr_chunk_size *s = &all.scan;
     const double heads = (double)(s->batch * s->length * s->heads), r = (double)s->rank, p = (double)s->width;
-    const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.turn.pairs;
+    const double n = (double)s->states, rows = (double)s->chunk * r, pairs = (double)all.rotate.pairs;
     *flops = heads * (r * (rows * (3 * n + 2 * p) + 10 * n * p) +
                       (in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z].rank >= 0 ? 30 * p : 0) + 80 +
-                      (all.turn.turns ? pairs * (70 + 36 * r) + 6 * r * n : 0));
+                      (all.rotate.rotates ? pairs * (70 + 36 * r) + 6 * r * n : 0));
     *bytes = 4 * (heads * ((2 + r + 3 * (in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z].rank >= 0)) * p + 6) +
                   4 * (double)kr_shape_count(&in[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_K]) +
                   (double)kr_shape_count(&in[TRAPEZOID_GRAD_SAVED]));

@@ -359,7 +359,8 @@ kr_status kr_tensors_header(const char *text, size_t bytes, uint64_t data_bytes,
     json_object_put(root);
     free(s.keys);
     if (status) {
-        kr_tensors_close(f);
+        if (f) kr_pool_free(f->pool);
+        free(f);
         return status;
     }
     *out = f;

@@ -44,7 +44,7 @@ def philox(key, high, low):
 
 
 def row_start(seed, row, n):
-    """Where row `row` of a run starts, below n: as tools/data.c chooses it."""
+    """Where row `row` of a run starts, below n: as tools/train/data.c chooses it."""
     words = philox(seed, 0x726F77, row)
     return ((words[1] << 32 | words[0]) * n) >> 64
 
