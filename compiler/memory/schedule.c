@@ -151,7 +151,7 @@ static int best_ready(const work *w, int64_t *change, int64_t *during) {
 }
 
 static int64_t peak_greedy(work *w) {
-    int64_t live = 0, most = 0, change, during;
+    int64_t live = 0, most = 0, change = 0, during = 0;
     start(w);
     for (int i = 0; i < w->nodes; i++) {
         const kr_node *n = kr_graph_node(w->g, i);
