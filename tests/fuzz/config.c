@@ -1,5 +1,5 @@
 /// krait.yaml: what is refused has a message; models that are taken survive the way through config.json.
-#include "tools/config.h"
+#include "tools/config/config.h"
 
 #include <stdio.h>
 #include <stdlib.h>

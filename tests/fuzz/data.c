@@ -1,6 +1,6 @@
 /// Text to train on, plain or packed: rows, streams and windows stay inside of it whatever it holds. The first byte says
 /// how long a row is, the second whether the rest is a .zst file.
-#include "tools/train.h"
+#include "tools/train/data.h"
 
 #include <stdlib.h>
 #include <unistd.h>
