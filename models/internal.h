@@ -9,7 +9,6 @@
 /// U(-a, a) with a = 1 / sqrt(fan_in): PyTorch's default for linear and convolution weights and biases.
 static inline double kr_fan_in(int64_t fan_in) { return fan_in > 0 ? 1.0 / sqrt((double)fan_in) : 0; }
 static inline kr_init kr_uniform(double a) { return (kr_init){.kind = KR_INIT_UNIFORM, .a = a}; }
-static inline double kr_output_scale(const kr_block_config *c) { return kr_block_output_scale(c); }
 static const kr_init kr_ones __attribute__((unused)) = {.kind = KR_INIT_CONSTANT, .a = 1};
 
 /// Initial step sizes of the Mamba family, a part of the blocks' structs, and its rows in their tables.

@@ -20,10 +20,13 @@ circles() {
 }
 
 # One node, not a circle: the families of ops and their table, since a gradient rule is written in the other families'
-# words. compiler/ is one node so far.
-set -- "$build"/libkrait.*.p/*.o "$build"/libkrait_lm.*.p/*.o "$build"/librooms.a.p/*.o "$build"/krait.p/*.o
+# words.
+# Objects of files that are gone may lie about in the build folder: what counts is what is built now.
+cd "$build"
+# shellcheck disable=SC2046 # a list of words
+set -- $(sed -n 's/^ *"output": "\(lib\(krait\|krait_lm\|rooms\)\.[^"]*\.p\/[^"]*\|krait\.p\/[^"]*\)".*/\1/p' compile_commands.json)
 nm -gA "$@" | sed -e 's|^.*\.p/\([^:]*\)\.c\.o: *|\1 |' -e 's/^ops_[^ ]*_op /ops_families /' \
-  -e 's/^ops_graph_table /ops_families /' -e 's/^compiler_[^ ]* /compiler /' >"$work/symbols"
+  -e 's/^ops_graph_table /ops_families /' >"$work/symbols"
 awk 'BEGIN { n = 0 } $2 == "U" { symbol[n] = $3; user[n++] = $1 } NF == 4 && $3 ~ /[TDRB]/ { home[$4] = $1 }
   END { for (i = 0; i < n; i++) if (symbol[i] in home && home[symbol[i]] != user[i]) print user[i], home[symbol[i]] }' \
   "$work/symbols" | sort -u >"$work/calls"

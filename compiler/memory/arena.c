@@ -94,7 +94,7 @@ static double importance(const kr_arena_item *b, int k) {
 }
 
 /// The tightest gap between what is taken that holds `size`, the lowest of several; else the end.
-static size_t best_offset(const kr_ranges *taken, size_t size) {
+static size_t best_offset(const kr_extents *taken, size_t size) {
     size_t best = SIZE_MAX, best_gap = SIZE_MAX, end = 0;
     for (int k = 0; k < taken->count; k++) {
         const size_t gap = taken->list[k].low - end;
@@ -111,7 +111,7 @@ static size_t best_offset(const kr_ranges *taken, size_t size) {
 static bool pack_in_order(const kr_arena_item *items, const entry *order, size_t count, size_t align,
                           const beginnings *steps, size_t *offsets, size_t *peak) {
     kr_occupancy occupied;
-    kr_ranges taken = {0};
+    kr_extents taken = {0};
     bool room = kr_occupancy_make(&occupied, steps->count);
     *peak = 0;
     for (size_t i = 0; i < count && room; i++) {
@@ -125,7 +125,7 @@ static bool pack_in_order(const kr_arena_item *items, const entry *order, size_t
         if (!room) break;
         *offset = best_offset(&taken, size);
         *peak = *offset + size > *peak ? *offset + size : *peak;
-        room = kr_occupancy_take(&occupied, first, last, (kr_range){*offset, *offset + size});
+        room = kr_occupancy_take(&occupied, first, last, (kr_extent){*offset, *offset + size});
     }
     free(taken.list);
     kr_occupancy_free(&occupied);

@@ -8,7 +8,7 @@
 #include <string.h>
 
 /// Adds a range to a union.
-static bool unite(kr_ranges *r, kr_range added) {
+static bool unite(kr_extents *r, kr_extent added) {
     int from = 0, to = r->count; // the first range that ends at added.low or after
     while (from < to) {
         const int middle = from + (to - from) / 2;
@@ -21,7 +21,7 @@ static bool unite(kr_ranges *r, kr_range added) {
     }
     if (from == to && r->count == r->room) {
         const int room = r->room ? 2 * r->room : 4;
-        kr_range *larger = realloc(r->list, (size_t)room * sizeof *larger);
+        kr_extent *larger = realloc(r->list, (size_t)room * sizeof *larger);
         if (!larger) return false;
         r->list = larger;
         r->room = room;
@@ -62,26 +62,26 @@ static visit half(const visit *v, bool right) {
 static bool apart(const visit *v) { return v->last < v->begin || v->first > v->end; }
 static bool covers(const visit *v) { return v->first <= v->begin && v->end <= v->last; }
 
-static bool take(kr_occupancy *o, visit v, kr_range range) {
+static bool take(kr_occupancy *o, visit v, kr_extent range) {
     if (apart(&v)) return true;
     if (!unite(&o->some[v.node], range)) return false;
     if (covers(&v)) return unite(&o->whole[v.node], range);
     return take(o, half(&v, false), range) && take(o, half(&v, true), range);
 }
 
-bool kr_occupancy_take(kr_occupancy *o, int first, int last, kr_range range) {
+bool kr_occupancy_take(kr_occupancy *o, int first, int last, kr_extent range) {
     return take(o, (visit){first, last, 1, 0, o->leaves - 1}, range);
 }
 
-static bool find(const kr_occupancy *o, visit v, kr_ranges *out) {
+static bool find(const kr_occupancy *o, visit v, kr_extents *out) {
     if (apart(&v)) return true;
-    const kr_ranges *here = covers(&v) ? &o->some[v.node] : &o->whole[v.node];
+    const kr_extents *here = covers(&v) ? &o->some[v.node] : &o->whole[v.node];
     for (int k = 0; k < here->count; k++)
         if (!unite(out, here->list[k])) return false;
     return covers(&v) || (find(o, half(&v, false), out) && find(o, half(&v, true), out));
 }
 
-bool kr_occupancy_find(const kr_occupancy *o, int first, int last, kr_ranges *out) {
+bool kr_occupancy_find(const kr_occupancy *o, int first, int last, kr_extents *out) {
     out->count = 0;
     return find(o, (visit){first, last, 1, 0, o->leaves - 1}, out);
 }

@@ -72,7 +72,7 @@ static kr_value attention(kr_graph *g, const kr_block_config *c, kr_value x) {
         kr_split(g, in[1], -1, (int64_t[]){mlp / 2, mlp / 2}, 2, up);
         o = kr_concat(g, (kr_value[]){o, kr_mul(g, up[0], kr_silu(g, up[1]))}, 2, -1);
     }
-    return kr_block_linear(g, c, "out_proj", o, D, a->out_proj_bias, kr_output_scale(c));
+    return kr_block_linear(g, c, "out_proj", o, D, a->out_proj_bias, kr_block_output_scale(c));
 }
 
 const kr_block_kind kr_block_attention = {

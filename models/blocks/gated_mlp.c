@@ -21,7 +21,7 @@ static kr_value gated_mlp(kr_graph *g, const kr_block_config *c, kr_value x) {
     kr_value half[2];
     kr_split(g, kr_block_linear(g, c, "fc1", x, 2 * hidden, k->bias, 1), -1, (int64_t[]){hidden, hidden}, 2, half);
     const kr_value gated = kr_mul(g, half[0], kr_silu(g, half[1]));
-    return kr_block_linear(g, c, "fc2", gated, c->d_model, k->bias, kr_output_scale(c));
+    return kr_block_linear(g, c, "fc2", gated, c->d_model, k->bias, kr_block_output_scale(c));
 }
 
 const kr_block_kind kr_block_gated_mlp = {

@@ -53,7 +53,7 @@ static kr_value mamba1(kr_graph *g, const kr_block_config *c, kr_value x) {
         .C = select[2], .D = skip, .z = path[1], .delta_bias = dt_bias, .h0 = h, .reset = c->reset,
         .delta_softplus = true}, &h_next);
     kr_carry_set(g, h, h_next);
-    return kr_block_linear(g, c, "out_proj", y, D, k->bias, kr_output_scale(c));
+    return kr_block_linear(g, c, "out_proj", y, D, k->bias, kr_block_output_scale(c));
 }
 
 const kr_block_kind kr_block_mamba1 = {

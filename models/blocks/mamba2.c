@@ -62,7 +62,7 @@ static kr_value mamba2(kr_graph *g, const kr_block_config *c, kr_value u) {
         y = kr_rms_norm_full(g, y, KR_NONE, in[2], kr_param(g, "norm.weight", KR_SHAPE(S), kr_ones, 0), KR_NONE, 1e-5,
                              S / G, k->norm_before_gate, NULL);
     if (M) y = kr_concat(g, (kr_value[]){kr_mul(g, kr_silu(g, in[0]), in[1]), y}, 2, -1);
-    return kr_block_linear(g, c, "out_proj", y, D, k->bias, kr_output_scale(c));
+    return kr_block_linear(g, c, "out_proj", y, D, k->bias, kr_block_output_scale(c));
 }
 
 const kr_block_kind kr_block_mamba2 = {

@@ -88,7 +88,7 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     // Otherwise a norm per head, and the gate; MIMO gates every rank and merges the ranks
     if (!m->is_mimo) {
         if (!gated) o = kr_rms_norm_full(g, o, KR_NONE, in[Z], wn, KR_NONE, 1e-5, P, true, NULL);
-        return kr_block_linear(g, c, "out_proj", o, D, m->bias, kr_output_scale(c));
+        return kr_block_linear(g, c, "out_proj", o, D, m->bias, kr_block_output_scale(c));
     }
     o = kr_reshape(g, o, KR_SHAPE(B, L, R, E));
     if (wn.id) o = kr_rms_norm_full(g, o, KR_NONE, KR_NONE, wn, KR_NONE, 1e-5, P, true, NULL);
@@ -96,7 +96,7 @@ static kr_value mamba3(kr_graph *g, const kr_block_config *c, kr_value u) {
     merge = kr_reshape(g, kr_transpose(g, merge, 0, 1), KR_SHAPE(R, E));
     const kr_value z = kr_mul(g, kr_reshape(g, in[Z], KR_SHAPE(B, L, 1, E)), gate);
     const kr_value ranks = kr_mul(g, kr_mul(g, o, kr_silu(g, z)), merge);
-    return kr_block_linear(g, c, "out_proj", kr_sum(g, ranks, 2, false), D, m->bias, kr_output_scale(c));
+    return kr_block_linear(g, c, "out_proj", kr_sum(g, ranks, 2, false), D, m->bias, kr_block_output_scale(c));
 }
 
 const kr_block_kind kr_block_mamba3 = {

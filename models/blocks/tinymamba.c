@@ -42,7 +42,7 @@ static kr_value tinymamba(kr_graph *g, const kr_block_config *c, kr_value x) {
     const kr_value h = kr_linear_scan(g, keep, let_in, h0, c->reset, &h_next);
     kr_carry_set(g, h0, h_next);
     const kr_value shown = kr_mul(g, h, kr_sigmoid(g, part[2]));
-    return kr_block_linear(g, c, "out_proj", shown, D, k->bias, kr_output_scale(c));
+    return kr_block_linear(g, c, "out_proj", shown, D, k->bias, kr_block_output_scale(c));
 }
 
 const kr_block_kind kr_block_tinymamba = {

@@ -22,7 +22,9 @@ int64_t kr_letter_attribute(const kr_letters *l, const char *word, int length) {
 
 int kr_letter_place(kr_letters *l, const char *word, int length) {
     for (int k = 0; k < l->count; k++)
-        if (l->letter[k].length == length && !memcmp(l->letter[k].name, word, (size_t)length)) return k;
+        if (*l->letter[k].name == *word && l->letter[k].length == length &&
+            (length == 1 || !memcmp(l->letter[k].name, word, (size_t)length)))
+            return k;
     if (l->count == KR_LETTERS) return KR_LETTERS - 1;
     l->letter[l->count] = (kr_letter_entry){.name = word, .length = length, .from = KR_NOBODY};
     return l->count++;

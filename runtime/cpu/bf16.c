@@ -48,7 +48,8 @@ static int limit = KR_BF16_PATH_COUNT - 1;
 /// KRAIT_WITHOUT: names of extensions with commas between them. Gives the paths that they take away; what is no name of
 /// one is at *unknown, its length in *length.
 static unsigned taken_away(const char **unknown, int *length) {
-    static const char *const extensions[KR_BF16_PATH_COUNT] = {[KR_BF16_VECTOR] = "avx512_bf16", [KR_BF16_MATRIX] = "amx"};
+    static const char *const extensions[KR_BF16_PATH_COUNT] = {[KR_BF16_VECTOR] = "avx512_bf16",
+                                                               [KR_BF16_MATRIX] = "amx"};
     const char *at = getenv("KRAIT_WITHOUT");
     unsigned paths = 0;
     *unknown = NULL;
@@ -74,8 +75,8 @@ kr_status kr_bf16_environment(void) {
     int length = 0;
     taken_away(&unknown, &length);
     KR_FAIL_IF(unknown, KR_BAD_ARGUMENT,
-               "KRAIT_WITHOUT has \"%.*s\", want names of extensions with commas between them: amx, avx512_bf16", length,
-               unknown);
+               "KRAIT_WITHOUT has \"%.*s\", want names of extensions with commas between them: amx, avx512_bf16",
+               length, unknown);
     return KR_OK;
 }
 

@@ -1,5 +1,5 @@
-/// Text to train on, plain or packed: rows, streams and windows stay inside of it whatever it holds. The first byte says
-/// how long a row is, the second whether the rest is a .zst file.
+/// Text to train on, plain or packed: rows, streams and windows stay inside of it whatever it holds. The first byte
+/// says how long a row is, the second whether the rest is a .zst file.
 #include "tools/train/data.h"
 
 #include <stdlib.h>
