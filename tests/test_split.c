@@ -105,8 +105,8 @@ static void multiply(const operands *o, const way *w, bool in_place, int parts, 
 // So an element goes through n = K + EXTRA roundings at most, in whatever order its terms t are summed. The terms have
 // random signs, so that the square of a sum of some of them is at most S = sum t^2 on the average; and a rounding
 // error, even over [-us, us], has the variance u^2 s^2 / 3. Together: a variance of at most n u^2 S / 3. Six times its
-// root are allowed, which less than one in 10^8 elements passes (the worst case without chance, n u sum |t|, is 50 times
-// as much). Elements are well below that, most sums being smaller than the last; how much is seen in all of them
+// root are allowed, which less than one in 10^8 elements passes (the worst case without chance, n u sum |t|, is 50
+// times as much). Elements are well below that, most sums being smaller than the last; how much is seen in all of them
 // together, in squares: sums in pieces are no worse than a chain of K multiply-adds. To leave out a product of parts,
 // 2^-18 of a term and more, would be ten times worse.
 

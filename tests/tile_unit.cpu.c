@@ -1,7 +1,7 @@
 /// ops/cpu/tile_split.h on a tile unit in software, as a kernel for test_split.c: so what AMX is told to do is tested
-/// on every machine with AVX-512. The instructions are as Intel's manual has them (TDPBF16PS): the two halves of the pairs
-/// are summed apart, each sum along the 16 pairs of a tile, and their sum is added to the tile; all rounded to nearest.
-/// Denormals, which the unit takes as zero, do not occur in the tests.
+/// on every machine with AVX-512. The instructions are as Intel's manual has them (TDPBF16PS): the two halves of the
+/// pairs are summed apart, each sum along the 16 pairs of a tile, and their sum is added to the tile; all rounded to
+/// nearest. Denormals, which the unit takes as zero, do not occur in the tests.
 #include "ops/cpu/tile_beside.h"
 
 enum { TILES = 8, SIDE = 16 };
