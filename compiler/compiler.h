@@ -1,5 +1,6 @@
 /// The compiler: passes that turn a graph into a plan, and the printers that show any stage.
-/// It never names an op: it asks the descriptor.
+/// It never names an op: what an op means is in its kr_op (ops/ops.h), what the target promises in its kr_impl
+/// (runtime/target.h).
 #ifndef KRAIT_COMPILER_H
 #define KRAIT_COMPILER_H
 
@@ -9,8 +10,8 @@
 extern "C" {
 #endif
 
-/// AdamW with decay groups, as part of the graph (MATH 13). Weight decay applies to params flagged KR_PARAM_DECAY.
-/// The moments of a param are carries "exp_avg.<param>" and "exp_avg_sq.<param>" of kind KR_CARRY_OPTIMIZER, and so is
+/// AdamW with decay groups, as part of the graph (kr_adamw, ops/ops.h). Weight decay applies to params
+/// flagged KR_PARAM_DECAY. The moments of a param are carries "exp_avg.<param>" and "exp_avg_sq.<param>" of kind KR_CARRY_OPTIMIZER, and so is
 /// the number of updates, from which the bias corrections follow.
 typedef struct kr_optimizer {
     double beta1, beta2, eps, weight_decay;

@@ -61,15 +61,15 @@ static kr_status make_slots(kr_compilation *c) {
 static kr_operand operand(const kr_compilation *c, kr_value v) {
     kr_operand o = {.slot = -1, .dtype = kr_value_dtype(c->g, v), .shape = kr_value_shape(c->g, v)};
     if (!v.id) return o;
-    const kr_placement *h = &c->placements[v.id];
-    const int b = c->memory->of_value[h->root];
+    const kr_placement *p = &c->placements[v.id];
+    const int b = c->memory->of_value[p->root];
     if (b < 0) return o; // an output that nobody reads
     const kr_buffer *buffer = &c->memory->buffers[b];
     o.slot = buffer->slot;
     o.offset = buffer->offset;
     if (kr_shape_count(&o.shape))
-        o.offset += (size_t)h->layout.offset * kr_dtype_size(o.dtype); // else: no element, no place
-    memcpy(o.stride, h->layout.stride, sizeof o.stride);
+        o.offset += (size_t)p->layout.offset * kr_dtype_size(o.dtype); // else: no element, no place
+    memcpy(o.stride, p->layout.stride, sizeof o.stride);
     return o;
 }
 

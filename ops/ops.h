@@ -1,4 +1,5 @@
-/// The language of Krait: graphs, values, and every op with its shape rule, gradient rule, cost and kernels.
+/// The language of Krait: graphs, values, and every op with its shape rule, gradient rule and cost. How a target does
+/// an op, and with which kernels, is a kr_impl (runtime/target.h).
 ///
 /// A graph is SSA: nodes in an order in which every value is made before it is used. Building never fails at the
 /// call: the first error sticks to the graph (kr_graph_status) and later calls return the empty value, so block code
@@ -136,7 +137,7 @@ kr_status kr_graph_print(const kr_graph *, FILE *);
 kr_status kr_graph_parse(const char *text, size_t bytes, const char *label, kr_graph **out);
 
 // ---------------------------------------------------------------------------------------------------------------
-// Op descriptors
+// Ops: what they mean
 
 /// Names of an op's attributes, as the text form prints them. A null name ends each list.
 typedef struct kr_attr_names {
@@ -218,7 +219,8 @@ struct kr_op {
     /// What a signature cannot say: relations between attributes and lengths, and lengths that only the op knows. All
     /// inputs fit the signature by then. May be null.
     kr_status (*check)(const kr_op *, const kr_attrs *, const kr_shape *in_shape, kr_letters *);
-    /// Where there is no signature: output shapes and dtypes, or why not (status with a message "op: what it got, what it wants").
+    /// Where there is no signature: output shapes and dtypes, or why not (status with a message "op: what it got, what
+    /// it wants").
     /// in_shape/in_dtype of absent inputs: rank -1.
     kr_status (*shape)(const kr_attrs *, const kr_shape *in_shape, const kr_dtype *in_dtype, int inputs,
                        kr_shape *out_shape, kr_dtype *out_dtype);

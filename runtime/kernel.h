@@ -20,7 +20,7 @@ typedef struct kr_shape {
     int64_t dim[KR_MAX_RANK];
 } kr_shape;
 
-/// What parameterises an op besides its inputs. Which entries mean what is named by the op's descriptor.
+/// What parameterises an op besides its inputs. Which entries mean what is named by the op (kr_op.attr, ops/ops.h).
 typedef struct kr_attrs {
     int64_t i[KR_ATTR_INTEGERS];
     double r[KR_ATTR_REALS];
@@ -28,8 +28,8 @@ typedef struct kr_attrs {
 } kr_attrs;
 
 /// One tensor as a kernel sees it. `stride` counts elements; 0 repeats (a broadcast). data is NULL for an absent
-/// optional input and for an output that nobody reads (only where the descriptor allows that).
-/// Which strides can occur is what the op's descriptor promises to handle:
+/// optional input and for an output that nobody reads (only where kr_impl.skip_out allows that).
+/// Which strides can occur is what the op's implementation (kr_impl, runtime/target.h) promises to handle:
 ///   contiguous  packed row-major (the default);
 ///   rows        last axis contiguous, all leading axes collapse to rows at one pitch (see kr_arg_pitch);
 ///   strided     anything, zeros included.
@@ -53,7 +53,7 @@ typedef struct kr_call {
     const kr_arg *in;
     const kr_arg *out;
     int inputs, outputs;
-    void *work; ///< as many bytes as the descriptor's `work` asked for, 64-byte aligned, undefined content
+    void *work; ///< as many bytes as kr_impl.work said, 64-byte aligned, undefined content
     const kr_attrs *attrs;
     int64_t round;            ///< of a step that runs its stages several times: 0, 1, ...
     kr_bf16_path bf16;        ///< for products in bf16, and in f32 by parts in bf16: the best here

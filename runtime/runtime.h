@@ -60,7 +60,9 @@ __attribute__((format(printf, 2, 3))) char *kr_pool_format(kr_pool *, const char
 // ---------------------------------------------------------------------------------------------------------------
 // The processor
 
-/// The best level that this machine and this build can run, lowered by KRAIT_ISA=base|avx2|avx512 in the environment.
+/// The best level that this machine and this build can run, lowered by kr_isa_limit (`--isa` of krait bench and golden,
+/// `isa:` of a target in krait.yaml), else by KRAIT_ISA=base|avx2|avx512 in the environment. The CPU's devices take the
+/// kernels of it when a plan is bound (runtime/cpu/bind.c).
 kr_isa kr_isa_best(void);
 /// Lowers (or restores) the level for this process. fails KR_UNSUPPORTED when the machine or build lacks it.
 kr_status kr_isa_limit(kr_isa);
@@ -88,7 +90,7 @@ float kr_random_normal(uint64_t seed, uint64_t stream, uint64_t index);
 /// A stable 64-bit hash of a name (XXH3), to derive streams from parameter names.
 uint64_t kr_hash(const void *data, size_t bytes);
 
-/// How a parameter starts. a, b, c depend on the kind; MATH is docs/initialisation in the book.
+/// How a parameter starts. a, b, c depend on the kind. Why so: "How it starts" in docs/book/2-mamba.md.
 typedef enum kr_init_kind {
     KR_INIT_ZEROS = 0,
     KR_INIT_CONSTANT,     ///< a
@@ -226,7 +228,8 @@ int kr_session_threads(const kr_session *);
 /// Makes room for everything the plan needs; parameters, optimiser state and carries are shared by name with the
 /// plans added before (shapes and dtypes must agree). New memory is zero. Allocates; runs never do.
 /// fails KR_BAD_ARGUMENT: the plan was compiled for another target; KR_UNSUPPORTED: the device lacks a kernel (the
-/// message names op, node, scope and target). The plan may be freed before the session; its inputs, outputs and constants keep their room until the session ends.
+/// message names op, node, scope and target). The plan may be freed before the session; its inputs, outputs and
+/// constants keep their room until the session ends.
 kr_status kr_session_add(kr_session *, kr_plan *);
 /// Sets every parameter from its initialiser, every other persistent slot to zero.
 kr_status kr_session_init(kr_session *, uint64_t seed);

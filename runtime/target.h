@@ -2,7 +2,7 @@
 ///
 /// An op says what is computed (ops/ops.h, kr_op). How a machine does it is an implementation, kr_impl: the promises
 /// that its kernels make about memory, and the kernels. A target is a table of implementations with the machine's
-/// rates and limits; a device (kr_device, runtime.h) is one such machine, which binds plans that were compiled for its target.
+/// rates and limits; a device (kr_device, runtime.h) is one such machine, which binds plans compiled for its target.
 /// A target's description needs no device: graphs are compiled, printed and costed for machines that are not here.
 #ifndef KRAIT_RUNTIME_TARGET_H
 #define KRAIT_RUNTIME_TARGET_H

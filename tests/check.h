@@ -1,5 +1,5 @@
 /// How ops are tested: one case (op, attributes, shapes, ranges) and one oracle (the op in double, naive) give a test
-/// of every kernel build, memory layout, thread count and in-place use that the op's descriptor promises, and a test
+/// of every kernel build, memory layout, thread count and in-place use that the op's implementation promises, and a test
 /// of the gradient rule against finite differences. Failures are Criterion assertions that say op, level and element.
 #ifndef KRAIT_TESTS_CHECK_H
 #define KRAIT_TESTS_CHECK_H
@@ -61,7 +61,7 @@ typedef struct check_case {
 /// Runs the op's kernels (or, for views, its layout rule) at every ISA level of this machine against the oracle:
 /// guard bands around outputs and workspace; inputs unchanged; parts 1, 2, 3 and 5 give the same bits; `rows` and
 /// strided inputs, broadcast (stride 0) inputs, `rows` outputs, skipped outputs and in-place use wherever the
-/// descriptor declares them.
+/// op declares them.
 void check_forward(const check_case *, check_oracle *);
 
 /// loss = sum over f32 outputs of <out, random>, over all outputs together and over each alone: kr_autodiff, naive

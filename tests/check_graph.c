@@ -144,7 +144,7 @@ static kr_node *build(const gradient *f, kr_graph *g, kr_value *x) {
     return kr_value_node(g, y);
 }
 
-/// Every node that the rule appends may read of the op's own values only what the descriptor says it keeps.
+/// Every node that the rule appends may read of the op's own values only what the op says it keeps.
 static void check_keeps(const gradient *f) {
     kr_graph *g = NULL;
     check_ok(kr_graph_new(&g), f->c->op);

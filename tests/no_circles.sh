@@ -27,8 +27,8 @@ cd "$build"
 set -- $(sed -n 's/^ *"output": "\(lib\(krait\|krait_lm\|rooms\)\.[^"]*\.p\/[^"]*\|krait\.p\/[^"]*\)".*/\1/p' compile_commands.json)
 nm -gA "$@" | sed -e 's|^.*\.p/\([^:]*\)\.c\.o: *|\1 |' -e 's/^ops_[^ ]*_op /ops_families /' \
   -e 's/^ops_graph_table /ops_families /' >"$work/symbols"
-awk 'BEGIN { n = 0 } $2 == "U" { symbol[n] = $3; user[n++] = $1 } NF == 4 && $3 ~ /[TDRB]/ { home[$4] = $1 }
-  END { for (i = 0; i < n; i++) if (symbol[i] in home && home[symbol[i]] != user[i]) print user[i], home[symbol[i]] }' \
+awk 'BEGIN { n = 0 } $2 == "U" { symbol[n] = $3; user[n++] = $1 } NF == 4 && $3 ~ /[TDRB]/ { owner[$4] = $1 }
+  END { for (i = 0; i < n; i++) if (symbol[i] in owner && owner[symbol[i]] != user[i]) print user[i], owner[symbol[i]] }' \
   "$work/symbols" | sort -u >"$work/calls"
 circles "$work/calls" "files that call each other"
 

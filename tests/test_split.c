@@ -45,7 +45,7 @@ static operands make(int transposes, int residual) {
     return o;
 }
 
-static void forget(operands *o) {
+static void release(operands *o) {
     free(o->a);
     free(o->b);
     free(o->r);
@@ -153,7 +153,7 @@ Test(split, sums_have_the_error_of_f32) {
                 cr_expect_leq(squares, 1.3 * chain, "%s: %g times the error of a sum one by one", list[w].name,
                               sqrt(squares / chain));
             }
-            forget(&o);
+            release(&o);
         }
 }
 
@@ -190,7 +190,7 @@ Test(split, a_single_product_is_exact) {
                                   (y[i * N + j] - want) / want);
                 }
         }
-        forget(&o);
+        release(&o);
     }
 }
 
@@ -229,7 +229,7 @@ Test(split, what_is_not_finite_is_as_in_f32) {
                     cr_assert_eq(memcmp(y, again, sizeof y), 0, "%s: %d parts give other bits", list[w].name, parts);
                 }
             }
-            forget(&o);
+            release(&o);
         }
 }
 
@@ -248,6 +248,6 @@ Test(split, bits_do_not_depend_on_place_and_parts) {
                              parts);
             }
         }
-        forget(&o);
+        release(&o);
     }
 }

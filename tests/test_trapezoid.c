@@ -48,8 +48,8 @@ static check_case make(int64_t batch, int64_t length, int64_t heads, int64_t ran
     return c;
 }
 
-/// The same with keys and queries that the scan turns: `pairs` of them, laid out in halves or side by side.
-static check_case turning(check_case c, int64_t groups, int64_t states, int64_t pairs, bool half, bool own_angles,
+/// The same with keys and queries that the scan rotates: `pairs` of them, laid out in halves or side by side.
+static check_case rotating(check_case c, int64_t groups, int64_t states, int64_t pairs, bool half, bool own_angles,
                           bool theta0) {
     const int64_t batch = c.shape[TRAPEZOID_X].dim[0], length = c.shape[TRAPEZOID_X].dim[1],
                   heads = c.shape[TRAPEZOID_ADT].dim[2], rank = c.attrs.i[TRAPEZOID_RANK];
@@ -188,41 +188,41 @@ Test(trapezoid_scan_grad, nothing) {
     check_backward(make(2, 3, 2, 2, 4, 0, 0, EVERYTHING));
 }
 
-// Keys and queries that the scan turns ------------------------------------------------------------------------------
+// Keys and queries that the scan rotates ------------------------------------------------------------------------------
 
-Test(trapezoid_turns, pairs) {
+Test(trapezoid_rotates, pairs) {
     for (int half = 0; half < 2; half++) {
-        check_both(turning(make(2, 11, 4, 1, 3, 6, 8, EVERYTHING), 2, 6, 3, half, false, true));
-        check_both(turning(make(1, 6, 2, 1, 2, 18, 4, EVERYTHING & ~HAS_RESET), 1, 18, 5, half, false, false));
-        check_both(turning(make(1, 9, 2, 1, 3, 7, 4, HAS_RESET), 1, 7, 3, half, true, true));
-        check_both(turning(make(1, 6, 2, 1, 2, 4, 4, 0), 2, 4, 0, half, false, true));
-        check_both(turning(make(1, 3, 1, 1, 1, 36, 2, EVERYTHING), 1, 36, 17, half, false, true));
+        check_both(rotating(make(2, 11, 4, 1, 3, 6, 8, EVERYTHING), 2, 6, 3, half, false, true));
+        check_both(rotating(make(1, 6, 2, 1, 2, 18, 4, EVERYTHING & ~HAS_RESET), 1, 18, 5, half, false, false));
+        check_both(rotating(make(1, 9, 2, 1, 3, 7, 4, HAS_RESET), 1, 7, 3, half, true, true));
+        check_both(rotating(make(1, 6, 2, 1, 2, 4, 4, 0), 2, 4, 0, half, false, true));
+        check_both(rotating(make(1, 3, 1, 1, 1, 36, 2, EVERYTHING), 1, 36, 17, half, false, true));
     }
 }
-Test(trapezoid_turns, ranks) {
+Test(trapezoid_rotates, ranks) {
     for (int64_t rank = 2; rank <= 4; rank++)
-        check_both(turning(make(1, 6, 4, rank, 2, 5, 4, EVERYTHING), 2, 5, 2, rank % 2, rank == 3, true));
+        check_both(rotating(make(1, 6, 4, rank, 2, 5, 4, EVERYTHING), 2, 5, 2, rank % 2, rank == 3, true));
 }
-Test(trapezoid_turns, units) {
-    check_both(turning(make(1, 7, 19, 1, 2, 4, 4, EVERYTHING), 1, 4, 2, false, false, true));
-    check_both(turning(make(17, 3, 2, 1, 2, 4, 2, EVERYTHING), 1, 4, 1, false, false, true));
+Test(trapezoid_rotates, units) {
+    check_both(rotating(make(1, 7, 19, 1, 2, 4, 4, EVERYTHING), 1, 4, 2, false, false, true));
+    check_both(rotating(make(17, 3, 2, 1, 2, 4, 2, EVERYTHING), 1, 4, 1, false, false, true));
 }
-Test(trapezoid_turns, one_token) {
-    check_both(turning(make(2, 1, 2, 1, 20, 18, 0, EVERYTHING), 1, 18, 8, false, false, true));
-    check_both(turning(make(2, 1, 2, 3, 5, 6, 0, EVERYTHING), 2, 6, 3, true, true, false));
+Test(trapezoid_rotates, one_token) {
+    check_both(rotating(make(2, 1, 2, 1, 20, 18, 0, EVERYTHING), 1, 18, 8, false, false, true));
+    check_both(rotating(make(2, 1, 2, 3, 5, 6, 0, EVERYTHING), 2, 6, 3, true, true, false));
 }
-Test(trapezoid_turns, nothing) {
-    check_both(turning(make(2, 0, 3, 2, 4, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
-    check_both(turning(make(0, 3, 3, 2, 4, 6, 0, EVERYTHING), 3, 6, 2, false, false, true));
-    check_both(turning(make(2, 3, 0, 2, 0, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
-    check_both(turning(make(2, 3, 0, 2, 0, 6, 0, EVERYTHING), 2, 6, 2, false, false, true));
-    check_both(turning(make(2, 3, 2, 2, 0, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
-    check_both(turning(make(2, 3, 2, 2, 4, 0, 0, EVERYTHING), 1, 0, 0, false, false, true));
+Test(trapezoid_rotates, nothing) {
+    check_both(rotating(make(2, 0, 3, 2, 4, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
+    check_both(rotating(make(0, 3, 3, 2, 4, 6, 0, EVERYTHING), 3, 6, 2, false, false, true));
+    check_both(rotating(make(2, 3, 0, 2, 0, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
+    check_both(rotating(make(2, 3, 0, 2, 0, 6, 0, EVERYTHING), 2, 6, 2, false, false, true));
+    check_both(rotating(make(2, 3, 2, 2, 0, 6, 0, EVERYTHING), 1, 6, 2, false, false, true));
+    check_both(rotating(make(2, 3, 2, 2, 4, 0, 0, EVERYTHING), 1, 0, 0, false, false, true));
 }
 /// An angle that has gone round a thousand times is as good as a fresh one. tanh and dt round every step by up to 2e-7
 /// of at most pi: 1e-5 rad for 2000 random errors; the last key is the rotated bias.
-Test(trapezoid_turns, long_angles) {
-    check_case c = turning(make(1, 2000, 1, 1, 1, 2, 0, 0), 1, 2, 1, false, false, false);
+Test(trapezoid_rotates, long_angles) {
+    check_case c = rotating(make(1, 2000, 1, 1, 1, 2, 0, 0), 1, 2, 1, false, false, false);
     c.lo[TRAPEZOID_ANG] = 2, c.hi[TRAPEZOID_ANG] = 5, c.lo[TRAPEZOID_DT] = 0.9, c.hi[TRAPEZOID_DT] = 1.1;
     c.tolerance = 2e-5;
     check_forward(&c, forward);
@@ -238,21 +238,21 @@ Test(trapezoid_scan, shut_gates) {
     g.lo[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z] = -200, g.hi[TRAPEZOID_GRAD_FORWARD + TRAPEZOID_Z] = 200;
     check_forward(&g, backward);
 }
-Test(trapezoid_turns, published_sizes) {
-    check_case c = turning(make(1, 130, 2, 1, 64, 128, 0, EVERYTHING & ~HAS_RESET), 1, 128, 32, false, false, true);
+Test(trapezoid_rotates, published_sizes) {
+    check_case c = rotating(make(1, 130, 2, 1, 64, 128, 0, EVERYTHING & ~HAS_RESET), 1, 128, 32, false, false, true);
     c.tolerance = 1e-5;
     check_forward(&c, forward);
-    c = turning(make(1, 70, 2, 4, 64, 128, 0, EVERYTHING), 1, 128, 32, true, false, true);
+    c = rotating(make(1, 70, 2, 4, 64, 128, 0, EVERYTHING), 1, 128, 32, true, false, true);
     c.tolerance = 1e-5;
     check_forward(&c, forward);
 }
-Test(trapezoid_turns, gradient_op) {
-    check_backward(turning(make(2, 19, 4, 1, 5, 16, 8, EVERYTHING), 2, 16, 8, false, false, false));
-    check_backward(turning(make(1, 40, 19, 1, 3, 6, 0, EVERYTHING), 1, 6, 3, true, false, false));
-    check_backward(turning(make(17, 5, 2, 1, 16, 32, 0, EVERYTHING), 1, 32, 16, false, false, false));
-    check_backward(turning(make(2, 9, 4, 3, 4, 20, 4, EVERYTHING), 2, 20, 6, true, true, false));
-    check_backward(turning(make(1, 40, 2, 1, 16, 64, 0, EVERYTHING), 1, 64, 16, false, false, false));
-    check_backward(turning(make(1, 11, 1, 1, 2, 70, 4, EVERYTHING), 1, 70, 33, true, false, false));
+Test(trapezoid_rotates, gradient_op) {
+    check_backward(rotating(make(2, 19, 4, 1, 5, 16, 8, EVERYTHING), 2, 16, 8, false, false, false));
+    check_backward(rotating(make(1, 40, 19, 1, 3, 6, 0, EVERYTHING), 1, 6, 3, true, false, false));
+    check_backward(rotating(make(17, 5, 2, 1, 16, 32, 0, EVERYTHING), 1, 32, 16, false, false, false));
+    check_backward(rotating(make(2, 9, 4, 3, 4, 20, 4, EVERYTHING), 2, 20, 6, true, true, false));
+    check_backward(rotating(make(1, 40, 2, 1, 16, 64, 0, EVERYTHING), 1, 64, 16, false, false, false));
+    check_backward(rotating(make(1, 11, 1, 1, 2, 70, 4, EVERYTHING), 1, 70, 33, true, false, false));
 }
 
 /// Bad shapes are refused with a message that says what was seen and what is wanted.
@@ -284,13 +284,13 @@ Test(trapezoid_scan, bad_shapes) {
     refuse(c, TRAPEZOID_RESET, KR_SHAPE(2, 6), "reset is [2, 6], want [B L] = [2, 5]");
     c.attrs.i[TRAPEZOID_RANK] = 0;
     refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 0, want at least 1");
-    c = turning(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 2, 6, 3, false, false, true);
+    c = rotating(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 2, 6, 3, false, false, true);
     check_case wide = c;
     wide.shape[TRAPEZOID_THETA0] = CHECK_ABSENT;
     refuse(wide, TRAPEZOID_ANG, KR_SHAPE(2, 5, 4), "ang has 4 pairs, want at most 3, half of N");
     refuse(c, TRAPEZOID_K_BIAS, KR_SHAPE(4, 2, 5), "k_bias is [4, 2, 5], want [H rank N] = [4, 2, 6] (groups = 2)");
     refuse(c, TRAPEZOID_Q_BIAS, KR_SHAPE(4, 1, 6), "q_bias is [4, 1, 6], want [H rank N] = [4, 2, 6]");
     refuse(c, TRAPEZOID_THETA0, KR_SHAPE(2, 4, 2), "theta0 is [2, 4, 2], want [B H S] = [2, 4, 3]");
-    c = turning(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 3, 6, 3, false, false, true);
+    c = rotating(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 3, 6, 3, false, false, true);
     refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "3 groups, want a divisor of 4 heads");
 }

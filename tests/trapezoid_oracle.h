@@ -13,7 +13,7 @@ static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 typedef struct sizes {
     int64_t batch, length, heads, rank, width, states, chunk, chunks, groups, pairs;
-    bool turns, half, own_angles;
+    bool rotates, half, own_angles;
 } sizes;
 
 static sizes sizes_of(const kr_attrs *a, const kr_shape *in) {
@@ -25,9 +25,9 @@ static sizes sizes_of(const kr_attrs *a, const kr_shape *in) {
                .groups = groups,
                .width = heads ? in[TRAPEZOID_X].dim[2] / heads : 0,
                .states = heads && !groups ? in[TRAPEZOID_K].dim[2] / heads / rank : 0,
-               .turns = groups > 0,
+               .rotates = groups > 0,
                .half = a->i[TRAPEZOID_HALF] != 0};
-    if (s.turns) {
+    if (s.rotates) {
         s.states = in[TRAPEZOID_K_BIAS].dim[2];
         s.pairs = in[TRAPEZOID_ANG].dim[in[TRAPEZOID_ANG].rank - 1];
         s.own_angles = in[TRAPEZOID_ANG].rank == 4;
@@ -89,9 +89,9 @@ static double outer(const sizes *s, const double *const *in, const double *k0, c
     return u;
 }
 
-// Turning -----------------------------------------------------------------------------------------------------------
+// Rotating -----------------------------------------------------------------------------------------------------------
 
-/// The partner of coordinate n in its pair; pair -1 where it does not turn.
+/// The partner of coordinate n in its pair; pair -1 where it does not rotate.
 typedef struct partner {
     int64_t pair, other;
     bool second;
@@ -135,7 +135,7 @@ static double *angles_of(const sizes *s, const double *const *in, const double *
 }
 
 /// k or q [B, L, H, R, N] as the heads want it. To be freed.
-static double *turned(const sizes *s, const double *x, const double *bias, const double *angles) {
+static double *rotated(const sizes *s, const double *x, const double *bias, const double *angles) {
     double *out = calloc((size_t)(s->batch * s->length * s->heads * s->rank * s->states + 1), sizeof *out);
     for (int64_t i = 0; i < s->batch * s->length * s->heads * s->rank * s->states; i++) {
         const int64_t n = i % s->states, r = i / s->states % s->rank, h = i / s->states / s->rank % s->heads;
@@ -150,7 +150,7 @@ static double *turned(const sizes *s, const double *x, const double *bias, const
     return out;
 }
 
-/// From the gradient dy of turned y to those of K or Q, of its bias, and to what the angles feel (e, [B, L, H, S]).
+/// From the gradient dy of rotated y to those of K or Q, of its bias, and to what the angles feel (e, [B, L, H, S]).
 static void turn_back(const sizes *s, const double *y, const double *dy, const double *angles, double *dx,
                       double *dbias, double *e) {
     for (int64_t i = 0; i < s->batch * s->length * s->heads * s->rank * s->states; i++) {
@@ -192,10 +192,10 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
     const double *in[TRAPEZOID_INPUTS];
     double *angles = NULL, *keys[2] = {NULL, NULL};
     for (int k = 0; k < TRAPEZOID_INPUTS; k++) in[k] = given[k];
-    if (s.turns) {
+    if (s.rotates) {
         angles = angles_of(&s, in, in[TRAPEZOID_RESET], in[TRAPEZOID_THETA0], NULL, out[TRAPEZOID_THETA_LAST],
                            out[TRAPEZOID_ANGLES]);
-        for (int k = 0; k < 2; k++) in[k] = keys[k] = turned(&s, given[k], in[TRAPEZOID_K_BIAS + k], angles);
+        for (int k = 0; k < 2; k++) in[k] = keys[k] = rotated(&s, given[k], in[TRAPEZOID_K_BIAS + k], angles);
     }
     for (int64_t b = 0; b < s.batch; b++)
         for (int64_t h = 0; h < s.heads; h++)
@@ -241,7 +241,7 @@ static void forward(const kr_attrs *a, const kr_shape *shape, const double *cons
 }
 
 /// The gradient op for one state of one channel, from whatever is in `saved`: what the state adds to each gradient.
-/// all: the operands of the gradient op with dout before the gate, k and q turned; o gets the scan without gate and D.
+/// all: the operands of the gradient op with dout before the gate, k and q rotated; o gets the scan without gate and D.
 static void backward_state(const sizes *s, const double *const *all, double *const *out, double *o, int64_t b,
                            int64_t h, int64_t p, int64_t n) {
     const double *dout = all[TRAPEZOID_GRAD_DO],
@@ -296,7 +296,7 @@ static void backward_state(const sizes *s, const double *const *all, double *con
     out[TRAPEZOID_GRAD_DH0][(head * s->width + p) * s->states + n] = G;
 }
 
-/// The scan of turned keys with dout before the gate: gradients as they are before anything is turned back.
+/// The scan of rotated keys with dout before the gate: gradients as they are before anything is rotated back.
 static void backward_scan(const sizes *s, const double *const *all, const kr_shape *out_shape, double *const *out,
                           double *o) {
     const double *dout = all[TRAPEZOID_GRAD_DO], *dk_last = all[TRAPEZOID_GRAD_DK_LAST],
@@ -344,10 +344,10 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
         dout[i] = given[TRAPEZOID_GRAD_DO][i] *
                   (in[TRAPEZOID_Z] ? in[TRAPEZOID_Z][i] * sigmoid(in[TRAPEZOID_Z][i]) : 1);
     if (given[TRAPEZOID_GRAD_DO]) all[TRAPEZOID_GRAD_DO] = dout;
-    if (s.turns) {
+    if (s.rotates) {
         angles = angles_of(&s, in, given[TRAPEZOID_GRAD_RESET], NULL, given[TRAPEZOID_GRAD_ANGLES], NULL, NULL);
         for (int k = 0; k < 2; k++) {
-            all[TRAPEZOID_GRAD_FORWARD + k] = keys[k] = turned(&s, in[k], in[TRAPEZOID_K_BIAS + k], angles);
+            all[TRAPEZOID_GRAD_FORWARD + k] = keys[k] = rotated(&s, in[k], in[TRAPEZOID_K_BIAS + k], angles);
             inner[k] = calloc(key_count, sizeof *o);
         }
     }
@@ -359,7 +359,7 @@ static void backward(const kr_attrs *a, const kr_shape *shape, const double *con
                                                    (1 / fmax(z, -80) + 1 - open); // an output below -80 is 0
         out[TRAPEZOID_GRAD_DZ][i] = given[TRAPEZOID_GRAD_DO] ? given[TRAPEZOID_GRAD_DO][i] * slope : 0;
     }
-    if (s.turns) {
+    if (s.rotates) {
         double *e = calloc((size_t)(s.batch * s.length * s.heads * s.pairs + 1), sizeof *e);
         for (int k = 0; k < 2; k++) {
             turn_back(&s, keys[k], inner[k], angles, out[k], out[TRAPEZOID_GRAD_DK_BIAS + k], e);

@@ -70,11 +70,11 @@ static kr_status run(int argc, char **argv, kr_config **config) {
     KR_TRY(check_text(&c.settings, usual_text, *config));
 
     kr_model_config model;
-    kr_machine target;
+    kr_machine machine;
     if (c.model) KR_TRY(kr_config_model(*config, c.model, &model));
-    KR_TRY(kr_config_target(*config, c.target, &target));
-    if (target.isa) KR_TRY(kr_isa_limit((kr_isa)(target.isa - 1)));
-    const kr_train_host host = {.device = c.device, .threads = (int)target.threads,
+    KR_TRY(kr_config_target(*config, c.target, &machine));
+    if (machine.isa) KR_TRY(kr_isa_limit((kr_isa)(machine.isa - 1)));
+    const kr_train_host host = {.device = c.device, .threads = (int)machine.threads,
                                 .model_source = kr_config_label(*config), .report = stdout, .progress = stderr,
                                 .steps = watch_signals, .stop = stop};
     return kr_train(&c.settings, c.model ? &model : NULL, &host);

@@ -42,9 +42,9 @@ static uint32_t find(const state *s, uint32_t root) {
 }
 
 static bool whole(const state *s, kr_value v) {
-    const kr_placement *h = &s->c->placements[v.id];
-    return h->layout.offset == 0 && kr_layout_contiguous(&h->layout) &&
-           kr_value_bytes(s->g, v) == kr_value_bytes(s->g, (kr_value){h->root});
+    const kr_placement *p = &s->c->placements[v.id];
+    return p->layout.offset == 0 && kr_layout_contiguous(&p->layout) &&
+           kr_value_bytes(s->g, v) == kr_value_bytes(s->g, (kr_value){p->root});
 }
 
 static void spans_of_roots(state *s) {

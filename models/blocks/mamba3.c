@@ -28,7 +28,7 @@ static const kr_key keys[] = {
     {0},
 };
 
-/// Mamba-3 block, SISO (rank 1) and MIMO. x [B, L, d_model] to [B, L, d_model]; parameters as in
+/// Mamba-3 block, SISO (rank 1) and MIMO. u [B, L, d_model] to [B, L, d_model]; parameters as in
 /// `mamba_ssm.modules.Mamba3`. State: rotary angle [B, H, S], S [B, H, P, N], and the key [B, R, H, N] and value
 /// [B, H, P] of the token before, which the trapezoid rule mixes into the next step. There is no convolution.
 ///   source Lahoti et al. 2026, "Mamba-3", arXiv:2603.15569; code of state-spaces/mamba

@@ -8,7 +8,7 @@ typedef struct attention_grad {
     const float *dout, *dlse, *o, *lse;
     float *dq, *dk, *dv;
     int64_t do_pitch, o_pitch, dq_pitch, dk_pitch, dv_pitch;
-    float *delta, *parts; ///< workspace, see attention.h; parts null: dq has one segment and goes straight to its place
+    float *delta, *parts; ///< workspace, see size.h; parts null: dq has one segment and goes straight to its place
     int32_t *lo, *hi;
 } attention_grad;
 

@@ -241,7 +241,7 @@ static void back_token(const conv_grad *d, float *sums, int64_t b, int64_t t, in
 
 /// Tokens first .. end of 16 channels, all with four taps at full reach and without a gradient from the next state.
 /// The last three inputs, what their gradients have so far, and all sums stay in registers. The lines of the same
-/// channels in the next run are asked for.
+/// channels in the next run are prefetched.
 static void back_four(const conv_grad *d, float *sums, int64_t b, int64_t first, int64_t end, int64_t c) {
     const conv *v = &d->v;
     const int64_t left = v->channels - c, dx_pitch = d->dx_pitch;

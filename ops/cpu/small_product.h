@@ -91,7 +91,7 @@ typedef struct product {
     prefetch *ahead;           ///< may be null
 } product;
 
-/// sum += a b, with b from its first row on. Lines are asked for a few at a time, so that they do not fill the buffers
+/// sum += a b, with b from its first row on. Lines are prefetched a few at a time, so that they do not fill the buffers
 /// that the products themselves need for what lies in the second cache.
 KR_INLINE void accumulate(kr_vf sum[TALL][WIDE], const float *a, int64_t along_rows, int64_t along_depth, matrix b,
                           int64_t depth, const int rows, const int vectors, prefetch *ahead) {

@@ -5,8 +5,8 @@
 /// most, is packed into panels [depth][PANEL] that stay in the second cache and serve all rows. a is read where it
 /// lies, STRIP rows at a time; when it is transposed, a strip is packed too. Both are packed, and c is written, along
 /// their rows: from memory beyond the caches, whole rows come several times as fast as columns of lines. While a strip
-/// is multiplied, the next one and the next piece of b are fetched into the second cache, a few lines before each tile,
-/// and so is the room of the tile in c: what comes from memory then costs bandwidth, but no waiting.
+/// is multiplied, the next one and the next piece of b are prefetched into the second cache, a few lines before each
+/// tile, and so is the room of the tile in c: what comes from memory then costs bandwidth, but no waiting.
 /// Every element is summed along K in one order, whatever tile, strip or block it is in, so the bits of a product do
 /// not depend on how its rows and columns are shared out; where K is longer than a piece is deep, the sum so far waits
 /// in c.
@@ -120,10 +120,10 @@ KR_TILE void tile_pack_strip(const float *a, int64_t pitch, int64_t depth, int64
     }
 }
 
-// Fetching ahead -----------------------------------------------------------------------------------------------------
+// Prefetching -----------------------------------------------------------------------------------------------------
 
-/// A matrix that will be wanted soon: its lines are fetched row by row, `pace` every BURST steps along K; many at once
-/// would keep what the present tile reads waiting.
+/// A matrix that will be wanted soon: its lines are prefetched row by row, `pace` every BURST steps along K; many at
+/// once would keep what the present tile reads waiting.
 typedef struct tile_ahead {
     const float *row;
     int64_t pitch, rows, lines, line, pace;
@@ -223,7 +223,7 @@ static tile_kernel *const tile_kernels[TILE_VECTORS][2][3] = {
 };
 
 /// `rows` rows of c from packed panels: c = from + bias + a panels. a lies in rows with a pitch, or in a strip.
-/// Meanwhile the two matrices at `next` are fetched, if it is not null.
+/// Meanwhile the two matrices at `next` are prefetched, if it is not null.
 KR_TILE void tile_rows_ahead(const float *a, int strip, int64_t lda, const float *panels, int64_t depth, float *c,
                              int64_t ldc, const float *from, int64_t ldf, const float *bias, int64_t rows, int64_t cols,
                              tile_ahead *next) {
@@ -275,7 +275,7 @@ KR_TILE tile_piece tile_piece_after(const tile_product *p, const tile_cut *cut, 
     return (tile_piece){0};
 }
 
-/// Fetches rows r to r + STRIP of a's piece from k on, in that many bursts.
+/// Prefetches rows r to r + STRIP of a's piece from k on, in that many bursts.
 KR_TILE tile_ahead tile_ahead_a(const tile_product *p, int64_t r, int64_t k, int64_t depth, int64_t bursts) {
     const int64_t rows = p->m - r < STRIP ? p->m - r : STRIP;
     return p->ta ? tile_ahead_of(p->a + k * p->lda + r, p->lda, depth, rows, bursts)

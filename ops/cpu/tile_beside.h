@@ -116,11 +116,11 @@ typedef struct split_side {
     uint32_t *to;                   // the line in the first of its tiles
     int64_t rows, line, step, half; // rows of the strip, and what is packed next
     int64_t left, steps;            // portions of the strip; steps along K
-    kr_vf turned[2][BF16_SIDE];     // halves of a tile of a transposed a
+    kr_vf transposed[2][BF16_SIDE];     // halves of a tile of a transposed a
 } split_side;
 
-/// Packs one line of 32 elements; where a is transposed, its tile's halves are turned before, a portion each. Fetches
-/// the same elements of what comes after the strip.
+/// Packs one line of 32 elements; where a is transposed, its tile's halves are transposed before, a portion each.
+/// Prefetches the same elements of what comes after the strip.
 KR_INLINE void split_pack_portion(split_side *w) {
     const int64_t pitch = w->p->lda, k = w->step * BF16_STEP, left = w->at.depth - k;
     uint32_t *to = w->to + w->step * SPLIT_TILE;
@@ -143,13 +143,13 @@ KR_INLINE void split_pack_portion(split_side *w) {
     } else if (w->half < 2) {
         const int64_t before = k + w->half * BF16_SIDE, rows = w->at.depth - before, at = before * pitch + w->line;
         for (int64_t i = 0; i < BF16_SIDE && i < rows; i++) __builtin_prefetch(w->ahead + at + i * pitch, 0, 2);
-        kr_vf *v = w->turned[w->half++];
+        kr_vf *v = w->transposed[w->half++];
         split_load(w->lines + (rows > 0 ? at : 0), pitch, rows, w->rows - w->line, v);
         tile_turn(v);
     } else {
         const int64_t in = w->line % BF16_SIDE;
         to += w->line / BF16_SIDE * w->steps * SPLIT_TILE + in * BF16_SIDE;
-        split_line(w->turned[0][in], w->turned[1][in], to);
+        split_line(w->transposed[0][in], w->transposed[1][in], to);
         w->line++;
         if (in + 1 < BF16_SIDE && w->line < w->rows) return;
         w->half = 0;

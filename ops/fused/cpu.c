@@ -5,8 +5,9 @@
 /// each, 1/16 of a cycle an element, besides their arithmetic. So add, mul and their like vanish behind memory, and
 /// exponentials cost what they cost. Where tensors are contiguous, instructions read and write them in place.
 ///
-/// Bits. Instructions are the functions of map.def that the separate ops run (map_run.h): a fused program gives the
-/// bits of its ops one by one. A sum goes through reduce_walk.h, which asks for elements in an order of its own.
+/// Bits. Instructions are the functions of map.def that the separate ops run (ops/elementwise/cpu_run.h): a fused
+/// program gives the bits of its ops one by one. A sum goes through ops/reduce/cpu_walk.h, which takes elements in an
+/// order of its own.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=off") // across statements gcc would: the bits of an op would depend on its neighbours
 #endif
@@ -197,9 +198,9 @@ static int64_t strip_length(const kr_walk *w, int64_t at, int64_t end) {
     return n < end - at ? n : end - at;
 }
 
-/// Asks for what the strip at `at` will touch, so that it arrives while the one before is computed: strips are too
+/// Prefetches what the strip at `at` will touch, so that it arrives while the one before is computed: strips are too
 /// short, and rows of slices too far apart, for the hardware to see them coming.
-static void ask_for(const machine *m, int64_t at, int64_t n) {
+static void prefetch_operands(const machine *m, int64_t at, int64_t n) {
     enum { LINE = 64 / sizeof(float) };
     const int last = m->w.rank - 1, operands = m->p.outputs + m->inputs;
     int64_t index[KR_MAX_RANK];
@@ -227,7 +228,7 @@ KR_KERNEL(fused) {
     end = end * BLOCK < m.w.total ? end * BLOCK : m.w.total;
     for (int64_t at = begin, n; at < end; at += n) {
         n = strip_length(&m.w, at, end);
-        if (at + n < end) ask_for(&m, at + n, strip_length(&m.w, at + n, end));
+        if (at + n < end) prefetch_operands(&m, at + n, strip_length(&m.w, at + n, end));
         run_strip(&m, at, n, 0);
     }
 }
@@ -238,7 +239,7 @@ KR_KERNEL(fused) {
 static const float *fetch(void *of, int64_t at, int64_t n, float *temp) {
     machine *m = (machine *)of;
     const int64_t next = at + (at - m->before); // sums go through rows at one distance
-    if (next > at && next + n <= m->w.total) ask_for(m, next, n);
+    if (next > at && next + n <= m->w.total) prefetch_operands(m, next, n);
     m->before = at;
     for (int64_t done = 0, run; done < n; done += run) {
         run = strip_length(&m->w, at + done, at + n);

@@ -1,4 +1,4 @@
-/// How a tile program lies in the attributes of a node: shared by the descriptors and the kernels.
+/// How a tile program lies in the attributes of a node: shared by the op and its kernels.
 ///
 /// A program is up to 21 elementwise instructions. Registers 0 to 7 are the node's inputs, 8 + k is the result of
 /// instruction k. An instruction takes 21 bits: code, then three registers of 5 bits; three of them fill an integer

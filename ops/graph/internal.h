@@ -46,7 +46,7 @@ extern const kr_op kr_op_input, kr_op_param, kr_op_const, kr_op_carry;
 
 /// For a target's specialise: sets an attribute that says how many f32 of a forward pass are saved for its gradient, or
 /// checks the one that is there. `shape` is how this target lays them out.
-kr_status kr_settle_saved(const char *op, const kr_target *, int64_t *attribute, kr_shape shape);
+kr_status kr_specialise_saved(const char *op, const kr_target *, int64_t *attribute, kr_shape shape);
 /// For the rules of a pair of ops: the shape of what one saves for the other, whose content is the target's own.
 static inline kr_shape kr_saved_shape(int64_t elements) { return KR_SHAPE(elements); }
 

@@ -65,7 +65,7 @@ static kr_status print_source(const printer *p, const kr_node *n) {
     return KR_OK;
 }
 
-/// {group_size=0, eps=1e-05, shape=[2,3]}: every attribute that the descriptor names, in its order.
+/// {group_size=0, eps=1e-05, shape=[2,3]}: every attribute that the op names, in its order.
 static kr_status print_attributes(const printer *p, const kr_node *n) {
     const kr_attr_names *names = &n->op->attr;
     int shown = 0, k = 0;

@@ -6,7 +6,7 @@
 ///   h    "B W-1 C"      products may have a number added or taken away; numbers may stand anywhere
 ///   y    "... D"        any number of leading axes, the same everywhere; "...? D": those, or none at all
 ///   D    "H | H*P"      alternatives
-///   b    "turned ? N K : K N"     one or the other, as the attribute is not zero or zero; either side may be "absent"
+///   b    "transposed ? N K : K N"     one or the other, as the attribute is not zero or zero; either side may be "absent"
 ///   any  "any"          a shape of which nothing is known (inputs only)
 ///   dx   "@x"           the shape of that input, [0] where it is absent (outputs only)
 ///

@@ -1,8 +1,8 @@
 /// y = act(op(a) op(b) + bias) or op(a) op(b) + bias + residual, five ways, chosen by shape, build and machine:
 ///   a few rows (decode)  b streams through once: dot products along K, or sums of rows of b
-///   AVX2 and AVX-512     tiles in registers (tile.h); every thread packs and multiplies a share of its own
-///   with AMX             operands in three parts of bf16 (tile_split.h), where the product is large enough
-///   rounded to bf16      tiles of pairs (tile_bf16.h), for any number of rows
+///   AVX2 and AVX-512     tiles in registers (ops/cpu/tile.h); every thread packs and multiplies a share of its own
+///   with AMX             operands in three parts of bf16 (ops/cpu/tile_split.h), where the product is large enough
+///   rounded to bf16      tiles of pairs (ops/cpu/tile_bf16.h), for any number of rows
 ///   the base build       OpenBLAS, single-threaded, on blocks of the result, which uses what the machine has
 /// The bits of tiles do not depend on how a product is shared out; blocks for OpenBLAS are cut by the shape only. So
 /// every number of threads computes the same bits.
@@ -17,7 +17,7 @@ enum {
     FEW = 8,         // rows, where b is read along K
     GROUP_ROWS = 4,  // as many of them at a time; no more where b is read across
     TOGETHER = 2,    // rows of b at a time: a line of each, in the order in which they lie
-    AHEAD = 6 << 10, // floats that are fetched before they are wanted
+    AHEAD = 6 << 10, // floats that are prefetched before they are wanted
     COLUMNS = 64,    // of a unit in that case
     VECTORS = COLUMNS / KR_LANES,
     STEP = 4, // rows that a share of a product begins at a multiple of
@@ -128,7 +128,7 @@ KR_INLINE kr_vf start(const product *p, int64_t entry, int64_t row, int64_t colu
 }
 
 /// b is [N, K]: dot products along K of `m` rows of a with `cols` rows of b, 16 partial sums each. `next` is what
-/// follows in memory, fetched line by line (the prefetcher of the machine stops at every page), or null.
+/// follows in memory, prefetched line by line (the prefetcher of the machine stops at every page), or null.
 KR_INLINE void dot_columns(const product *p, const float *a, const float *b, const float *next, float *sums, int m,
                            int cols) {
     kr_vf acc[GROUP_ROWS][TOGETHER];

@@ -1,4 +1,4 @@
-/// How reductions go through [outer, n, inner]: for kernel files. See reduce.h for how the work is cut.
+/// How reductions go through [outer, n, inner]: for kernel files. See cut.h for how the work is cut.
 ///
 /// inner > 1 (columns): whole rows are added into a strip of accumulators, four at a time as a small tree.
 /// inner = 1 (rows): 64 partial results in four vectors, then one fixed tree.

@@ -1,4 +1,4 @@
-/// How a reduction over one axis is cut: shared by the descriptor (workspace) and the kernels. Shapes alone decide.
+/// How a reduction over one axis is cut: shared by the implementation (workspace) and the kernels. Shapes alone decide.
 ///
 /// The tensor is [outer, n, inner] around the reduced axis of n. Columns of `inner` are taken in blocks of WIDTH; n is
 /// cut into segments when the other axes alone would leave threads idle. Each (outer, segment, column block) gives

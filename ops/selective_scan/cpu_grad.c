@@ -10,7 +10,7 @@
 /// batch row. The second stage adds both up. All orders are fixed, whatever the number of threads.
 #include "ops/selective_scan/cpu_grad.h"
 
-/// States of a block, the streams that each block asks for, and tensors that are streams.
+/// States of a block, the streams that each block prefetches, and tensors that are streams.
 enum { BACK_WIDTH = 4, BACK_FETCH = 2, BACK_STREAMS = 8 };
 
 /// What one tile of a chunk keeps between its blocks of states.
@@ -35,7 +35,7 @@ typedef struct back_sweep {
     track *k;
     trace *kept;
     const float *A, *start; ///< planes; start: the saved states before the chunk
-    const float *soon;      ///< where those before the next chunk are; an address to ask for, not to read
+    const float *soon;      ///< where those before the next chunk are; an address to prefetch, not to read
     float *adjoint, *dA;    ///< planes
     const float *dB_before, *dC_before; ///< sums over the tiles so far: [CHUNK, 16], folded, or [16] where constant,
     int64_t before_pitch;               ///< or zeros at pitch 0
@@ -204,7 +204,7 @@ typedef struct back_unit {
     float *lane_dB, *lane_dC;    ///< sums of a chunk
     track *k;
     trace *kept;
-    const float *stream[BACK_STREAMS]; ///< tensors whose next lines are asked for
+    const float *stream[BACK_STREAMS]; ///< tensors whose next lines are prefetched
     int64_t pitch[BACK_STREAMS];
 } back_unit;
 
@@ -299,8 +299,8 @@ static sink share_of(const kr_scan_size *s, sink whole, float *partial, int64_t 
     return (sink){whole.data ? whole.data + row * whole.pitch : 0, whole.pitch * s->groups};
 }
 
-/// Asks for lines that will be written after the chunk.
-static void ask_for(const float *x, int64_t floats) {
+/// Prefetches lines that will be written after the chunk.
+static void prefetch_written(const float *x, int64_t floats) {
     for (int64_t k = 0; k < floats; k += LANES) __builtin_prefetch(x + k, 1, 2);
 }
 
@@ -348,8 +348,8 @@ static void backward_unit(const scan_grad *d, float *work, int64_t unit, float *
         const sink dB = share_of(size, d->dB, partial, p.row * size->groups + group, c);
         const sink dC = share_of(size, d->dC, partial + size->length * states, p.row * size->groups + group, c);
         if (size->split > 1) {
-            ask_for(dB.data, p.count * states);
-            ask_for(dC.data, p.count * states);
+            prefetch_written(dB.data, p.count * states);
+            prefetch_written(dC.data, p.count * states);
         }
         backward_chunk(d, &w, c, p);
         if (!size->constant_B) flush(size, lane_dB, p.count, dB);

@@ -184,17 +184,17 @@ KR_INLINE kr_vf vector_of(const float *x, tile at) { return x ? kr_v_load_n(x + 
 // A tile in a chunk ---------------------------------------------------------------------------------------------------
 
 /// Cache lines that will be wanted soon. A tile takes one line of each row, which looks like no stream to the hardware;
-/// so while a chunk is computed, every token asks for one line per tensor of the next chunk, in the order of memory:
+/// so while a chunk is computed, every token prefetches one line per tensor of the next chunk, in the order of memory:
 /// all lines of the unit in one row, then the next row. Addresses are numbers, not pointers: they may lie outside of
 /// the tensor, and nothing is read through them.
-enum { STREAMS = 4, LINE = 64 }; ///< most tensors that one token asks for
+enum { STREAMS = 4, LINE = 64 }; ///< most tensors that one token prefetches
 typedef struct ahead {
     uintptr_t row[STREAMS], pitch[STREAMS]; ///< where the unit's lines in the row start, and how far the next row is
     uintptr_t offset, width;                ///< of the next line in the row; of the unit in a row
     int64_t first, channel;                 ///< the row and the channel where the share starts
 } ahead;
 
-/// What tile `index` of the `run` tiles of a unit shall ask for: its share of the lines of the chunk that starts at
+/// What tile `index` of the `run` tiles of a unit shall prefetch: its share of the lines of the chunk that starts at
 /// `row`; `channel` is the unit's first. Streams that follow nothing stand still at something that is near anyway.
 KR_INLINE void ahead_start(ahead *a, int64_t index, int64_t run, int64_t row, int64_t channel) {
     const int64_t line = index * CHUNK;
@@ -216,7 +216,7 @@ KR_INLINE void ahead_follow(ahead *a, int i, const float *x, int64_t pitch) {
     a->pitch[i] = (uintptr_t)(pitch * size);
 }
 
-/// Asks for the next line of the first `count` streams.
+/// Prefetches the next line of the first `count` streams.
 KR_INLINE void prefetch_ahead(ahead *a, const int count) {
     EACH4(i, count, __builtin_prefetch((const void *)(a->row[i] + a->offset), 0, 3);)
     a->offset += LINE;

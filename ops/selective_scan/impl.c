@@ -27,20 +27,20 @@ static size_t selective_scan_grad_work(const kr_attrs *t, const kr_shape *in, co
 }
 
 /// A state per chunk of KR_SCAN_CHUNK tokens, in tiles of channels: [B, chunks, tiles, N, LANES].
-static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *x) {
+static kr_status specialise(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *x) {
     const kr_scan_size s = kr_scan_measure(&x[SELECTIVE_U], &x[SELECTIVE_A], &x[SELECTIVE_B], &x[SELECTIVE_C]);
-    return kr_settle_saved(op, target, &t->i[SELECTIVE_SAVED_SIZE],
+    return kr_specialise_saved(op, target, &t->i[SELECTIVE_SAVED_SIZE],
                            KR_SHAPE(s.batch, s.chunks, s.tiles, s.states, KR_SCAN_LANES));
 }
 
 static kr_status selective_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
     (void)inputs;
-    return settle("selective_scan", target, t, in);
+    return specialise("selective_scan", target, t, in);
 }
 
 static kr_status selective_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
     (void)inputs;
-    return settle("selective_scan_grad", target, t, in + SELECTIVE_GRAD_FORWARD);
+    return specialise("selective_scan_grad", target, t, in + SELECTIVE_GRAD_FORWARD);
 }
 
 static const kr_stage forward_stages[] = {KR_STAGE(selective_scan)};

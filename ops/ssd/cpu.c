@@ -1,5 +1,5 @@
 /// Mamba-2's scan on the CPU. The recurrence, chunk by chunk in products, and its gradient are at the top of
-/// ssd_chunk.h; keys are B, queries C, values x, ghat = gamma = d, and the rank is one.
+/// ops/trapezoid/cpu_engine.h; keys are B, queries C, values x, ghat = gamma = d, and the rank is one.
 ///
 /// A part goes through time with up to 16 heads of one group in one batch row: what does not depend on the head, the
 /// scores C B^T of a chunk above all, is made once for them. Heads do not meet, so which ones go together changes no
@@ -54,14 +54,15 @@ static void store_output(const ssd *s, const work *w, int64_t row, int64_t head,
     }
 }
 
-/// Asks for what head h of the bundle writes of chunk i, and for what the next head reads.
-static void want_forward(const ssd *s, const work *w, bundle at, int64_t i, int64_t h, sink out, const float *saved) {
+/// Prefetches what head h of the bundle writes of chunk i, and for what the next head reads.
+static void prefetch_forward(const ssd *s, const work *w, bundle at, int64_t i, int64_t h, sink out,
+                             const float *saved) {
     const kr_chunk_size *z = &s->size;
     const bool wraps = h + 1 == at.count;
     const int64_t next = wraps ? i + 1 : i, next_head = at.head + (wraps ? 0 : h + 1),
                   row = at.b * z->length + i * z->chunk;
     w->ahead->count = 0;
-    if (next < z->chunks) want_inputs(s, w, at.b * z->length + next * z->chunk, at, next_head, wraps);
+    if (next < z->chunks) prefetch_inputs(s, w, at.b * z->length + next * z->chunk, at, next_head, wraps);
     prefetch_rows(w->ahead, out.at + row * out.pitch + (at.head + h) * z->width, out.pitch, w->tokens, z->width);
     if (saved && next + 1 < z->chunks)
         prefetch_rows(w->ahead, saved + ((at.b * z->chunks + next + 1) * z->heads + next_head) * z->states * z->width,
@@ -110,7 +111,7 @@ static void forward_bundle(const ssd *s, work *w, bundle at, const float *h0, si
         load_group(s, w, row, at.group);
         load_steps(s, w, row, at, false);
         for (int64_t h = 0; h < at.count; h++) {
-            want_forward(s, w, at, i, h, out, saved);
+            prefetch_forward(s, w, at, i, h, out, saved);
             forward_head(s, w, at, i, h, out, saved, !i && !h0, !ends || last);
         }
     }

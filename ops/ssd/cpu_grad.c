@@ -1,11 +1,11 @@
 /// The gradient of Mamba-2's scan on the CPU: chunks from last to first, from the states that the forward pass saved.
-/// The formulas are at the top of ssd_chunk.h.
+/// The formulas are at the top of ops/trapezoid/cpu_engine.h.
 ///
 /// A state [states, width] is used as it was saved, and its gradient H has the same form: dx wants C H, and dB and dC
 /// come out as they lie, [states, chunk], from H x^T and S dy^T. So nothing of the size of a state is ever transposed,
 /// only x and dy, once each; the dots of dB and dC with keys and queries (rho and what S gives to the decays) have
-/// tokens in their lanes and need no sums over lanes. dB and dC of all heads add up before they are turned, and so do
-/// the weights of what tokens of a chunk give to each other, whose products are made once for all heads.
+/// tokens in their lanes and need no sums over lanes. dB and dC of all heads add up before they are transposed, and
+/// so do the weights of what tokens of a chunk give to each other, whose products are made once for all heads.
 #include "ops/ssd/cpu_grad.h"
 
 /// The gradients of the states after the unit's last chunk, of all heads of the group.
@@ -237,7 +237,7 @@ static void store_steps(const grad *g, const work *w, int64_t row, bundle at, co
 
 /// dkeys = across^T from the states, where any head had one, and what the chunk's tokens give to each other through
 /// the other of keys and queries; then to memory.
-static void store_keys(const ssd *s, const work *w, matrix turned, bool set, bool across, matrix other, sink to,
+static void store_keys(const ssd *s, const work *w, matrix transposed, bool set, bool across, matrix other, sink to,
                        int64_t row, int64_t group) {
     const int64_t n = s->size.states;
     if (!to.at) return;
@@ -254,15 +254,15 @@ static void store_keys(const ssd *s, const work *w, matrix turned, bool set, boo
                  across,
                  .ahead = w->ahead};
     if (set) {
-        transpose(turned.at, turned.pitch, n, kr_round_up(w->tokens, KR_LANES), w->dkeys, true);
+        transpose(transposed.at, transposed.pitch, n, kr_round_up(w->tokens, KR_LANES), w->dkeys, true);
         p.from = w->dkeys, p.times = 1;
     }
     multiply(&p);
     if (!direct) store_matrix(memory, to.pitch, w->dkeys, w->tokens, n);
 }
 
-/// Asks for what head number h of the group writes of chunk i, and for what the next head reads.
-static void want_backward(const grad *g, const work *w, unit u, int64_t i, int64_t h) {
+/// Prefetches what head number h of the group writes of chunk i, and for what the next head reads.
+static void prefetch_backward(const grad *g, const work *w, unit u, int64_t i, int64_t h) {
     const ssd *s = &g->s;
     const kr_chunk_size *z = &s->size;
     const bool wraps = h + 1 == s->cut.in_group;
@@ -275,7 +275,7 @@ static void want_backward(const grad *g, const work *w, unit u, int64_t i, int64
                       z->states * p);
         prefetch_rows(w->ahead, g->dout.at ? g->dout.at + next_row * g->dout.pitch + next_head * p : 0, g->dout.pitch,
                       w->tokens, p);
-        want_inputs(s, w, next_row, bundle_at(s, u, 0), next_head, wraps);
+        prefetch_inputs(s, w, next_row, bundle_at(s, u, 0), next_head, wraps);
     }
     prefetch_rows(w->ahead, g->dz.at ? g->dz.at + row * g->dz.pitch + head * p : 0, g->dz.pitch, w->tokens, p);
     prefetch_rows(w->ahead, g->dx.at ? g->dx.at + row * g->dx.pitch + head * p : 0, g->dx.pitch, w->tokens, p);
@@ -303,7 +303,7 @@ static void backward_unit(const grad *g, work *w, unit u) {
             const bundle at = bundle_at(s, u, h);
             load_steps(s, w, row, at, true);
             for (int64_t lane = 0; lane < at.count; lane++) {
-                want_backward(g, w, u, i, h + lane);
+                prefetch_backward(g, w, u, i, h + lane);
                 through[lane] = backward_head(g, w, at, lane, i, e, state_of(w, h + lane), skip + (h + lane) * skips,
                                               !(h + lane));
             }

@@ -3,8 +3,8 @@
 /// start at once. After it: sums over batch rows and segments, in one order.
 #include "ops/ssd/cpu_grad.h"
 
-/// Asks for what head number h of the group reads of chunk i.
-static void want_carry(const grad *g, const work *w, unit u, int64_t i, int64_t h) {
+/// Prefetches what head number h of the group reads of chunk i.
+static void prefetch_carry(const grad *g, const work *w, unit u, int64_t i, int64_t h) {
     const ssd *s = &g->s;
     const kr_chunk_size *z = &s->size;
     const int64_t p = z->width, row = u.b * z->length + i * z->chunk, first = u.group * s->cut.in_group;
@@ -34,7 +34,7 @@ static void carry_unit(const grad *g, work *w, unit u) {
                 const float e = of_head(w, KR_SSD_FROM_START, lane)[w->tokens - 1];
                 const matrix adjoint = {g->work + g->at.state + (first + h + lane) * w->state_floats, w->state_pitch};
                 const bool begins = i + 1 == u.end, wraps = h + lane + 1 == s->cut.in_group;
-                want_carry(g, w, u, wraps ? i - 1 : i, wraps ? 0 : h + lane + 1);
+                prefetch_carry(g, w, u, wraps ? i - 1 : i, wraps ? 0 : h + lane + 1);
                 load_dy(g, w, row, at.head + lane, lane);
                 if (begins) clear_matrix(adjoint, z->states, z->width);
                 carry_adjoint(s, w, adjoint, begins ? 0 : e);

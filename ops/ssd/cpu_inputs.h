@@ -165,8 +165,8 @@ KR_INLINE kr_vf skip_weight(const ssd *s, int64_t head, int64_t j) {
     return !s->D ? kr_v_set(0) : s->D_per_channel ? kr_v_load_n(s->D + head * p + j, p - j) : kr_v_set(s->D[head]);
 }
 
-/// Asks for what a head reads of one chunk, and for what its bundle reads of it where that comes next.
-static inline void want_inputs(const ssd *s, const work *w, int64_t row, bundle at, int64_t head, bool first) {
+/// Prefetches what a head reads of one chunk, and for what its bundle reads of it where that comes next.
+static inline void prefetch_inputs(const ssd *s, const work *w, int64_t row, bundle at, int64_t head, bool first) {
     const int64_t n = s->size.states, p = s->size.width;
     prefetch_rows(w->ahead, s->z.at ? s->z.at + row * s->z.pitch + head * p : 0, s->z.pitch, w->tokens, p);
     prefetch_rows(w->ahead, s->x.at + row * s->x.pitch + head * p, s->x.pitch, w->tokens, p);

@@ -25,20 +25,21 @@ static size_t ssd_scan_grad_work(const kr_attrs *t, const kr_shape *in, const kr
 }
 
 /// The best chunk for the shapes; the states before each are saved: [B, chunks, H, N, P].
-static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
+static kr_status specialise(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
     const kr_chunk_size s = kr_ssd_measure(t, in);
     if (!t->i[SSD_CHUNK]) t->i[SSD_CHUNK] = s.chunk;
-    return kr_settle_saved(op, target, &t->i[SSD_SAVED_SIZE], KR_SHAPE(s.batch, s.chunks, s.heads, s.states, s.width));
+    return kr_specialise_saved(op, target, &t->i[SSD_SAVED_SIZE],
+                               KR_SHAPE(s.batch, s.chunks, s.heads, s.states, s.width));
 }
 
 static kr_status ssd_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
     (void)inputs;
-    return settle("ssd_scan", target, t, in);
+    return specialise("ssd_scan", target, t, in);
 }
 
 static kr_status ssd_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
     (void)inputs;
-    return settle("ssd_scan_grad", target, t, in + SSD_GRAD_FORWARD);
+    return specialise("ssd_scan_grad", target, t, in + SSD_GRAD_FORWARD);
 }
 
 static const kr_stage forward_stages[] = {KR_STAGE(ssd_scan)};

@@ -3,8 +3,8 @@
 ///   d_t = clamp(softplus(dt_t + dt_bias));   S_t = exp(d_t A) S_{t-1} + d_t x_t (outer) B_t
 ///   y_t = S_t C_t + D x_t;   out_t = y_t silu(z_t)
 ///
-/// Both directions go chunk by chunk in matrix products (docs/book/3-mamba-2.md), so time is linear in the length. The forward op
-/// saves the state at the start of every chunk, and nothing else; the gradient op computes the rest again.
+/// Both directions go chunk by chunk in matrix products (docs/book/3-mamba-2.md), so time is linear in the length. The
+/// forward op saves the state at the start of every chunk, and nothing else; the gradient op computes the rest again.
 ///
 /// source Dao & Gu 2024, arXiv:2405.21060, sections 6 and 7
 #include "ops/graph/internal.h"
@@ -54,7 +54,8 @@ static kr_status check_groups(const kr_op *op, const kr_attrs *t, const kr_shape
     return KR_OK;
 }
 
-/// Multiply-adds of the chunk's products (docs/book/3-mamba-2.md), with half of those inside a chunk; scores are made once for the heads of a group.
+/// Multiply-adds of the chunk's products (docs/book/3-mamba-2.md), with half of those inside a chunk;
+/// scores are made once for the heads of a group.
 static void ssd_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                           double *bytes) {
     (void)inputs;

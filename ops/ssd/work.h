@@ -1,4 +1,5 @@
-/// What the rules of ssd_scan and its kernels must agree on besides chunks (ssd.h): units of work and the workspace.
+/// What the rules of ssd_scan and its kernels must agree on besides chunks (chunk_size.h): units of work and the
+/// workspace.
 ///
 /// Heads do not meet in the forward pass, so a part takes any run of (batch row, head) and shares what a group's heads
 /// have in common within it. In the backward pass they meet in dB and dC; a unit is all heads of a group, which share

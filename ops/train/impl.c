@@ -21,11 +21,8 @@ static const kr_stage sq_norm_stages[] = {KR_STAGE(sq_norm), KR_STAGE(sq_norm_co
 static const kr_stage adamw_stages[] = {KR_STAGE(adamw)};
 static const kr_stage count_step_stages[] = {KR_STAGE(count_step)};
 
-KR_CPU(sq_norm,
-    .work = sq_norm_work, KR_STAGES(sq_norm_stages))
+KR_CPU(sq_norm, .work = sq_norm_work, KR_STAGES(sq_norm_stages))
 
-KR_CPU(adamw,
-    .inplace = {1u << ADAMW_P, 1u << ADAMW_M, 1u << ADAMW_V}, KR_STAGES(adamw_stages))
+KR_CPU(adamw, .inplace = {1u << ADAMW_P, 1u << ADAMW_M, 1u << ADAMW_V}, KR_STAGES(adamw_stages))
 
-KR_CPU(count_step,
-    .inplace = {1u << COUNT_STEP_STEP}, KR_STAGES(count_step_stages))
+KR_CPU(count_step, .inplace = {1u << COUNT_STEP_STEP}, KR_STAGES(count_step_stages))

@@ -3,7 +3,6 @@
 #include "ops/graph/signature.h"
 #include "ops/train/args.h"
 
-
 static const kr_signature sq_norm_signature = {.in = {{"every value", "any"}}, .out = {[SQ_NORM_SUM] = {"sum", "1"}}};
 
 static void sq_norm_cost(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs, double *flops,

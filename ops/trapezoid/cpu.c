@@ -1,4 +1,4 @@
-/// Mamba-3's scan on the CPU, forward (trapezoid_chunk.h says how the rule fits into chunks).
+/// Mamba-3's scan on the CPU, forward (cpu_chunk.h says how the rule fits into chunks).
 #include "ops/trapezoid/cpu_engine_forward.h"
 #include "ops/trapezoid/cpu_chunk.h"
 

@@ -12,7 +12,7 @@ typedef struct backward {
     sink dkeys[2], dx, dadt, ddt, dtrap, dz, dang;
     float *dmimo, *dD, *dbias[2], *dh0, *dk0, *dv0, *dtheta0;
     bool zero_start;
-    float *sums, *shares; ///< workspace (trapezoid.h)
+    float *sums, *shares; ///< workspace (work.h)
 } backward;
 
 static backward backward_of(const kr_call *call) {

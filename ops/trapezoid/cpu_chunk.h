@@ -2,8 +2,8 @@
 ///
 /// The trapezoid rule gives token s the weight gamma_s when it arrives and omega_{s+1} one token later, with the decay
 /// that the state gets in between; so for everything after token s its coefficient is ghat_s = gamma_s + omega_{s+1},
-/// and the state that goes from chunk to chunk already holds what is pending (docs/book/4-mamba-3.md). After the last token nothing
-/// is pending: the last state is the true one, and the caller gets the last keys and values to go on from.
+/// and the state that goes from chunk to chunk already holds what is pending (docs/book/4-mamba-3.md). After the last
+/// token nothing is pending: the last state is the true one, and the caller gets the last keys and values to go on from.
 ///
 /// Keys and queries are given as every head wants them, or with biases and angles: then the heads of a group share what
 /// is in memory, and every chunk adds the bias of a head and rotates its pairs on the way into the scratch. A unit takes
@@ -72,7 +72,7 @@ static void load_values(const trapezoid *s, const chunk *c, matrix to, const flo
         clear(to.at + i * to.pitch, kr_round_up(p, KR_LANES));
 }
 
-/// Asks for what a head reads of one chunk, and for what its unit shares where the chunk is new.
+/// Prefetches what a head reads of one chunk, and for what its unit shares where the chunk is new.
 static void prefetch_head(const trapezoid *s, const chunk *c, int64_t row, place at, int64_t head) {
     const int64_t n = s->size.states, p = s->size.width, rotates = s->rotate.rotates;
     prefetch_rows(c->ahead, s->z.at ? s->z.at + row * s->z.pitch + head * p : 0, s->z.pitch, c->tokens, p);

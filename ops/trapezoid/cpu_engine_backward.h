@@ -1,4 +1,4 @@
-/// The backward pass over one chunk; ssd_chunk.h has the theory.
+/// The backward pass over one chunk; cpu_engine.h has the theory.
 #ifndef KRAIT_OPS_TRAPEZOID_CPU_ENGINE_BACKWARD_H
 #define KRAIT_OPS_TRAPEZOID_CPU_ENGINE_BACKWARD_H
 

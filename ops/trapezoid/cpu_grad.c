@@ -1,4 +1,4 @@
-/// The gradient of Mamba-3's scan on the CPU (trapezoid_chunk.h says how the rule fits into chunks).
+/// The gradient of Mamba-3's scan on the CPU (cpu_chunk.h says how the rule fits into chunks).
 ///
 /// A unit takes the chunks from last to first, from the states and angles that the forward pass saved. Where keys rotate,
 /// what comes out for the rotated ones is rotated back at once (cpu_rotate_back.h). Sums over the heads of a unit are
@@ -228,8 +228,8 @@ static void store_shared(const backward *d, const chunk *c, const rotation *w, c
 
 // Chunks ------------------------------------------------------------------------------------------------------------
 
-/// Asks for what this head writes of the chunk, and for what the next head reads.
-static void want_backward(const backward *d, const chunk *c, place at, int64_t i) {
+/// Prefetches what this head writes of the chunk, and for what the next head reads.
+static void prefetch_backward(const backward *d, const chunk *c, place at, int64_t i) {
     const trapezoid *s = &d->s;
     const kr_chunk_size *z = &s->size;
     const bool wraps = last_of_unit(at);
@@ -264,7 +264,7 @@ static void backward_chunk(const backward *d, chunk *c, const rotation *w, place
     const int64_t chunk_head = (at.b * z->chunks + i) * z->heads + at.head;
     const bool ends = i + 1 == z->chunks, fresh = !i && d->zero_start && !d->dh0 && !s->k0;
     float *sums = sums_of(d, at), *angles = c->spare[2];
-    want_backward(d, c, at, i);
+    prefetch_backward(d, c, at, i);
     load_steps(s, c, at, first);
     for (int64_t j = 0; j < w->pitch; j++) w->running[j] = j < pairs ? (double)d->angles[chunk_head * pairs + j] : 0;
     load_keys(s, c, w, at, first, w->running);

@@ -6,7 +6,7 @@
 #include "ops/cpu/pairs.h"
 #include "ops/trapezoid/cpu_args.h"
 
-/// The scratch of the angles (trapezoid.h).
+/// The scratch of the angles (work.h).
 typedef struct rotation {
     int64_t pitch;
     double *running;

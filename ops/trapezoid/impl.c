@@ -24,23 +24,23 @@ static size_t trapezoid_scan_grad_work(const kr_attrs *t, const kr_shape *in, co
 }
 
 /// As ssd_scan: [B, chunks, H, N, P]; and the angles before each chunk, [B, chunks, H, S].
-static kr_status settle(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
+static kr_status specialise(const char *op, const kr_target *target, kr_attrs *t, const kr_shape *in) {
     const kr_trapezoid_size s = kr_trapezoid_measure(t, in);
     if (!t->i[TRAPEZOID_CHUNK]) t->i[TRAPEZOID_CHUNK] = s.scan.chunk;
-    KR_TRY(kr_settle_saved(op, target, &t->i[TRAPEZOID_SAVED_SIZE],
+    KR_TRY(kr_specialise_saved(op, target, &t->i[TRAPEZOID_SAVED_SIZE],
                            KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.scan.states, s.scan.width)));
-    return kr_settle_saved(op, target, &t->i[TRAPEZOID_ANGLES_SIZE],
+    return kr_specialise_saved(op, target, &t->i[TRAPEZOID_ANGLES_SIZE],
                            KR_SHAPE(s.scan.batch, s.scan.chunks, s.scan.heads, s.rotate.pairs));
 }
 
 static kr_status trapezoid_scan_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
     (void)inputs;
-    return settle("trapezoid_scan", target, t, in);
+    return specialise("trapezoid_scan", target, t, in);
 }
 
 static kr_status trapezoid_scan_grad_specialise(const kr_target *target, kr_attrs *t, const kr_shape *in, int inputs) {
     (void)inputs;
-    return settle("trapezoid_scan_grad", target, t, in + TRAPEZOID_GRAD_FORWARD);
+    return specialise("trapezoid_scan_grad", target, t, in + TRAPEZOID_GRAD_FORWARD);
 }
 
 static const kr_stage forward_stages[] = {KR_STAGE(trapezoid_scan)};
@@ -51,7 +51,8 @@ KR_CPU(trapezoid_scan, .rows_in = TRAPEZOID_STEPS, .rows_out = BIT(TRAPEZOID_O),
        .inplace = {BIT(TRAPEZOID_X) | BIT(TRAPEZOID_Z), BIT(TRAPEZOID_H0), BIT(TRAPEZOID_K0)},
        .specialise = trapezoid_scan_specialise, KR_STAGES(forward_stages))
 
-KR_CPU(trapezoid_scan_grad, .rows_in = BIT(TRAPEZOID_GRAD_DO) | TRAPEZOID_STEPS << TRAPEZOID_GRAD_FORWARD | BIT(TRAPEZOID_GRAD_O),
+KR_CPU(trapezoid_scan_grad,
+       .rows_in = BIT(TRAPEZOID_GRAD_DO) | TRAPEZOID_STEPS << TRAPEZOID_GRAD_FORWARD | BIT(TRAPEZOID_GRAD_O),
        .rows_out = BIT(TRAPEZOID_GRAD_DK) | BIT(TRAPEZOID_GRAD_DQ) | BIT(TRAPEZOID_GRAD_DX) | BIT(TRAPEZOID_GRAD_DADT) |
                    BIT(TRAPEZOID_GRAD_DDT) | BIT(TRAPEZOID_GRAD_DTRAP) | BIT(TRAPEZOID_GRAD_DZ) |
                    BIT(TRAPEZOID_GRAD_DANG),

@@ -5,9 +5,9 @@
 ///   S_t = exp(adt_t) (S_{t-1} + (1 - lambda_t) dt_t U_{t-1}) + lambda_t dt_t U_t        the trapezoid rule
 ///   o_{t,r} = S_t q_{t,r} + D mimo_x_r x_t
 ///
-/// Before the first token, U comes from k0 and v0. Where a document starts neither S nor U reach over. Kernels and
-/// saved states are those of ssd_scan, in chunks of tokens times rank rows (trapezoid_chunk.h says how the rule fits
-/// in).
+/// Before the first token, U comes from k0 and v0. Where a document starts neither S nor U reach over. States are
+/// saved as ssd_scan saves them, in chunks of tokens times rank rows; the kernels are this family's own (cpu_chunk.h says
+/// how the rule fits in).
 ///
 /// With groups, biases and angles k and q are made here of K and Q: pairs of coordinates rotate by angles that add up over
 /// time. A pair (a, b) rotated by theta is (a cos - b sin, a sin + b cos). Products of two vectors rotated by theta_t and
@@ -104,8 +104,8 @@ static kr_status check_scan_back(const kr_op *op, const kr_attrs *t, const kr_sh
     return check_scan(op, t, in + TRAPEZOID_GRAD_FORWARD, l);
 }
 
-/// Multiply-adds of the chunk's products (docs/book/4-mamba-3.md), with half of those inside a chunk; for an angle's sine and cosine about 60, for a pair of k and one
-/// of q 16 and for their biases 2 per state.
+/// Multiply-adds of the chunk's products (docs/book/4-mamba-3.md), with half of those inside a chunk; for an angle's
+/// sine and cosine about 60, for a pair of k and one of q 16 and for their biases 2 per state.
 static void trapezoid_scan_cost(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs, double *flops,
                                 double *bytes) {
     (void)inputs;

@@ -1,5 +1,5 @@
-/// What the rules of trapezoid_scan and its kernels must agree on: what a scan has whose keys and queries rotate, and
-/// where its part of the workspace lies.
+/// What the rules of trapezoid_scan and its kernels must agree on: the workspace of its chunks, and what a scan has
+/// besides whose keys and queries rotate.
 #ifndef KRAIT_OPS_TRAPEZOID_WORK_H
 #define KRAIT_OPS_TRAPEZOID_WORK_H
 
@@ -67,7 +67,7 @@ static inline kr_rotate_size kr_rotate_measure(const kr_chunk_size *s, bool rota
                             rotates && s->heads ? s->groups * s->blocks : 0};
 }
 
-/// The scratch of one slot besides that of ssd.h, as offsets in floats.
+/// The scratch of one slot besides that of its chunks (kr_trapezoid_layout), as offsets in floats.
 typedef struct kr_rotate_layout {
     int64_t running;             ///< for every head of the unit, double [pairs]: the angles so far
     int64_t speed, sine, cosine; ///< [tokens, pairs]
@@ -95,7 +95,7 @@ static inline kr_rotate_layout kr_rotate_arrange(const kr_chunk_size *s, const k
     return l;
 }
 
-// Workspace: the scratch of every slot, first that of ssd.h; then, in the backward pass,
+// Workspace: the scratch of every slot, kr_trapezoid_layout before kr_rotate_layout; then, in the backward pass,
 //   for every batch row and head: a vector with the sum dD over time, the sums dmimo_x, rank rows [width], and those of
 //   the biases' gradients, rank rows [states] for k and for q;
 //   where several units share keys, queries and angles, for each unit: its shares of dK and dQ, [length, rank, states]

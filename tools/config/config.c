@@ -163,8 +163,8 @@ static kr_status check(kr_config *c) {
         } else if (!strcmp(m->key, "targets")) {
             KR_TRY(want_map(c, m, "targets"));
             c->targets = m;
-            kr_machine target;
-            for (const kr_yaml *n = m->first; n; n = n->next) KR_TRY(read_target(c, n, &target));
+            kr_machine machine;
+            for (const kr_yaml *n = m->first; n; n = n->next) KR_TRY(read_target(c, n, &machine));
         } else if (!strcmp(m->key, "pretrain")) {
             kr_train_settings settings = kr_train_defaults();
             KR_TRY(kr_yaml_apply(m, c->label, "pretrain", kr_train_options, &settings));

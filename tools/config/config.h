@@ -8,9 +8,10 @@
 /// The krait.yaml of the root of the sources, as text: made by the build from tools/config/builtin.c.in.
 extern const char kr_builtin_yaml[];
 
-/// Where a job runs.
+/// An entry of `targets:` in krait.yaml, by the name that `krait pretrain --target` takes: which machine a run is for.
+/// It is not a kr_target, which plans are compiled for and `--device` names.
 typedef struct kr_machine {
-    int device;        ///< index into "cpu"
+    int device;        ///< index into "cpu": there is one so far, and nobody reads this; others come by --device
     int64_t threads;   ///< 0: as many as the process may use
     int isa;           ///< index into "auto|base|avx2|avx512"
 } kr_machine;
@@ -27,6 +28,7 @@ const char *kr_config_label(const kr_config *);
 /// The model of that name. Names that the file does not have are looked up in the built-in file too.
 /// fails KR_BAD_ARGUMENT: unknown name (the message lists the known ones and the nearest).
 kr_status kr_config_model(const kr_config *, const char *name, kr_model_config *out);
+/// The same for an entry of `targets:`; "local" is there in any case.
 kr_status kr_config_target(const kr_config *, const char *name, kr_machine *out);
 /// Applies a top-level section ("pretrain") through a table; a section that is not there changes nothing. Texts point
 /// into the configuration.

@@ -10,7 +10,9 @@
 /// fill a kr_train_settings alone just as well.
 typedef struct kr_train_command {
     kr_train_settings settings;
-    const char *model, *target, *config, *device;
+    const char *model, *config;
+    const char *target; ///< an entry of `targets:` in krait.yaml (kr_machine)
+    const char *device; ///< what to compile for and run on (kr_tool_target, kr_tool_device); null: "cpu"
     kr_text_list blocks; ///< shared objects to load before
 } kr_train_command;
 /// From flags a kr_train_command is filled, from `pretrain:` in krait.yaml and from state.json its settings.

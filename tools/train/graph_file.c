@@ -101,7 +101,7 @@ void kr_graph_file_close(kr_graph_file *f) {
 }
 
 /// Every state is zero, and nothing is assigned to it; with `all`, nothing is assigned to anything.
-static kr_status forget_state(kr_graph *g, bool all) {
+static kr_status zero_state(kr_graph *g, bool all) {
     const int nodes = kr_graph_nodes(g), count = kr_graph_assigns(g);
     kr_graph_assign *kept = calloc((size_t)count + 1, sizeof *kept);
     KR_FAIL_IF(!kept, KR_NO_MEMORY, "no memory for a graph");
@@ -125,7 +125,7 @@ static kr_status forget_state(kr_graph *g, bool all) {
 
 kr_status kr_graph_file_build(const kr_graph_file *f, bool training, bool carry_state, kr_graph **out) {
     KR_TRY(kr_graph_parse(f->text, f->bytes, f->label, out));
-    const kr_status status = training && carry_state ? KR_OK : forget_state(*out, !training);
+    const kr_status status = training && carry_state ? KR_OK : zero_state(*out, !training);
     if (status) {
         kr_graph_free(*out);
         *out = NULL;

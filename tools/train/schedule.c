@@ -1,4 +1,4 @@
-// Learning-rate schedules (MATH 13.4). Step t = 0, 1, ...; W warm-up steps; T steps in all.
+// Learning-rate schedules. Step t = 0, 1, ...; W warm-up steps; T steps in all.
 //     t < W       lr = lr_max (t + 1) / W
 //     cosine      p = min(1, (t - W) / (T - W)); lr = lr_min + (lr_max - lr_min) (1 + cos(pi p)) / 2
 //     WSD         lr_max until T - D; then p = min(1, (t - (T - D)) / D) and

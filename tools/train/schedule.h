@@ -1,4 +1,4 @@
-/// Learning-rate schedules (MATH 13.4).
+/// Learning-rate schedules.
 #ifndef KRAIT_TOOLS_TRAIN_SCHEDULE_H
 #define KRAIT_TOOLS_TRAIN_SCHEDULE_H
 
