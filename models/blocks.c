@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-#define BLOCKS(X) X(mamba1) X(mamba2) X(mamba3) X(attention) X(gated_mlp) X(tinymamba)
+#define BLOCKS(X) \
+    X(mamba1) X(mamba2) X(mamba3) X(attention) X(gated_mlp) X(tinymamba)
 
 #define X(name) extern const kr_block_kind kr_block_##name;
 BLOCKS(X)

@@ -1,23 +1,22 @@
 /// The CPU as a target: its implementations by name, and its rates and limits.
 #include "ops/graph/internal.h"
-#include "ops/table.h"
 #include "runtime/cpu/bf16.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define X(name) extern const kr_impl kr_cpu_##name;
-OPS_WITH_KERNELS(X)
-#undef X
+#define OP(name) extern const kr_impl kr_cpu_##name;
+#include "ops/table.def"
 
 typedef struct row {
     const char *op;
     const kr_impl *impl;
 } row;
-#define X(name) {#name, &kr_cpu_##name},
-static row table[] = {OPS_WITH_KERNELS(X)}; ///< by name, once it was sorted
-#undef X
+#define OP(name) {#name, &kr_cpu_##name},
+static row table[] = { ///< by name, once it was sorted
+#include "ops/table.def"
+};
 enum { ROWS = sizeof table / sizeof *table };
 
 static int by_name(const void *a, const void *b) { return strcmp(((const row *)a)->op, ((const row *)b)->op); }

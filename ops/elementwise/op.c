@@ -231,8 +231,9 @@ kr_value (kr_map)(kr_graph *g, const char *op_name, const kr_value *in, int coun
         return build(g, &kr_op_##name, (kr_value[]){x, y}, 2, 0, 0); \
     }
 BINARY(add) BINARY(sub) BINARY(mul) BINARY(div) BINARY(maximum) BINARY(minimum)
-UNARY(neg) UNARY(exp) UNARY(log) UNARY(sqrt) UNARY(rsqrt) UNARY(square) UNARY(abs) UNARY(reciprocal) UNARY(sigmoid)
-UNARY(silu) UNARY(tanh) UNARY(relu) UNARY(gelu) UNARY(softplus) UNARY(heavy_tail)
+UNARY(neg)
+#define MAP_F(name, kept, value, derivative) UNARY(name)
+#include "ops/elementwise/map.def"
 
 kr_value (kr_affine)(kr_graph *g, kr_value x, double scale, double shift) {
     return build(g, &kr_op_affine, &x, 1, scale, shift);

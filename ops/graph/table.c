@@ -1,15 +1,16 @@
 #include "ops/graph/internal.h"
-#include "ops/table.h"
 
 #include <string.h>
 
-#define X(name) extern const kr_op kr_op_##name;
-OPS(X)
-#undef X
+#define OP(name) extern const kr_op kr_op_##name;
+#define OP_WITHOUT_KERNELS OP
+#include "ops/table.def"
 
-#define X(name) &kr_op_##name,
-const kr_op *const kr_ops[] = {OPS(X)};
-#undef X
+#define OP(name) &kr_op_##name,
+#define OP_WITHOUT_KERNELS OP
+const kr_op *const kr_ops[] = {
+#include "ops/table.def"
+};
 const int kr_op_count = sizeof kr_ops / sizeof *kr_ops;
 
 const kr_op *kr_op_find(const char *name) {
