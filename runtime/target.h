@@ -62,6 +62,7 @@ typedef struct kr_program_limits {
 
 /// Rates are fixed, not measured: plans must not depend on the mood of a machine.
 struct kr_target {
+    unsigned abi;                 ///< KR_TARGET_ABI; first, so that whoever was built for another Krait can be told
     const char *name;             ///< "cpu"
     /// The implementation of an op by its name, or null when the target has none. Views need none. `copy` has to take
     /// inputs with any strides: the compiler puts it before readers that do not.
@@ -77,7 +78,6 @@ struct kr_target {
     kr_status (*multiplies_bf16)(const kr_target *);
     /// Opens a device. `argument` is what follows the colon in "cuda:1", or null.
     kr_status (*open)(const kr_target *, const char *argument, kr_device **out);
-    unsigned abi;                 ///< KR_TARGET_ABI: a target in a shared object of its own was built for this Krait
 };
 enum { KR_TARGET_ABI = 1 };
 

@@ -130,6 +130,7 @@ Test(options, faults_say_what_is_allowed) {
         {"--learning-rate nan", {"finite number"}},
         {"--learning-rate inf", {"finite number"}},
         {"--learning-rate -1", {"--learning-rate is -1", "at least 0"}},
+        {"--learning-rate 1e31", {"--learning-rate is 1e31, want 0 to 1e+30"}},
         {"--schedule linear", {"--schedule is 'linear'", "cosine, wsd, constant"}},
         {"--schedule cos", {"cosine, wsd, constant"}},
         {"--schedule cosine|wsd", {"cosine, wsd, constant"}},

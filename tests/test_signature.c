@@ -173,9 +173,9 @@ static const kr_op deep = {.name = "deep", .signature = &deep_signature};
 
 Test(signature, outputs_that_are_no_shapes) {
     refuses(&deep, (call){.in = {KR_SHAPE(1, 1, 1, 1, 1, 1), KR_SHAPE(3, 4)}}, KR_BAD_SHAPE,
-            "deep: y would be [... W] with W = 4 (from table), which is no shape of at most 6 axes and 2^63 bytes");
+            "deep: y would be [... W] with W = 4 (from table), which is no shape of at most 6 axes and 2^47 bytes");
     refuses(&deep, (call){.in = {KR_SHAPE(1), KR_SHAPE(2, 4)}}, KR_BAD_SHAPE,
-            "deep: z would be [V-3] with V = 2 (from table), which is no shape of at most 6 axes and 2^63 bytes");
+            "deep: z would be [V-3] with V = 2 (from table), which is no shape of at most 6 axes and 2^47 bytes");
     gives(&deep, (call){.in = {KR_SHAPE(1), KR_SHAPE(3, 4)}}, 1, KR_SHAPE(0));
 }
 

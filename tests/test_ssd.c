@@ -336,4 +336,7 @@ Test(ssd_scan, bad_shapes) {
     refuse(c, SSD_X, c.shape[SSD_X], "4 groups, want a divisor of 6 heads");
     c.attrs.i[SSD_GROUPS] = 0;
     refuse(c, SSD_X, c.shape[SSD_X], "groups is 0, want at least 1");
+    c.attrs.i[SSD_GROUPS] = 2;
+    c.attrs.i[SSD_SAVED_SIZE] = -1;
+    refuse(c, SSD_B, KR_SHAPE(2, 5, 6), "saved is -1, want at least 0");
 }

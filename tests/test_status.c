@@ -126,13 +126,15 @@ Test(types, shapes) {
 }
 
 Test(types, tensor_bytes_never_overflow) {
-    const int64_t big = INT64_C(1) << 62;
+    const int64_t big = INT64_C(1) << 47;
     cr_assert_eq(kr_tensor_bytes(KR_F32, &KR_SCALAR), 4);
     cr_assert_eq(kr_tensor_bytes(KR_BF16, &KR_SHAPE(3, 5, 7)), 210);
     cr_assert_eq(kr_tensor_bytes(KR_F64, &KR_SHAPE(3, 0, 7)), 0);
     cr_assert_eq(kr_tensor_bytes(KR_U8, &KR_SHAPE(big)), (size_t)big);
     cr_assert_eq(kr_tensor_bytes(KR_F32, &KR_SHAPE(big)), SIZE_MAX);
     cr_assert_eq(kr_tensor_bytes(KR_U8, &KR_SHAPE(big, 2)), SIZE_MAX);
+    cr_assert_eq(kr_tensor_bytes(KR_U8, &KR_SHAPE(big + 1)), SIZE_MAX);
+    cr_assert_eq(kr_tensor_bytes(KR_F32, &KR_SHAPE(INT64_C(1) << 62)), SIZE_MAX);
     cr_assert_eq(kr_tensor_bytes(KR_U8, &KR_SHAPE(big, big)), SIZE_MAX);
     cr_assert_eq(kr_tensor_bytes(KR_U8, &KR_SHAPE(big, big, 0)), SIZE_MAX);
     cr_assert_eq(kr_tensor_bytes(KR_U8, &KR_SHAPE(-1)), SIZE_MAX);

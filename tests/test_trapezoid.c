@@ -264,6 +264,14 @@ static void refuse(check_case c, int input, kr_shape shape, const char *part) {
     cr_assert(strstr(kr_status_message(), part), "\"%s\" is not in \"%s\"", part, kr_status_message());
 }
 
+Test(trapezoid_scan, no_chunk_is_too_long) {
+    static const int64_t chunks[] = {33, 1 << 20, INT64_C(1) << 62, (INT64_C(1) << 62) + 1, INT64_MAX};
+    for (size_t k = 0; k < sizeof chunks / sizeof *chunks; k++) // times rank, the third is 2^64
+        cr_expect_eq(kr_chunk_measure(2, 256, 2, 0, 4, 8, 16, chunks[k]).chunk, 32);
+    cr_expect_eq(kr_chunk_measure(2, 256, 2, 0, 4, 8, 16, 31).chunk, 31);
+    cr_expect_eq(kr_chunk_measure(2, 256, 2, 0, 200, 8, 16, 31).chunk, 1);
+}
+
 Test(trapezoid_scan, bad_shapes) {
     check_case c = make(2, 5, 3, 2, 4, 6, 0, EVERYTHING);
     refuse(c, TRAPEZOID_X, KR_SHAPE(5, 12), "x is [5, 12], want [B L H*P]");
@@ -283,7 +291,9 @@ Test(trapezoid_scan, bad_shapes) {
     refuse(c, TRAPEZOID_ANG, KR_SHAPE(2, 5, 1), "ang is [2, 5, 1], want none with groups = 0");
     refuse(c, TRAPEZOID_RESET, KR_SHAPE(2, 6), "reset is [2, 6], want [B L] = [2, 5]");
     c.attrs.i[TRAPEZOID_RANK] = 0;
-    refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 0, want at least 1");
+    refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 0, want 1 to 65536");
+    c.attrs.i[TRAPEZOID_RANK] = INT64_C(1) << 40; // the products of its chunks' rows would leave 64 bits
+    refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 1099511627776, want 1 to 65536");
     c = rotating(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 2, 6, 3, false, false, true);
     check_case wide = c;
     wide.shape[TRAPEZOID_THETA0] = CHECK_ABSENT;

@@ -169,7 +169,7 @@ static kr_status derive(kr_letters *l, const kr_operand_rule *r, kr_shape *out) 
         kr_form_read(l, side, &f);
         if (!kr_form_lengths(l, &f, out)) {
             kr_say_words(l, &to, side, side + strlen(side), KR_NOBODY);
-            KR_FAIL(KR_BAD_SHAPE, "%s: %s would be [%s]%s, which is no shape of at most %d axes and 2^63 bytes",
+            KR_FAIL(KR_BAD_SHAPE, "%s: %s would be [%s]%s, which is no shape of at most %d axes and 2^47 bytes",
                     l->op->name, r->name, side, to.text, KR_MAX_RANK);
         }
     }

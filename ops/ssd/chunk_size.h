@@ -48,7 +48,7 @@ static inline kr_chunk_size kr_chunk_measure(int64_t batch, int64_t length, int6
                        .states = states};
     const int64_t rows = width * states >= 4096 ? 64 : 32, in_group = heads / s.groups;
     s.chunk = chunk > 0 ? chunk : rows / rank;
-    if (s.chunk * rank > KR_CHUNK_ROWS) s.chunk = KR_CHUNK_ROWS / rank;
+    if (s.chunk > KR_CHUNK_ROWS / rank) s.chunk = KR_CHUNK_ROWS / rank;
     if (s.chunk > length) s.chunk = length;
     if (s.chunk < 1) s.chunk = 1;
     s.chunks = (length + s.chunk - 1) / s.chunk;

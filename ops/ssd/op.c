@@ -19,7 +19,7 @@
               [(from) + SSD_D] = {"D", "H | H*P", KR_OPTIONAL}, [(from) + SSD_Z] = {"z", "B L H*P", KR_OPTIONAL}, \
               [(from) + SSD_DT_BIAS] = {"dt_bias", "H", KR_OPTIONAL}
 #define ATTRIBUTES \
-    { [SSD_GROUPS] = KR_AT_LEAST(1), [SSD_CHUNK] = KR_AT_LEAST(0) }
+    { [SSD_GROUPS] = KR_AT_LEAST(1), [SSD_CHUNK] = KR_AT_LEAST(0), [SSD_SAVED_SIZE] = KR_AT_LEAST(0) }
 
 // What is saved is private to the kernels of a target: so many elements as the attribute `saved` says.
 static const kr_signature ssd_scan_signature = {

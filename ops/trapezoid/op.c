@@ -32,10 +32,11 @@
               [(from) + TRAPEZOID_K_BIAS] = {"k_bias", "groups ? H rank N : absent"},                   \
               [(from) + TRAPEZOID_Q_BIAS] = {"q_bias", "groups ? H rank N : absent"},                   \
               [(from) + TRAPEZOID_ANG] = {"ang", "groups ? B L S | B L H S : absent"}
-#define ATTRIBUTES                                                                                                  \
-    {                                                                                                               \
-        [TRAPEZOID_RANK] = KR_AT_LEAST(1), [TRAPEZOID_CHUNK] = KR_AT_LEAST(0), [TRAPEZOID_GROUPS] = KR_AT_LEAST(0), \
-        [TRAPEZOID_SAVED_SIZE] = KR_AT_LEAST(0), [TRAPEZOID_ANGLES_SIZE] = KR_AT_LEAST(0)                           \
+#define ATTRIBUTES                                                                            \
+    {                                                                                         \
+        [TRAPEZOID_RANK] = KR_BETWEEN(1, 1 << 16), [TRAPEZOID_CHUNK] = KR_AT_LEAST(0),        \
+        [TRAPEZOID_GROUPS] = KR_AT_LEAST(0), [TRAPEZOID_SAVED_SIZE] = KR_AT_LEAST(0),         \
+        [TRAPEZOID_ANGLES_SIZE] = KR_AT_LEAST(0)                                              \
     }
 
 // S: pairs that rotate. What is saved is private to the kernels of a target: as many elements as the attributes say.

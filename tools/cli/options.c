@@ -39,7 +39,8 @@ static const char *nearest_option(const kr_option *table, const char *name) {
 
 static kr_status out_of_range(const kr_option *o, const char *spelling, const char *text) {
     const char *or_auto = o->flags & KR_OPTION_AUTO ? ", or auto" : "";
-    if (o->hi >= 9e15 || (o->hi >= INT32_MAX && o->type == KR_OPTION_INT))
+    const bool below = strtod(text, NULL) < o->lo;
+    if (below && (o->hi >= 9e15 || (o->hi >= INT32_MAX && o->type == KR_OPTION_INT)))
         KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want at least %.15g%s", spelling, text, o->lo, or_auto);
     KR_FAIL(KR_BAD_ARGUMENT, "%s is %s, want %.15g to %.15g%s", spelling, text, o->lo, o->hi, or_auto);
 }
