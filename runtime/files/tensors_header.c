@@ -265,6 +265,8 @@ static kr_status read_entry(json_object *object, uint64_t data_bytes, const char
                (long long)range[1], (unsigned long long)data_bytes);
     char shape[160];
     e->bytes = kr_tensor_bytes(e->dtype, &e->shape);
+    KR_FAIL_IF(e->bytes == SIZE_MAX, KR_BAD_FILE, "%s: %s of shape %s is more than a process can address", at,
+               kr_dtype_name(e->dtype), kr_shape_text(&e->shape, shape));
     KR_FAIL_IF(e->bytes != (uint64_t)(range[1] - range[0]), KR_BAD_FILE, "%s: %s of shape %s does not take %lld bytes",
                at, kr_dtype_name(e->dtype), kr_shape_text(&e->shape, shape), (long long)(range[1] - range[0]));
     *offset = (size_t)range[0];

@@ -19,7 +19,7 @@ static kr_value leaky(kr_graph *g, const kr_block_config *c, kr_value x) {
     kr_value next;
     const kr_value h = kr_linear_scan(g, keep, in, h0, c->reset, &next);
     kr_carry_set(g, h0, next);
-    return kr_block_linear(g, c, "out_proj", h, D, false, kr_output_scale(c));
+    return kr_block_linear(g, c, "out_proj", h, D, false, kr_block_output_scale(c));
 }
 
 const kr_block_kind kr_block_leaky = {
