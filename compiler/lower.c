@@ -37,7 +37,7 @@ static kr_status make_slots(kr_compilation *c) {
          .bytes = c->stats.slot_bytes[KR_SLOT_GRADIENT]}};
     const int activation = kr_plan_add_slot(c->plan, &arenas[0]);
     const int gradient = arenas[1].bytes ? kr_plan_add_slot(c->plan, &arenas[1]) : -1;
-    KR_FAIL_IF(activation < 0, KR_NO_MEMORY, "%s", kr_status_message());
+    KR_FAIL_IF(activation < 0 || (gradient < 0 && arenas[1].bytes), KR_NO_MEMORY, "%s", kr_status_message());
     for (int i = 0; i < m->count; i++)
         if (m->buffers[i].kind == KR_SLOT_ACTIVATION) m->buffers[i].slot = activation;
         else if (m->buffers[i].kind == KR_SLOT_GRADIENT) m->buffers[i].slot = gradient;

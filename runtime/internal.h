@@ -54,8 +54,9 @@ void kr_bound_move(kr_bound *, int slot, void *to);
 // Devices
 
 /// What a device does. Addresses are the device's own; the host only passes them on. alloc is given bytes > 0 and
-/// returns memory aligned to 64 bytes at least, whose content is undefined. Copies and runs are in order; `wait`
-/// returns when all of them are done.
+/// returns memory aligned to `align`, whose content is undefined. Copies, zeroing and runs are in order, and may be under
+/// way when the call returns; `wait` returns when all of them are done. A call that fails leaves nothing under way: its
+/// caller may free what was copied from or to. `free` is called for memory that nothing uses any more.
 typedef struct kr_device_class {
     const char *name;
     const char *target;         ///< plans of this target can be bound

@@ -174,6 +174,7 @@ static kr_status splat(kr_session *s, const kr_slot *slot, char *to) {
     kr_status status = kr_splat(slot->dtype, slot->splat, block, BLOCK / (int64_t)size);
     for (size_t at = 0; !status && at < slot->bytes; at += BLOCK)
         status = kr_device_write(s->device, to + at, block, slot->bytes - at < BLOCK ? slot->bytes - at : BLOCK);
+    if (!status) status = kr_device_wait(s->device); // the block goes now
     free(block);
     return status ? kr_status_prefix(status, "constant \"%s\"", slot->name ? slot->name : "") : KR_OK;
 }

@@ -109,6 +109,49 @@ Test(lm, what_is_refused) {
     cr_expect_eq(kr_lm_open("run", &(kr_lm_options){.graph = "text"}, &none), KR_BAD_ARGUMENT);
 }
 
+/// Passes x on, with a state that a single token does without.
+static kr_value hoarder(kr_graph *g, const kr_block_config *c, kr_value x) {
+    const kr_shape shape = kr_value_shape(g, x);
+    const kr_value y = kr_block_linear(g, c, "only", x, c->d_model, false, 1);
+    if (shape.dim[1] > 1 && c->capacity) {
+        const kr_value past = kr_carry(g, "past", KR_F32, shape);
+        kr_assign(g, past, y);
+        return kr_add(g, y, past);
+    }
+    return y;
+}
+
+Test(lm, state_that_only_long_pieces_have_is_refused) {
+    static const kr_block_kind kind = {.name = "hoarder", .build = hoarder};
+    kr_train_settings s = kr_train_defaults();
+    kr_model_config m = kr_model_defaults();
+    s.text_file = "text";
+    s.output_dir = "hoard";
+    s.steps = 1;
+    s.batch_size = s.threads = 1;
+    s.seq_len = 32;
+    strcpy(m.name, "hoard");
+    strcpy(m.layer, "hoarder");
+    m.d_model = 16;
+    m.n_layer = 1;
+    m.vocab_size = VOCABULARY;
+    cr_assert_eq(kr_block_register(&kind), KR_OK, "%s", kr_status_message());
+    cr_assert_eq(kr_train(&s, &m, &(kr_train_host){0}), KR_OK, "%s", kr_status_message());
+    kr_lm *lm;
+    cr_assert_eq(kr_lm_open("hoard", NULL, &lm), KR_OK, "%s", kr_status_message());
+    kr_lm_sequence *one = new_sequence(lm), *two = new_sequence(lm);
+    const int32_t ids[] = {1, 2, 3};
+    for (int k = 0; k < 2; k++) {
+        feed(one, ids, 1);
+        cr_expect_eq(kr_lm_feed(one, ids, 3), KR_UNSUPPORTED, "%s", kr_status_message());
+        cr_expect(strstr(kr_status_message(), "past\" when it reads 3 tokens"), "%s", kr_status_message());
+        feed(two, ids, 1);
+    }
+    kr_lm_sequence_free(one);
+    kr_lm_sequence_free(two);
+    kr_lm_close(lm);
+}
+
 typedef struct watcher {
     int begun, ended, asked;
 } watcher;

@@ -1,6 +1,7 @@
 /// A device that behaves as one with a memory and a command stream of its own does: it remembers every call of a plan at
 /// its first run, with the addresses of that moment (as a captured CUDA graph does), and captures anew only when the
-/// plan has moved. New memory is full of NaN. One thread, steps in order.
+/// plan has moved. Copies and zeroing are put off for as long as they may be: until a run or a wait. New memory is full of
+/// NaN. One thread, steps in order.
 #include "tests/reference/device.h"
 #include "runtime/internal.h"
 
@@ -15,6 +16,43 @@ typedef struct captured {
     kr_arg *args;      ///< of all calls
 } captured;
 
+/// A copy, or zeroing where `from` is null, that was asked for and not done yet.
+typedef struct pending {
+    void *to;
+    const void *from;
+    size_t bytes;
+} pending;
+
+typedef struct reference_device {
+    kr_device device;
+    pending *list;
+    size_t count, room;
+} reference_device;
+
+static void catch_up(kr_device *device) {
+    reference_device *d = (reference_device *)device;
+    for (size_t k = 0; k < d->count; k++) {
+        const pending *p = &d->list[k];
+        if (p->from) memcpy(p->to, p->from, p->bytes);
+        else memset(p->to, 0, p->bytes);
+    }
+    d->count = 0;
+}
+
+static kr_status put_off(kr_device *device, pending p) {
+    reference_device *d = (reference_device *)device;
+    if (d->count == d->room) {
+        const size_t room = 2 * d->room + 64;
+        pending *larger = realloc(d->list, room * sizeof *larger);
+        if (!larger) catch_up(device); // a failure leaves nothing under way
+        KR_FAIL_IF(!larger, KR_NO_MEMORY, "no memory for a copy");
+        d->list = larger;
+        d->room = room;
+    }
+    d->list[d->count++] = p;
+    return KR_OK;
+}
+
 static kr_status reference_alloc(kr_device *device, size_t bytes, void **address) {
     (void)device;
     KR_FAIL_IF(bytes > PTRDIFF_MAX - REFERENCE_ALIGN, KR_NO_MEMORY, "no memory for an arena of %zu bytes", bytes);
@@ -24,29 +62,28 @@ static kr_status reference_alloc(kr_device *device, size_t bytes, void **address
 }
 
 static void reference_free(kr_device *device, void *address, size_t bytes) {
-    (void)device;
+    catch_up(device);
     memset(address, 0xff, bytes);
     free(address);
 }
 
 static kr_status reference_copy(kr_device *device, void *to, const void *from, size_t bytes) {
-    (void)device;
-    memcpy(to, from, bytes);
-    return KR_OK;
+    return put_off(device, (pending){to, from, bytes});
 }
 
 static kr_status reference_zero(kr_device *device, void *to, size_t bytes) {
-    (void)device;
-    memset(to, 0, bytes);
-    return KR_OK;
+    return put_off(device, (pending){to, NULL, bytes});
 }
 
 static kr_status reference_wait(kr_device *device) {
-    (void)device;
+    catch_up(device);
     return KR_OK;
 }
 
-static void reference_close(kr_device *device) { free(device); }
+static void reference_close(kr_device *device) {
+    free(((reference_device *)device)->list);
+    free(device);
+}
 
 static kr_status reference_team(kr_device *device, int wanted, int *threads) {
     (void)device;
@@ -119,7 +156,8 @@ static bool look(const kr_bound_step *s, const kr_call *call, bool outputs, kr_f
 }
 
 static kr_status reference_run(kr_device *device, kr_bound *b, int threads, unsigned flags) {
-    (void)device, (void)threads;
+    (void)threads;
+    catch_up(device);
     captured *c = b->state;
     kr_finding found = {0};
     if (!c->done || c->moves != b->moves) capture(b, c);
@@ -155,8 +193,10 @@ static const kr_device_class class = {
 };
 
 kr_status reference_open(kr_device **out) {
-    *out = calloc(1, sizeof **out);
-    KR_FAIL_IF(!*out, KR_NO_MEMORY, "no memory for a device");
-    (*out)->class = &class;
+    reference_device *d = calloc(1, sizeof *d);
+    *out = NULL;
+    KR_FAIL_IF(!d, KR_NO_MEMORY, "no memory for a device");
+    d->device.class = &class;
+    *out = &d->device;
     return KR_OK;
 }

@@ -10,6 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+/// A block of somebody's own could want more for many tokens than for one; that would not be in the checkpoint, and
+/// sequences have no room for it.
+static kr_status add_plan(kr_lm *lm, int64_t length, kr_plan *plan) {
+    KR_TRY(kr_session_add(lm->session, plan));
+    const kr_slot *more = length > 1 ? kr_session_slot(lm->session, lm->slots) : NULL;
+    KR_FAIL_IF(more, KR_UNSUPPORTED, "model %s has %s \"%s\" when it reads %lld tokens, and not when it reads one",
+               lm->model.name, kr_slot_kind_name(more->kind), more->name, (long long)length);
+    return KR_OK;
+}
+
 kr_status kr_lm_plan(kr_lm *lm, int64_t length, kr_plan **out) {
     kr_plan **plan = &lm->plan[length];
     *out = *plan;
@@ -21,7 +31,7 @@ kr_status kr_lm_plan(kr_lm *lm, int64_t length, kr_plan **out) {
     kr_status status = kr_compile(g, &forward, plan, &stats);
     kr_graph_free(g);
     KR_TRY(status);
-    status = kr_session_add(lm->session, *plan);
+    status = add_plan(lm, length, *plan);
     if (status) {
         kr_plan_free(*plan);
         *plan = NULL;
@@ -33,7 +43,8 @@ kr_status kr_lm_plan(kr_lm *lm, int64_t length, kr_plan **out) {
 static kr_status open_model(kr_lm *lm) {
     kr_plan *decode;
     KR_TRY(kr_lm_plan(lm, 1, &decode));
-    for (int k = 0; k < kr_session_slots(lm->session); k++)
+    lm->slots = kr_session_slots(lm->session);
+    for (int k = 0; k < lm->slots; k++)
         if (kr_session_slot(lm->session, k)->kind == KR_SLOT_CARRY)
             lm->state_bytes += kr_session_slot(lm->session, k)->bytes;
     return KR_OK;

@@ -18,6 +18,7 @@ struct kr_lm {
     kr_plan *plan[KR_LM_PIECE + 1];   ///< by length, made when it first comes; of a graph the only one is the first
     float *row_logits;                ///< of a graph [B, L, V]
     kr_candidate *scratch;            ///< for sampling [vocabulary]
+    int slots;                        ///< of a model: parameters and carries; every plan has the same
     size_t state_bytes;               ///< of all carries
     kr_lm_sequence *present;          ///< whose state is in the session; null: nobody's
 };

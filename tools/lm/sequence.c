@@ -49,7 +49,7 @@ const float *kr_lm_logits(const kr_lm_sequence *s) { return s->position ? s->log
 
 /// Copies all carries between the session and `state`.
 static kr_status move_state(kr_lm *lm, unsigned char *state, bool into_session) {
-    for (int k = 0; k < kr_session_slots(lm->session); k++) {
+    for (int k = 0; k < lm->slots; k++) {
         const kr_slot *slot = kr_session_slot(lm->session, k);
         if (slot->kind != KR_SLOT_CARRY) continue;
         KR_TRY(into_session ? kr_session_write(lm->session, k, state, slot->bytes)
