@@ -450,6 +450,22 @@ static kr_graph *residuals(void) {
     return g;
 }
 
+/// A target may allow less than one op alone needs.
+Test(fuse, a_sum_ends_no_program_beyond_the_limits) {
+    kr_target narrow = kr_target_cpu;
+    narrow.program.inputs = 1;
+    narrow.program.large = 1;
+    kr_graph *g = graph();
+    const kr_value product = kr_mul(g, kr_input(g, "x", KR_F32, KR_SHAPE(8, 4)), kr_input(g, "y", KR_F32, KR_SHAPE(8, 4)));
+    kr_output(g, "two", kr_sum(g, product, 0, false));
+    kr_output(g, "one", kr_sum(g, kr_silu(g, kr_input(g, "z", KR_F32, KR_SHAPE(8, 4))), 0, false));
+    check_ok(kr_compile(g, &(kr_compile_options){.target = &narrow, .stop_after = "fuse"}, NULL, NULL), "fuse");
+    cr_expect_eq(count(g, "mul"), 1);
+    cr_expect_eq(count(g, "silu"), 0);
+    cr_expect_eq(count(g, "fused_sum"), 1);
+    kr_graph_free(g);
+}
+
 Test(fuse, additions_go_into_products_and_norms) {
     kr_graph *g = residuals();
     fuse(g, KR_GOAL_GRADIENTS);

@@ -154,7 +154,7 @@ static void end_with(programs *p, int i) {
     int axis, axes;
     if (!sum_of(p, i, &summed, &axis, &axes)) return;
     const int of = p->of[r->uses.node[summed.id]];
-    if (of < 0 || p->sum[of] >= 0) return;
+    if (of < 0 || p->sum[of] >= 0 || !within_limits(r, &p->groups[of])) return; // one node alone may be too much
     const kr_group own = {.count = 1, .member = {i}};
     kr_group both;
     if (!unite(&p->groups[of], &own, &both)) return;
