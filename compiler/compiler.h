@@ -11,8 +11,8 @@ extern "C" {
 #endif
 
 /// AdamW with decay groups, as part of the graph (kr_adamw, ops/ops.h). Weight decay applies to params
-/// flagged KR_PARAM_DECAY. The moments of a param are carries "exp_avg.<param>" and "exp_avg_sq.<param>" of kind KR_CARRY_OPTIMIZER, and so is
-/// the number of updates, from which the bias corrections follow.
+/// flagged KR_PARAM_DECAY. The moments of a param are carries "exp_avg.<param>" and "exp_avg_sq.<param>" of kind
+/// KR_CARRY_OPTIMIZER, and so is the number of updates, from which the bias corrections follow.
 typedef struct kr_optimizer {
     double beta1, beta2, eps, weight_decay;
     double max_norm;   ///< global-norm clipping; 0: none

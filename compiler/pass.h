@@ -1,5 +1,6 @@
 /// One compilation under way, and the passes over it. What a pass needs besides has a header of its own: who reads what
-/// (compiler/uses.h), strides (compiler/strides.h), costs (compiler/cost.h), what the target promises (compiler/impl.h),
+/// (compiler/uses.h), strides (compiler/strides.h), costs (compiler/cost.h), what the target promises
+/// (compiler/impl.h),
 /// and in the rooms what their files share.
 #ifndef KRAIT_COMPILER_PASS_H
 #define KRAIT_COMPILER_PASS_H

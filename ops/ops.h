@@ -261,11 +261,12 @@ const char *kr_op_nearest(const char *name);
 
 /// The CPU: the target of whoever names none.
 extern const kr_target kr_target_cpu;
-/// A target by name: "cpu", or one in a shared object libkrait_NAME.so that exports `const kr_target kr_target_NAME`.
-/// It is looked for in the directories of KRAIT_TARGET_PATH, beside libkrait, and where the system looks; it stays
+/// The target of a device by its name, up to the colon of "cuda:1": "cpu", or one in a shared object libkrait_NAME.so
+/// that exports `const kr_target kr_target_NAME`. It is looked for in the directories of KRAIT_TARGET_PATH, beside
+/// libkrait, and where the system looks; it stays
 /// loaded.
 /// fails KR_BAD_ARGUMENT: no name of a target; KR_UNSUPPORTED: no such file here, or built for another Krait
-kr_status kr_target_find(const char *name, const kr_target **out);
+kr_status kr_target_find(const char *device, const kr_target **out);
 /// Opens "cpu", "cuda", "cuda:1": a target's name, and what that target makes of the rest. `target` may be null.
 kr_status kr_device_open(const char *name, const kr_target **target, kr_device **out);
 /// What a target has for an op; null: nothing.
@@ -427,7 +428,8 @@ typedef struct kr_selective_scan_args {
 } kr_selective_scan_args;
 kr_value kr_selective_scan(kr_graph *, const kr_selective_scan_args *, kr_value *last);
 
-/// Mamba-2 state-space duality (SSD; docs/book/3-mamba-2.md), in chunks: O(L) time and memory, states recomputed in the gradient.
+/// Mamba-2 state-space duality (SSD; docs/book/3-mamba-2.md), in chunks: O(L) time and memory, states recomputed in
+/// the gradient.
 ///   x, z? [B, L, H*P]; dt [B, L, H] raw; A [H] negative; Bm, Cm [B, L, G*N]; D? [H] or [H*P]; dt_bias? [H];
 ///   h0? [B, H, P, N]; reset? i32 [B, L]; head h reads group h / (H/G)
 ///   d = clamp(softplus(dt + dt_bias), dt_min, dt_max)   (softplus optional)
@@ -448,7 +450,8 @@ kr_value kr_ssd_scan(kr_graph *, const kr_ssd_scan_args *, kr_value *last);
 ///   trap [B, L, H] before sigmoid; mimo_x? [H, R, P] (absent: R = 1, ones); D? [H]; z? [B, L, H*P] (R = 1 only);
 ///   h0? [B, H, P, N]; k0? [B, R, H, N] (rotated); v0? [B, H, P] (previous raw x); reset? i32 [B, L]
 ///   With k_bias, q_bias [H, R, N] and ang (before tanh) [B, L, S], one for all heads, or [B, L, H, S], k and q come as
-///   K and Q [B, L, R*G*N], laid out (r g n), and are rotated here: k_{t,r} = Rot(theta_t) (K_{t,r} + k_bias_r), q alike,
+///   K and Q [B, L, R*G*N], laid out (r g n), and are rotated here: k_{t,r} = Rot(theta_t) (K_{t,r} + k_bias_r), q
+/// alike,
 ///   theta_t = theta_{t-1} + pi tanh(ang_t) dt_t (mod 2 pi) from theta0? [B, H, S] on (from 0 after a reset). S <= N/2
 ///   pairs rotate, the rest pass; the heads' k and q are never written down.
 ///   gives o [B, L, R*H*P] laid out (r h p), with z o silu(z); *last (may be null): the state, rotated k, raw x and
@@ -473,7 +476,8 @@ kr_value kr_rope(kr_graph *, kr_value x, kr_value position, int64_t heads, int64
                  bool interleaved);
 /// Causal attention with grouped queries; keeps only the log-sum-exp for the gradient.
 ///   q [B, Lq, H*Dh]; k, v [B, Lk, Hkv*Dh]; aligned bottom-right: query t sees keys s <= t + (Lk - Lq), and with
-///   window > 0 only the last `window` of them; key_count? i32 [1]: only the first that many keys exist (a cache that is
+///   window > 0 only the last `window` of them; key_count? i32 [1]: only the first that many keys exist (a cache that
+/// is
 ///   not full), and alignment counts from there; reset? i32 [B, Lk]: queries do not see keys of earlier documents
 ///   gives [B, Lq, H*Dh]
 typedef struct kr_attention_args {
@@ -498,7 +502,8 @@ typedef struct kr_adamw_args {
     double beta1, beta2, eps, weight_decay;
     double max_norm;          ///< clip to this global norm; 0: do not clip
 } kr_adamw_args;
-/// Decoupled AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). Gives the new p; m and v are outputs 1 and 2 (kr_sibling).
+/// Decoupled AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101). Gives the new p; m and v are outputs 1 and 2
+/// (kr_sibling).
 kr_value kr_adamw(kr_graph *, const kr_adamw_args *);
 /// The number of this update from that of the one before, i64 [1]: step + 1, or step where sq_norm (f32 [1]?) is not
 /// finite and kr_adamw updates nothing.

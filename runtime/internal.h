@@ -54,7 +54,8 @@ void kr_bound_move(kr_bound *, int slot, void *to);
 // Devices
 
 /// What a device does. Addresses are the device's own; the host only passes them on. alloc is given bytes > 0 and
-/// returns memory aligned to `align`, whose content is undefined. Copies, zeroing and runs are in order, and may be under
+/// returns memory aligned to `align`, whose content is undefined. Copies, zeroing and runs are in order, and may be
+/// under
 /// way when the call returns; `wait` returns when all of them are done. A call that fails leaves nothing under way: its
 /// caller may free what was copied from or to. `free` is called for memory that nothing uses any more.
 typedef struct kr_device_class {
@@ -67,7 +68,8 @@ typedef struct kr_device_class {
     /// Chooses kernels for a plan that was bound to addresses, and makes bound->state. fails KR_UNSUPPORTED naming op,
     /// node, scope and target of a step that the device has no kernel for.
     kr_status (*bind)(kr_device *, kr_bound *);
-    void (*unbind)(kr_device *, kr_bound *); ///< frees bound->state, also after a bind that failed; the plan may be gone
+    /// Frees bound->state, also after a bind that failed; the plan may be gone.
+    void (*unbind)(kr_device *, kr_bound *);
     kr_status (*alloc)(kr_device *, size_t bytes, void **address);
     void (*free)(kr_device *, void *address, size_t bytes);
     kr_status (*write)(kr_device *, void *to, const void *from, size_t bytes);

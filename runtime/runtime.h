@@ -33,7 +33,10 @@ bool kr_dtype_parse(const char *name, kr_dtype *out);
 bool kr_shape_equal(const kr_shape *a, const kr_shape *b);
 /// Writes "[2, 3]" and gives back `text`. 160 bytes are always enough.
 const char *kr_shape_text(const kr_shape *, char text[160]);
-/// Bytes of a packed tensor; SIZE_MAX when they are more than 2^47, or a dimension is negative.
+/// The most that one tensor or workspace may have: as much as a process can address (2^47 bytes with 4-level page
+/// tables), so that sizes can be added, and multiplied by the few rows of a kernel's scratch, without leaving 64 bits.
+#define KR_MOST_BYTES ((size_t)1 << 47)
+/// Bytes of a packed tensor; SIZE_MAX when they are more than KR_MOST_BYTES, or a dimension is negative.
 size_t kr_tensor_bytes(kr_dtype, const kr_shape *);
 float kr_bf16_to_f32(uint16_t);
 /// Rounds to nearest even; NaN stays NaN.

@@ -62,10 +62,6 @@ const char *kr_shape_text(const kr_shape *shape, char text[160]) {
     return text;
 }
 
-/// As much as a process can address (2^47 bytes with 4-level page tables), so that sizes can be added, and multiplied
-/// by the few rows of a kernel's scratch, without leaving 64 bits.
-#define TENSOR_MOST ((size_t)1 << 47)
-
 size_t kr_tensor_bytes(kr_dtype dtype, const kr_shape *shape) {
     if (shape->rank < 0 || shape->rank > KR_MAX_RANK || kr_dtype_size(dtype) == 0) return SIZE_MAX;
     // An axis of length 0 counts as 1 here: nobody may multiply the other axes in an order that overflows first.
@@ -76,7 +72,7 @@ size_t kr_tensor_bytes(kr_dtype dtype, const kr_shape *shape) {
         if (n < 0) return SIZE_MAX;
         empty |= n == 0;
         if (n > 0 && __builtin_mul_overflow(all, (uint64_t)n, &all)) return SIZE_MAX;
-        if (all > TENSOR_MOST) return SIZE_MAX;
+        if (all > KR_MOST_BYTES) return SIZE_MAX;
     }
     return empty ? 0 : all;
 }

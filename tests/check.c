@@ -189,6 +189,17 @@ const kr_op *check_shapes(const check_case *given, kr_shape *in_shape, kr_dtype 
     return op;
 }
 
+kr_status check_refused(const check_case *given, int input, kr_shape shape, const char *part) {
+    check_case c = *given;
+    kr_shape out[CHECK_MAX];
+    kr_dtype type[CHECK_MAX];
+    c.shape[input] = shape;
+    const kr_status status = kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, type);
+    cr_assert_neq(status, KR_OK, "%s takes input %d though \"%s\"", c.op, input, part);
+    cr_assert(strstr(kr_status_message(), part), "\"%s\" is not in \"%s\"", part, kr_status_message());
+    return status;
+}
+
 // Forward -----------------------------------------------------------------------------------------------------------
 
 /// One way of calling the op.

@@ -1,5 +1,6 @@
 /// How ops are tested: one case (op, attributes, shapes, ranges) and one oracle (the op in double, naive) give a test
-/// of every kernel build, memory layout, thread count and in-place use that the op's implementation promises, and a test
+/// of every kernel build, memory layout, thread count and in-place use that the op's implementation promises, and a
+/// test
 /// of the gradient rule against finite differences. Failures are Criterion assertions that say op, level and element.
 #ifndef KRAIT_TESTS_CHECK_H
 #define KRAIT_TESTS_CHECK_H
@@ -8,11 +9,13 @@
 
 enum { CHECK_MAX = 24 };
 
-/// Where suites about contracts run plans: the CPU, or what KRAIT_TEST_DEVICE names (their second run in meson). Gives the
+/// Where suites about contracts run plans: the CPU, or what KRAIT_TEST_DEVICE names (their second run in meson). Gives
+/// the
 /// target, for kr_compile; `device` may be null.
 const kr_target *check_device(kr_device **device);
 
-/// In place of an instruction set level: the second target (tests/reference), which promises less and chooses otherwise.
+/// In place of an instruction set level: the second target (tests/reference), which promises less and chooses
+/// otherwise.
 #define CHECK_REFERENCE KR_ISA_COUNT
 /// "avx2", "reference".
 const char *check_level_name(kr_isa);
@@ -90,6 +93,8 @@ void check_ok(kr_status, const char *what);
 /// Outputs' shapes and dtypes of a case, by the op's rule, with what it leaves open as the CPU makes it.
 const kr_op *check_shapes(const check_case *, kr_shape *in_shape, kr_dtype *in_dtype, kr_shape *out_shape,
                           kr_dtype *out_dtype);
+/// The op's rule refuses the case with that shape of one input, and the message has `part` in it. Gives the status.
+kr_status check_refused(const check_case *, int input, kr_shape, const char *part);
 /// One call: all stages, all parts, with workspace. `reverse` runs the parts of each stage last to first.
 /// Views are packed by a generic strided copy.
 kr_status check_call(const kr_op *, const kr_attrs *, const kr_arg *in, int inputs, const kr_arg *out, kr_isa,

@@ -1,4 +1,5 @@
-/// The functions of ops/cpu/lanes.h and ops/selective_scan/cpu_decay.h as kernels over packed f32, for test_lanes.c. Input and
+/// The functions of ops/cpu/lanes.h and ops/selective_scan/cpu_decay.h as kernels over packed f32, for test_lanes.c.
+/// Input and
 /// output: [n], n a multiple of
 /// 16.
 #include "ops/cpu/lanes.h"

@@ -1,4 +1,5 @@
-/// Graphs of thousands of layers. No pass, and nothing that builds, prints or reads graphs, may take time that grows with
+/// Graphs of thousands of layers. No pass, and nothing that builds, prints or reads graphs, may take time that grows
+/// with
 /// the square of the layers: this suite ends within its timeout, sanitizers included, or it does not.
 #include "check.h"
 

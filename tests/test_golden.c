@@ -37,7 +37,8 @@ static const char *last_line(char *text) {
     return text + n;
 }
 
-/// lm_hybrid.case2 asks for more than f32 gives: after AdamW, which turns a gradient of 1e-9 into a full step, correctly
+/// lm_hybrid.case2 asks for more than f32 gives: after AdamW, which turns a gradient of 1e-9 into a full step,
+/// correctly
 /// rounded ops come to 0.4 to 1.6 times its tolerance, as they round. Release builds are held to it. Kernels under
 /// sanitizers are built with other optimisations and round otherwise (1.97 times was seen); there it may miss, alone.
 static bool missed_alone(const char *text) {

@@ -97,7 +97,8 @@ BOUND(abs, fabs, 0, -INFINITY, INFINITY, -INFINITY)
 BOUND(sin, sin, 0, -8192, 8192, -INFINITY, false, 1e-7)
 BOUND(cos, cos, 0, -8192, 8192, -INFINITY, false, 1e-7)
 
-/// What selective_scan has of its own (ops/selective_scan/cpu_decay.h). Rounding A / log(2) costs up to 6e-8 |A| besides,
+/// What selective_scan has of its own (ops/selective_scan/cpu_decay.h). Rounding A / log(2) costs up to 6e-8 |A|
+/// besides,
 /// and the decay as much again.
 Test(lanes, decay) {
     sweep(&(bound){"decay", &stage_decay, exp, 5e-7, -2.5, 2.5, -INFINITY});

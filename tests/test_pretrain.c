@@ -244,7 +244,8 @@ static void poison(const char *checkpoint, const char *param) {
     kr_graph_free(g);
 }
 
-/// Takes the step count out of a checkpoint, which then says that it is of format "krait run <version>": versions before
+/// Takes the step count out of a checkpoint, which then says that it is of format "krait run <version>": versions
+/// before
 /// 2 had none.
 static void drop_count(const char *checkpoint, char version) {
     kr_device *device;

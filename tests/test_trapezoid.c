@@ -256,14 +256,6 @@ Test(trapezoid_rotates, gradient_op) {
 }
 
 /// Bad shapes are refused with a message that says what was seen and what is wanted.
-static void refuse(check_case c, int input, kr_shape shape, const char *part) {
-    c.shape[input] = shape;
-    kr_shape out[CHECK_MAX];
-    kr_dtype type[CHECK_MAX];
-    cr_assert_neq(kr_op_shapes(kr_op_find(c.op), &c.attrs, c.shape, c.dtype, c.inputs, out, type), KR_OK);
-    cr_assert(strstr(kr_status_message(), part), "\"%s\" is not in \"%s\"", part, kr_status_message());
-}
-
 Test(trapezoid_scan, no_chunk_is_too_long) {
     static const int64_t chunks[] = {33, 1 << 20, INT64_C(1) << 62, (INT64_C(1) << 62) + 1, INT64_MAX};
     for (size_t k = 0; k < sizeof chunks / sizeof *chunks; k++) // times rank, the third is 2^64
@@ -274,33 +266,33 @@ Test(trapezoid_scan, no_chunk_is_too_long) {
 
 Test(trapezoid_scan, bad_shapes) {
     check_case c = make(2, 5, 3, 2, 4, 6, 0, EVERYTHING);
-    refuse(c, TRAPEZOID_X, KR_SHAPE(5, 12), "x is [5, 12], want [B L H*P]");
-    refuse(c, TRAPEZOID_X, KR_SHAPE(2, 5, 13),
+    check_refused(&c, TRAPEZOID_X, KR_SHAPE(5, 12), "x is [5, 12], want [B L H*P]");
+    check_refused(&c, TRAPEZOID_X, KR_SHAPE(2, 5, 13),
            "x is [2, 5, 13], want [B L H*P] with B = 2, L = 5 (from k), H = 3 (from adt)");
-    refuse(c, TRAPEZOID_K, KR_SHAPE(2, 5, 35),
+    check_refused(&c, TRAPEZOID_K, KR_SHAPE(2, 5, 35),
            "k is [2, 5, 35], want [B L H*rank*N] (groups = 0) with H = 3 (from adt), rank = 2");
-    refuse(c, TRAPEZOID_Q, KR_SHAPE(2, 5, 35), "q is [2, 5, 35], want [B L H*rank*N] = [2, 5, 36]");
-    refuse(c, TRAPEZOID_DT, KR_SHAPE(2, 5, 7), "dt is [2, 5, 7], want [B L H] = [2, 5, 3]");
-    refuse(c, TRAPEZOID_MIMO_X, KR_SHAPE(3, 4, 2), "mimo_x is [3, 4, 2], want [H rank P] = [3, 2, 4]");
-    refuse(c, TRAPEZOID_MIMO_X, CHECK_ABSENT, "rank 2 without mimo_x");
-    refuse(c, TRAPEZOID_D, KR_SHAPE(5), "D is [5], want [H] = [3]");
-    refuse(c, TRAPEZOID_H0, KR_SHAPE(2, 3, 6, 4), "h0 is [2, 3, 6, 4], want [B H P N] = [2, 3, 4, 6]");
-    refuse(c, TRAPEZOID_K0, KR_SHAPE(2, 3, 2, 6), "k0 is [2, 3, 2, 6], want [B rank H N] = [2, 2, 3, 6]");
-    refuse(c, TRAPEZOID_V0, KR_SHAPE(2, 3, 6), "v0 is [2, 3, 6], want [B H P] = [2, 3, 4]");
-    refuse(c, TRAPEZOID_Z, KR_SHAPE(2, 5, 12), "rank 2 with a gate z");
-    refuse(c, TRAPEZOID_ANG, KR_SHAPE(2, 5, 1), "ang is [2, 5, 1], want none with groups = 0");
-    refuse(c, TRAPEZOID_RESET, KR_SHAPE(2, 6), "reset is [2, 6], want [B L] = [2, 5]");
+    check_refused(&c, TRAPEZOID_Q, KR_SHAPE(2, 5, 35), "q is [2, 5, 35], want [B L H*rank*N] = [2, 5, 36]");
+    check_refused(&c, TRAPEZOID_DT, KR_SHAPE(2, 5, 7), "dt is [2, 5, 7], want [B L H] = [2, 5, 3]");
+    check_refused(&c, TRAPEZOID_MIMO_X, KR_SHAPE(3, 4, 2), "mimo_x is [3, 4, 2], want [H rank P] = [3, 2, 4]");
+    check_refused(&c, TRAPEZOID_MIMO_X, CHECK_ABSENT, "rank 2 without mimo_x");
+    check_refused(&c, TRAPEZOID_D, KR_SHAPE(5), "D is [5], want [H] = [3]");
+    check_refused(&c, TRAPEZOID_H0, KR_SHAPE(2, 3, 6, 4), "h0 is [2, 3, 6, 4], want [B H P N] = [2, 3, 4, 6]");
+    check_refused(&c, TRAPEZOID_K0, KR_SHAPE(2, 3, 2, 6), "k0 is [2, 3, 2, 6], want [B rank H N] = [2, 2, 3, 6]");
+    check_refused(&c, TRAPEZOID_V0, KR_SHAPE(2, 3, 6), "v0 is [2, 3, 6], want [B H P] = [2, 3, 4]");
+    check_refused(&c, TRAPEZOID_Z, KR_SHAPE(2, 5, 12), "rank 2 with a gate z");
+    check_refused(&c, TRAPEZOID_ANG, KR_SHAPE(2, 5, 1), "ang is [2, 5, 1], want none with groups = 0");
+    check_refused(&c, TRAPEZOID_RESET, KR_SHAPE(2, 6), "reset is [2, 6], want [B L] = [2, 5]");
     c.attrs.i[TRAPEZOID_RANK] = 0;
-    refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 0, want 1 to 65536");
+    check_refused(&c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 0, want 1 to 65536");
     c.attrs.i[TRAPEZOID_RANK] = INT64_C(1) << 40; // the products of its chunks' rows would leave 64 bits
-    refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 1099511627776, want 1 to 65536");
+    check_refused(&c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "rank is 1099511627776, want 1 to 65536");
     c = rotating(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 2, 6, 3, false, false, true);
     check_case wide = c;
     wide.shape[TRAPEZOID_THETA0] = CHECK_ABSENT;
-    refuse(wide, TRAPEZOID_ANG, KR_SHAPE(2, 5, 4), "ang has 4 pairs, want at most 3, half of N");
-    refuse(c, TRAPEZOID_K_BIAS, KR_SHAPE(4, 2, 5), "k_bias is [4, 2, 5], want [H rank N] = [4, 2, 6] (groups = 2)");
-    refuse(c, TRAPEZOID_Q_BIAS, KR_SHAPE(4, 1, 6), "q_bias is [4, 1, 6], want [H rank N] = [4, 2, 6]");
-    refuse(c, TRAPEZOID_THETA0, KR_SHAPE(2, 4, 2), "theta0 is [2, 4, 2], want [B H S] = [2, 4, 3]");
+    check_refused(&wide, TRAPEZOID_ANG, KR_SHAPE(2, 5, 4), "ang has 4 pairs, want at most 3, half of N");
+    check_refused(&c, TRAPEZOID_K_BIAS, KR_SHAPE(4, 2, 5), "k_bias is [4, 2, 5], want [H rank N] = [4, 2, 6] (groups = 2)");
+    check_refused(&c, TRAPEZOID_Q_BIAS, KR_SHAPE(4, 1, 6), "q_bias is [4, 1, 6], want [H rank N] = [4, 2, 6]");
+    check_refused(&c, TRAPEZOID_THETA0, KR_SHAPE(2, 4, 2), "theta0 is [2, 4, 2], want [B H S] = [2, 4, 3]");
     c = rotating(make(2, 5, 4, 2, 4, 6, 0, EVERYTHING), 3, 6, 3, false, false, true);
-    refuse(c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "3 groups, want a divisor of 4 heads");
+    check_refused(&c, TRAPEZOID_X, c.shape[TRAPEZOID_X], "3 groups, want a divisor of 4 heads");
 }

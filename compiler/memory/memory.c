@@ -9,8 +9,6 @@
 
 #include <stdlib.h>
 
-#define MOST_BYTES ((size_t)1 << 47) ///< as of a tensor: sums of sizes stay far from the end of size_t
-
 static void memory_free(kr_memory *m) {
     if (!m) return;
     free(m->buffers);
@@ -174,8 +172,9 @@ static kr_status number_buffers(state *s, kr_memory *m) {
             for (int k = 0; k < n->outputs; k++) out[k] = kr_value_shape(s->g, n->out[k]);
             const size_t bytes = impl->work(&n->attrs, in, out, n->inputs);
             if (in != few_in) free(in);
-            KR_FAIL_IF(bytes > MOST_BYTES, KR_BAD_SHAPE, "memory: %s (node %d, scope %s) needs more workspace than can be "
-                       "counted", n->op->name, i, n->scope && n->scope[0] ? n->scope : "-");
+            KR_FAIL_IF(bytes > KR_MOST_BYTES, KR_BAD_SHAPE,
+                       "memory: %s (node %d, scope %s) needs more workspace than can be counted", n->op->name, i,
+                       n->scope && n->scope[0] ? n->scope : "-");
             if (!bytes) continue;
             m->work[i] = m->count;
             m->buffers[m->count++] = (kr_buffer){

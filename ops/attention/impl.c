@@ -11,8 +11,6 @@ KR_KERNEL_DECLARE(attention_grad)
 KR_KERNEL_DECLARE(attention_grad_sum)
 KR_KERNEL_DECLARE(cache_write)
 
-#define BIT(k) (1u << (k))
-
 static size_t attention_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const kr_attention_size s = kr_attention_measure(&in[ATTENTION_Q], &in[ATTENTION_K], t->i[ATTENTION_HEADS],

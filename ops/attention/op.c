@@ -18,7 +18,6 @@
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
 
-#define BIT(k) (1u << (k))
 #define FORWARD_INPUTS(from)                                                                           \
     [(from) + ATTENTION_Q] = {"q", "B Lq heads*D"}, [(from) + ATTENTION_K] = {"k", "B Lk kv_heads*D"}, \
               [(from) + ATTENTION_V] = {"v", "B Lk kv_heads*D"},                                       \

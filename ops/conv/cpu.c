@@ -1,5 +1,6 @@
 /// Causal depthwise convolution on the CPU. Rows of channels are walked as they lie in memory; the taps of a token are
-/// the rows before it, which are still in L1. Weights come as [channels, taps], so a first stage transposes them into rows.
+/// the rows before it, which are still in L1. Weights come as [channels, taps], so a first stage transposes them into
+/// rows.
 ///
 /// `reach` is how many earlier inputs a token's taps may touch: taps - 1, less after a reset or at the start of a
 /// sequence without state. Four taps at full reach, which is nearly everything in practice, have code of their own.

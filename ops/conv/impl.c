@@ -10,8 +10,6 @@ KR_KERNEL_DECLARE(causal_conv1d_grad_weights)
 KR_KERNEL_DECLARE(causal_conv1d_grad)
 KR_KERNEL_DECLARE(causal_conv1d_grad_sum)
 
-#define BIT(k) (1u << (k))
-
 /// Never 0, so that kernels always have a base to count from.
 static size_t floats(int64_t n) { return (size_t)(n + KR_CONV_LANES) * sizeof(float); }
 

@@ -1,4 +1,5 @@
-/// Causal depthwise convolution over time with carried state (docs/book/2-mamba.md): the short filter in front of a selective scan.
+/// Causal depthwise convolution over time with carried state (docs/book/2-mamba.md): the short filter in front of a
+/// selective scan.
 ///
 ///   p_t = bias + sum_j weight_j xx_{t+j},  xx = state followed by x;   y_t = silu(p_t) or p_t
 ///
@@ -66,8 +67,6 @@ static void causal_conv1d_derivative(kr_graph *g, const kr_node *n, const kr_val
     for (int k = CONV_X; k <= CONV_STATE; k++)
         if (n->in[k].id) din[k] = kr_sibling(g, first, k);
 }
-
-#define BIT(k) (1u << (k))
 
 const kr_op kr_op_causal_conv1d = {
     .name = "causal_conv1d",

@@ -1,4 +1,5 @@
-/// How a kernel gets its symbols. A kernel file (ops/FAMILY/cpu*.c) is compiled once per instruction set with -DKR_ISA=avx2 and
+/// How a kernel gets its symbols. A kernel file (ops/FAMILY/cpu*.c) is compiled once per instruction set with
+/// -DKR_ISA=avx2 and
 /// so on; everything in it is static or KR_KERNEL.
 #ifndef KRAIT_OPS_CPU_KERNELS_H
 #define KRAIT_OPS_CPU_KERNELS_H

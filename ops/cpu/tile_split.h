@@ -17,7 +17,8 @@
 ///
 /// Two things differ from arithmetic on f32. Operands under 2^-103 lose low bits, which would be denormal parts. And
 /// what is not finite, or rounds up to infinity, leaves no number in any sum that it is in; such sums are computed
-/// again in f32. Which ones depends on their own operands alone, so as in tile.h the bits of an element do not depend on the
+/// again in f32. Which ones depends on their own operands alone, so as in tile.h the bits of an element do not depend
+/// on the
 /// block that it is in.
 ///
 /// Parts are packed, and c is written, by what tile_beside.h has for that.

@@ -4,6 +4,9 @@
 
 #include "ops/ops.h"
 
+/// Operand k in a mask of operands (kr_op, kr_impl).
+#define BIT(k) (1u << (k))
+
 typedef struct kr_value_info {
     kr_dtype dtype;
     kr_shape shape;

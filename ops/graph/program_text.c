@@ -85,7 +85,8 @@ static kr_status read_instruction(kr_reader *r, kr_program *p) {
     where = r->at;
     KR_TRY(kr_reader_word(r, "the name of an elementwise op", name));
     *c = (kr_instruction){.op = kr_op_find(name)};
-    KR_WRONG_IF(!c->op || !kr_program_takes(c->op, NULL), where, "'%s' is not an elementwise op, which programs are made of", name);
+    KR_WRONG_IF(!c->op || !kr_program_takes(c->op, NULL), where, "'%s' is not an elementwise op, which programs are made of",
+                name);
     KR_TRY(kr_reader_expect(r, '(', "after the name of an op"));
     for (int j = 0; j < c->op->inputs; j++) {
         if (j) KR_TRY(kr_reader_expect(r, ',', "before the next operand"));

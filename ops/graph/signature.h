@@ -6,13 +6,16 @@
 ///   h    "B W-1 C"      products may have a number added or taken away; numbers may stand anywhere
 ///   y    "... D"        any number of leading axes, the same everywhere; "...? D": those, or none at all
 ///   D    "H | H*P"      alternatives
-///   b    "transposed ? N K : K N"     one or the other, as the attribute is not zero or zero; either side may be "absent"
+///   b    "transposed ? N K : K N"     one or the other, as the attribute is not zero or zero; either side may be
+/// "absent"
 ///   any  "any"          a shape of which nothing is known (inputs only)
 ///   dx   "@x"           the shape of that input, [0] where it is absent (outputs only)
 ///
-/// A product is solved for its one unknown letter by division. An operand whose letters are not known yet waits for those
+/// A product is solved for its one unknown letter by division. An operand whose letters are not known yet waits for
+/// those
 /// behind it, so the order of operands does not matter to what is accepted; it decides which operand an error names.
-/// Alternatives of one rank wait until everything else is known. A factor of nothing (0 = 0*P) that no operand says is 0.
+/// Alternatives of one rank wait until everything else is known. A factor of nothing (0 = 0*P) that no operand says is
+/// 0.
 #ifndef KRAIT_OPS_GRAPH_SIGNATURE_H
 #define KRAIT_OPS_GRAPH_SIGNATURE_H
 

@@ -66,7 +66,8 @@ typedef struct kr_line {
     char text[640];
     size_t at;
 } kr_line;
-/// Appends " with B = 2, L = 16 (from x)": what the words between text and end stand for; `operand` goes without saying.
+/// Appends " with B = 2, L = 16 (from x)": what the words between text and end stand for; `operand` goes without
+/// saying.
 void kr_say_words(kr_letters *, kr_line *, const char *text, const char *end, int operand);
 /// Appends what a rule wants.
 void kr_say_wanted(kr_letters *, kr_line *, const char *rule, int operand);

@@ -8,10 +8,14 @@
 
 enum { NAME_LENGTH = 32, PATH_LENGTH = 4096, REASON_LENGTH = 512 };
 
-/// Letters, digits and _, so that a name cannot lead out of the directories that are searched.
-static bool well_formed(const char *name) {
-    const size_t n = name ? strlen(name) : 0;
-    return n > 0 && n < NAME_LENGTH && strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == n;
+/// The target's part of a device's name. Letters, digits and _, so that it cannot lead out of the directories that are
+/// searched.
+static bool target_name(const char *device, char name[NAME_LENGTH]) {
+    const size_t n = device ? strcspn(device, ":") : 0;
+    if (!n || n >= NAME_LENGTH || strspn(device, "abcdefghijklmnopqrstuvwxyz0123456789_") < n) return false;
+    memcpy(name, device, n);
+    name[n] = 0;
+    return true;
 }
 
 /// The first reason is kept: that a file which is there cannot be loaded says more than that the next place has none.
@@ -70,19 +74,21 @@ static kr_status check_target(const char *name, const kr_target *t) {
     return KR_OK;
 }
 
-kr_status kr_target_find(const char *name, const kr_target **out) {
+kr_status kr_target_find(const char *device, const kr_target **out) {
+    char name[NAME_LENGTH];
     *out = NULL;
-    KR_FAIL_IF(!well_formed(name), KR_BAD_ARGUMENT,
+    KR_FAIL_IF(!target_name(device, name), KR_BAD_ARGUMENT,
                "\"%s\" is not the name of a device: known is cpu, others come with a libkrait_NAME.so",
-               name ? name : "");
+               device ? device : "");
     if (!strcmp(name, kr_target_cpu.name)) {
         *out = &kr_target_cpu;
         return KR_OK;
     }
     char why[REASON_LENGTH] = "";
     void *object = open_object(name, why); // stays loaded: plans point into it
-    KR_FAIL_IF(!object, KR_UNSUPPORTED, "unknown device \"%s\": known is cpu, and there is no libkrait_%s.so that can be "
-               "loaded (%s)", name, name, *why ? why : "no reason given");
+    KR_FAIL_IF(!object, KR_UNSUPPORTED,
+               "unknown device \"%s\": known is cpu, and there is no libkrait_%s.so that can be loaded (%s)", name,
+               name, *why ? why : "no reason given");
     char symbol[NAME_LENGTH + 16];
     snprintf(symbol, sizeof symbol, "kr_target_%s", name);
     const kr_target *target = dlsym(object, symbol);
@@ -105,13 +111,10 @@ kr_status kr_target_impl(const kr_target *target, const kr_op *op, const kr_impl
 }
 
 kr_status kr_device_open(const char *name, const kr_target **target, kr_device **out) {
-    char head[NAME_LENGTH];
-    *out = NULL;
-    const char *colon = name ? strchr(name, ':') : NULL;
-    const size_t length = colon ? (size_t)(colon - name) : name ? strlen(name) : 0;
     const kr_target *found;
-    snprintf(head, sizeof head, "%.*s", (int)(length < sizeof head ? length : sizeof head - 1), name ? name : "");
-    KR_TRY(kr_target_find(length < sizeof head ? head : name, &found));
+    *out = NULL;
+    KR_TRY(kr_target_find(name, &found));
     if (target) *target = found;
+    const char *colon = strchr(name, ':');
     return found->open(found, colon ? colon + 1 : NULL, out);
 }

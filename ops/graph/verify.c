@@ -40,7 +40,8 @@ static kr_status verify_node(const kr_graph *g, const kr_node *n, const bool *ma
     kr_dtype out_dtype[KR_MAX_OUTPUTS];
     for (int i = 0; i < n->inputs; i++) {
         const kr_value v = n->in[i];
-        KR_FAIL_IF(v.id >= g->value_count || (!v.id && !kr_op_may_miss(n->op, i)), KR_BAD_ARGUMENT, "verify: input %d of %s is missing",
+        KR_FAIL_IF(v.id >= g->value_count || (!v.id && !kr_op_may_miss(n->op, i)), KR_BAD_ARGUMENT,
+                   "verify: input %d of %s is missing",
                    i, n->op->name);
         KR_FAIL_IF(v.id && !made[v.id], KR_BAD_ARGUMENT, "verify: input %d of %s (scope %s) is read before it is made",
                    i, n->op->name, n->scope ? n->scope : "");

@@ -8,8 +8,6 @@ KR_KERNEL_DECLARE(linear_cross_entropy_logits)
 KR_KERNEL_DECLARE(linear_cross_entropy_rows)
 KR_KERNEL_DECLARE(linear_cross_entropy_products)
 
-#define BIT(k) (1u << (k))
-
 static size_t linear_cross_entropy_work(const kr_attrs *attrs, const kr_shape *in, const kr_shape *out, int inputs) {
     (void)out, (void)inputs;
     const int64_t V = in[LINEAR_LOSS_WEIGHT].dim[0], each = attrs->i[LINEAR_LOSS_ROWS];

@@ -28,8 +28,6 @@
 #include "ops/linear_loss/rounds.h"
 #include "ops/softmax/args.h"
 
-#define BIT(i) (1u << (i))
-
 static const kr_signature linear_cross_entropy_signature = {
     .in = {[LINEAR_LOSS_X] = {"x", "... D"},
            [LINEAR_LOSS_WEIGHT] = {"weight", "V D"},

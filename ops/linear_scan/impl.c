@@ -6,8 +6,6 @@
 KR_KERNEL_DECLARE(linear_scan)
 KR_KERNEL_DECLARE(linear_scan_grad)
 
-#define BIT(k) (1u << (k))
-
 static const kr_stage forward_stages[] = {KR_STAGE(linear_scan)};
 static const kr_stage backward_stages[] = {KR_STAGE(linear_scan_grad)};
 

@@ -41,8 +41,6 @@ static void linear_scan_derivative(kr_graph *g, const kr_node *n, const kr_value
     if (n->in[LINEAR_SCAN_H0].id) din[LINEAR_SCAN_H0] = kr_sibling(g, first, LINEAR_SCAN_GRAD_DH0);
 }
 
-#define BIT(k) (1u << (k))
-
 const kr_op kr_op_linear_scan = {
     .name = "linear_scan",
     .inputs = LINEAR_SCAN_INPUTS,

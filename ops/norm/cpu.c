@@ -15,7 +15,8 @@ static float *at_row(rows r, int64_t row) { return r.data ? r.data + row * r.pit
 /// Rows from one that is worked on to the one whose lines are prefetched: as many floats as a core can have under way.
 static int64_t rows_ahead(int64_t d) { return d >= 768 ? 1 : 768 / d; }
 
-/// Prefetches a line of a row, also of one beyond the end: rows are slices of wider ones, and the machine does not guess
+/// Prefetches a line of a row, also of one beyond the end: rows are slices of wider ones, and the machine does not
+/// guess
 /// where the next begins.
 KR_INLINE void prefetch(rows r, int64_t row, int64_t at) {
     if (r.data) kr_prefetch(r.data, row * r.pitch + at, KR_PREFETCH_NEAR);

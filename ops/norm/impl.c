@@ -3,8 +3,6 @@
 #include "ops/graph/internal.h"
 #include "ops/norm/args.h"
 
-#define BIT(k) (1u << (k))
-
 KR_KERNEL_DECLARE(rms_norm)
 KR_KERNEL_DECLARE(rms_norm_grad)
 KR_KERNEL_DECLARE(layer_norm)

@@ -4,8 +4,6 @@
 
 KR_KERNEL_DECLARE(rope)
 
-#define BIT(k) (1u << (k))
-
 static const kr_stage rope_stages[] = {KR_STAGE(rope)};
 
 KR_CPU(rope, .rows_in = BIT(0), .rows_out = BIT(0), .inplace = {BIT(0)}, KR_STAGES(rope_stages))

@@ -1,12 +1,12 @@
-/// Rotary position embedding: pair i of every head rotates by position * base^(-2i/rotary_dim), so that the product of a
-/// query and a key depends on how far apart they are (docs/book/5-hybrids-and-memory.md). The gradient rotates back by the same angles.
+/// Rotary position embedding: pair i of every head rotates by position * base^(-2i/rotary_dim), so that the product of
+/// a
+/// query and a key depends on how far apart they are (docs/book/5-hybrids-and-memory.md). The gradient rotates back by
+/// the same angles.
 ///
 /// source Su et al. 2021, arXiv:2104.09864
 #include "ops/graph/internal.h"
 #include "ops/graph/signature.h"
 #include "ops/rope/args.h"
-
-#define BIT(k) (1u << (k))
 
 static const kr_signature rope_signature = {
     .in = {[ROPE_X] = {"x", "B L heads*D"}, [ROPE_POSITION] = {"position", "1", KR_OPTIONAL, KR_I32}},

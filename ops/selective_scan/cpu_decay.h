@@ -2,7 +2,8 @@
 /// once per token and channel. The first is most of the scan's arithmetic, so AVX-512 has a shorter way than lanes.h
 /// (and AVX2 one with a smaller table); their error bounds are tested together with those of lanes.h.
 ///
-///   2^y = 2^k 2^(y-k), k = y rounded to 1/32; 2^(k - floor k) comes from a table in two registers, and on |y-k| <= 1/64
+///   2^y = 2^k 2^(y-k), k = y rounded to 1/32; 2^(k - floor k) comes from a table in two registers, and on |y-k| <=
+/// 1/64
 ///   2^(y-k) = (s^2 + b) / (a^2 + b) with s = y - k + a, a = 1 / log(2): a square completed, one multiply-add where
 ///   Horner's rule takes two.
 ///

@@ -1,4 +1,5 @@
-/// Selective scan backwards on the CPU (docs/book/2-mamba.md). The chunks go from last to first: from the state saved at a chunk's
+/// Selective scan backwards on the CPU (docs/book/2-mamba.md). The chunks go from last to first: from the state saved
+/// at a chunk's
 /// start, h and the decays are computed again into a scratch that fits L1, then a reverse sweep runs through it. Blocks
 /// of
 /// 4 states at a time: adjoints and sums of dA stay in registers, and the scratch of a block is 16 KiB.

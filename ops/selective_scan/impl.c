@@ -8,8 +8,6 @@ KR_KERNEL_DECLARE(selective_scan)
 KR_KERNEL_DECLARE(selective_scan_grad)
 KR_KERNEL_DECLARE(selective_scan_grad_sum)
 
-#define BIT(k) (1u << (k))
-
 /// Never 0, so that kernels always have a base to count from.
 static size_t floats(int64_t n) { return (size_t)(n + KR_SCAN_LANES) * sizeof(float); }
 

@@ -112,8 +112,6 @@ static void selective_scan_derivative(kr_graph *g, const kr_node *n, const kr_va
         if (n->in[k].id) din[k] = kr_sibling(g, first, k);
 }
 
-#define BIT(k) (1u << (k))
-
 const kr_op kr_op_selective_scan = {
     .name = "selective_scan",
     .inputs = SELECTIVE_INPUTS,

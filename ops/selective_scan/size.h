@@ -70,7 +70,8 @@ static inline int64_t kr_scan_forward_floats(const kr_scan_size *s) {
 // Workspace of the backward pass, in this order:
 //   for every batch row and tile: planes A, adjoint of the state and sum dA, then B and sum dB, C and sum dC where
 //   constant, then one vector each of the sums dD and ddelta_bias;
-//   for every unit: dB and dC of one chunk, summed over the unit's tiles but not to single lanes: [CHUNK, LANES] for every
+//   for every unit: dB and dC of one chunk, summed over the unit's tiles but not to single lanes: [CHUNK, LANES] for
+// every
 //   block of states (at most N blocks), then the trace of a block and KR_SCAN_TRACK floats of a tile;
 //   for every unit, when a group has several: its share of dB and dC, [L, N] each.
 enum { KR_SCAN_ADJOINT = KR_SCAN_STATE, KR_SCAN_DA, KR_SCAN_FIXED_BACK };

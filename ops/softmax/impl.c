@@ -4,8 +4,6 @@
 #include "ops/softmax/args.h"
 #include "ops/softmax/softmax.h"
 
-#define BIT(k) (1u << (k))
-
 KR_KERNEL_DECLARE(softmax)
 KR_KERNEL_DECLARE(softmax_grad)
 KR_KERNEL_DECLARE(cross_entropy)
@@ -29,7 +27,8 @@ KR_CPU(softmax_grad, .rows_in = BIT(SOFTMAX_GRAD_DY) | BIT(SOFTMAX_GRAD_Y), .row
        .inplace = {BIT(SOFTMAX_GRAD_DY) | BIT(SOFTMAX_GRAD_Y)}, KR_STAGES(softmax_grad_stages))
 
 KR_CPU(cross_entropy, .rows_in = BIT(CROSS_ENTROPY_LOGITS),
-       .skip_out = BIT(CROSS_ENTROPY_PER_TOKEN) | BIT(CROSS_ENTROPY_LSE), .work = cross_entropy_work, KR_STAGES(cross_entropy_stages))
+       .skip_out = BIT(CROSS_ENTROPY_PER_TOKEN) | BIT(CROSS_ENTROPY_LSE), .work = cross_entropy_work,
+       KR_STAGES(cross_entropy_stages))
 
 KR_CPU(cross_entropy_grad, .rows_in = BIT(CROSS_ENTROPY_GRAD_LOGITS), .rows_out = BIT(CROSS_ENTROPY_GRAD_DLOGITS),
        .inplace = {BIT(CROSS_ENTROPY_GRAD_LOGITS)}, KR_STAGES(cross_entropy_grad_stages))

@@ -1,4 +1,5 @@
-/// What the rules of ssd_scan and trapezoid_scan and their kernels must agree on: chunks, units of work, and matrices in
+/// What the rules of ssd_scan and trapezoid_scan and their kernels must agree on: chunks, units of work, and matrices
+/// in
 /// the workspace.
 #ifndef KRAIT_OPS_SSD_CHUNK_SIZE_H
 #define KRAIT_OPS_SSD_CHUNK_SIZE_H

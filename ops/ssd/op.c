@@ -102,8 +102,6 @@ static void ssd_scan_derivative(kr_graph *g, const kr_node *n, const kr_value *d
         if (n->in[k].id) din[k] = kr_sibling(g, first, k);
 }
 
-#define BIT(k) (1u << (k))
-
 const kr_op kr_op_ssd_scan = {
     .name = "ssd_scan",
     .inputs = SSD_INPUTS,

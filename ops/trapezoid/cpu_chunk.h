@@ -3,10 +3,12 @@
 /// The trapezoid rule gives token s the weight gamma_s when it arrives and omega_{s+1} one token later, with the decay
 /// that the state gets in between; so for everything after token s its coefficient is ghat_s = gamma_s + omega_{s+1},
 /// and the state that goes from chunk to chunk already holds what is pending (docs/book/4-mamba-3.md). After the last
-/// token nothing is pending: the last state is the true one, and the caller gets the last keys and values to go on from.
+/// token nothing is pending: the last state is the true one, and the caller gets the last keys and values to go on
+/// from.
 ///
 /// Keys and queries are given as every head wants them, or with biases and angles: then the heads of a group share what
-/// is in memory, and every chunk adds the bias of a head and rotates its pairs on the way into the scratch. A unit takes
+/// is in memory, and every chunk adds the bias of a head and rotates its pairs on the way into the scratch. A unit
+/// takes
 /// a few heads along together, so that what they share is read from near.
 #ifndef KRAIT_OPS_TRAPEZOID_CPU_CHUNK_H
 #define KRAIT_OPS_TRAPEZOID_CPU_CHUNK_H

@@ -1,6 +1,7 @@
 /// The gradient of Mamba-3's scan on the CPU (cpu_chunk.h says how the rule fits into chunks).
 ///
-/// A unit takes the chunks from last to first, from the states and angles that the forward pass saved. Where keys rotate,
+/// A unit takes the chunks from last to first, from the states and angles that the forward pass saved. Where keys
+/// rotate,
 /// what comes out for the rotated ones is rotated back at once (cpu_rotate_back.h). Sums over the heads of a unit are
 /// made in its scratch; a second stage adds those of several units, and the sums over the batch, in one order.
 ///

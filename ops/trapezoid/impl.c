@@ -7,8 +7,6 @@ KR_KERNEL_DECLARE(trapezoid_scan)
 KR_KERNEL_DECLARE(trapezoid_scan_grad)
 KR_KERNEL_DECLARE(trapezoid_scan_grad_sum)
 
-#define BIT(k) (1u << (k))
-
 static size_t bytes_of(int64_t floats) { return (size_t)(floats + KR_CHUNK_LANES) * sizeof(float); }
 
 static size_t trapezoid_scan_work(const kr_attrs *t, const kr_shape *in, const kr_shape *out, int inputs) {

@@ -6,11 +6,14 @@
 ///   o_{t,r} = S_t q_{t,r} + D mimo_x_r x_t
 ///
 /// Before the first token, U comes from k0 and v0. Where a document starts neither S nor U reach over. States are
-/// saved as ssd_scan saves them, in chunks of tokens times rank rows; the kernels are this family's own (cpu_chunk.h says
+/// saved as ssd_scan saves them, in chunks of tokens times rank rows; the kernels are this family's own (cpu_chunk.h
+/// says
 /// how the rule fits in).
 ///
-/// With groups, biases and angles k and q are made here of K and Q: pairs of coordinates rotate by angles that add up over
-/// time. A pair (a, b) rotated by theta is (a cos - b sin, a sin + b cos). Products of two vectors rotated by theta_t and
+/// With groups, biases and angles k and q are made here of K and Q: pairs of coordinates rotate by angles that add up
+/// over
+/// time. A pair (a, b) rotated by theta is (a cos - b sin, a sin + b cos). Products of two vectors rotated by theta_t
+/// and
 /// theta_s depend on theta_t - theta_s only: this is how a real recurrence gets complex eigenvalues. It happens a chunk
 /// at a time: in memory k and q would be as many times K and Q as a group has heads, written once and read twice. The
 /// gradient of a rotation is the rotation back; that of an angle is e = k0 dk1 - k1 dk0 per pair, and as angles add up,
@@ -157,8 +160,6 @@ static void trapezoid_scan_derivative(kr_graph *g, const kr_node *n, const kr_va
     for (int k = TRAPEZOID_K; k <= TRAPEZOID_THETA0; k++)
         if (n->in[k].id) din[k] = kr_sibling(g, first, k);
 }
-
-#define BIT(k) (1u << (k))
 
 const kr_op kr_op_trapezoid_scan = {
     .name = "trapezoid_scan",

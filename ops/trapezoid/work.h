@@ -140,7 +140,8 @@ static inline kr_trapezoid_size kr_trapezoid_measure(const kr_attrs *t, const kr
     const int64_t states = groups > 0 ? in[TRAPEZOID_K_BIAS].dim[2] : heads ? in[TRAPEZOID_K].dim[2] / heads / rank : 0;
     kr_trapezoid_size s = {.scan = kr_chunk_measure(in[TRAPEZOID_K].dim[0], in[TRAPEZOID_K].dim[1], heads, groups, rank,
                                         heads ? in[TRAPEZOID_X].dim[2] / heads : 0, states, t->i[TRAPEZOID_CHUNK])};
-    s.rotate = kr_rotate_measure(&s.scan, groups > 0, groups > 0 ? in[TRAPEZOID_ANG].dim[in[TRAPEZOID_ANG].rank - 1] : 0);
+    s.rotate = kr_rotate_measure(&s.scan, groups > 0,
+                                 groups > 0 ? in[TRAPEZOID_ANG].dim[in[TRAPEZOID_ANG].rank - 1] : 0);
     return s;
 }
 

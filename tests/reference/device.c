@@ -1,11 +1,12 @@
-/// A device that behaves as one with a memory and a command stream of its own does: it remembers every call of a plan at
+/// A device that behaves as one with a memory and a command stream of its own does: it remembers every call of a plan
+/// at
 /// its first run, with the addresses of that moment (as a captured CUDA graph does), and captures anew only when the
-/// plan has moved. Copies and zeroing are put off for as long as they may be: until a run or a wait. New memory is full of
+/// plan has moved. Copies and zeroing are put off for as long as they may be: until a run or a wait. New memory is
+/// full of
 /// NaN. One thread, steps in order.
 #include "tests/reference/device.h"
-#include "runtime/internal.h"
+#include "runtime/cpu/internal.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -127,26 +128,11 @@ static void capture(const kr_bound *b, captured *c) {
     c->done = true;
 }
 
-static int64_t first_not_finite(const kr_arg *a, double *value) {
-    if (!a->data || a->dtype != KR_F32) return -1;
-    const int64_t n = kr_shape_count(&a->shape);
-    for (int64_t i = 0; i < n; i++) {
-        int64_t at = 0, rest = i;
-        for (int k = a->shape.rank - 1; k >= 0; k--) {
-            at += rest % a->shape.dim[k] * a->stride[k];
-            rest /= a->shape.dim[k];
-        }
-        *value = (double)((const float *)a->data)[at];
-        if (!isfinite(*value)) return i;
-    }
-    return -1;
-}
-
 static bool look(const kr_bound_step *s, const kr_call *call, bool outputs, kr_finding *f) {
     if (!outputs) f->input = -1;
     for (int k = 0; k < (outputs ? call->outputs : call->inputs); k++) {
         double value;
-        const int64_t at = first_not_finite(outputs ? &call->out[k] : &call->in[k], &value);
+        const int64_t at = kr_first_not_finite(outputs ? &call->out[k] : &call->in[k], &value);
         if (at < 0) continue;
         if (outputs) f->step = s, f->output = k, f->at = at, f->value = value;
         else f->input = k, f->input_at = at, f->input_value = value;

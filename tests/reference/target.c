@@ -1,4 +1,5 @@
-/// The second target, for tests: a machine that promises as little as it may and chooses otherwise than the CPU, so that
+/// The second target, for tests: a machine that promises as little as it may and chooses otherwise than the CPU, so
+/// that
 /// what the compiler takes for granted of the CPU shows. It takes packed operands only (but for copies, which have to),
 /// takes over no memory, skips no output, fuses nothing into an op, has other chunks, lines, alignments and limits of
 /// programs, and other rates.

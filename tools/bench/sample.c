@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/// Types of the inputs by name, "x=f32[2,3]" (of elementwise ops without names, in order), others are absent; "~lo,hi" behind a type is the range of its random numbers (default -1,1;
+/// Types of the inputs by name, "x=f32[2,3]" (of elementwise ops without names, in order), others are absent; "~lo,hi"
+/// behind a type is the range of its random numbers (default -1,1;
 /// integers are 0 to 255). name: of a further sample; null for the default one, which comes first.
 typedef struct sample {
     const char *op, *inputs, *attributes, *name;

@@ -21,6 +21,19 @@ static kr_option option_of(const kr_key *k) {
                        .help = k->help, .flags = isnan(k->value) ? KR_OPTION_AUTO : 0};
 }
 
+/// The word of a choice, "a|b|c", with its length.
+static const char *choice_word(const char *choices, int index, int *length) {
+    for (int i = 0; i < index; i++) choices = strchr(choices, '|') + 1;
+    *length = (int)strcspn(choices, "|");
+    return choices;
+}
+
+/// As krait.yaml spells keys.
+static void underline(char *text) {
+    for (char *c = text; *c; c++)
+        if (*c == '-') *c = '_';
+}
+
 /// One value, as kr_settings has it.
 static kr_status set_key(const kr_yaml *node, const char *label, const char *what, const char *section,
                          const kr_key *k, kr_settings *to) {
@@ -36,9 +49,9 @@ static kr_status set_key(const kr_yaml *node, const char *label, const char *wha
     case KR_KEY_IS_REAL: return isnan(v.real) ? KR_OK : kr_settings_set(to, name, "%.17g", v.real);
     case KR_KEY_IS_BOOL: return kr_settings_set(to, name, v.truth ? "true" : "false");
     case KR_KEY_IS_CHOICE: {
-        const char *word = k->choices;
-        for (int i = 0; i < v.choice; i++) word = strchr(word, '|') + 1;
-        return kr_settings_set(to, name, "%.*s", (int)strcspn(word, "|"), word);
+        int length;
+        const char *word = choice_word(k->choices, v.choice, &length);
+        return kr_settings_set(to, name, "%.*s", length, word);
     }
     case KR_KEY_IS_RANGE: break;
     }
@@ -92,11 +105,9 @@ static kr_status unknown_key(const kr_yaml *node, const char *label, const char 
         if (names[i] == nearest) block = of[i];
         n += n < sizeof all ? (size_t)snprintf(all + n, sizeof all - n, "%s%s", i ? ", " : "", names[i]) : 0;
     }
-    for (char *c = all; *c; c++)
-        if (*c == '-') *c = '_';
+    underline(all);
     snprintf(nearest_name, sizeof nearest_name, "%s", nearest ? nearest : "");
-    for (char *c = nearest_name; *c; c++)
-        if (*c == '-') *c = '_';
+    underline(nearest_name);
     if (nearest)
         KR_FAIL(KR_BAD_ARGUMENT, "%s:%d: unknown key '%s' in %s; did you mean '%s'%s%s?", label, node->key_line,
                 node->key, what, nearest_name, block && !section ? " of " : "", block && !section ? block : "");
@@ -141,9 +152,9 @@ void kr_block_keys_print(const kr_block_kind *kind, FILE *to) {
         else if (k->type == KR_KEY_IS_RANGE) snprintf(value, sizeof value, "[%.15g, .inf]", k->value);
         else if (k->type != KR_KEY_IS_CHOICE) snprintf(value, sizeof value, "%.15g", k->value);
         else {
-            const char *word = k->choices;
-            for (int i = 0; i < (int)k->value; i++) word = strchr(word, '|') + 1;
-            snprintf(value, sizeof value, "%.*s", (int)strcspn(word, "|"), word);
+            int length;
+            const char *word = choice_word(k->choices, (int)k->value, &length);
+            snprintf(value, sizeof value, "%.*s", length, word);
         }
         if (k->type == KR_KEY_IS_INT || k->type == KR_KEY_IS_REAL)
             snprintf(range, sizeof range, "%.15g to %.15g", k->lo, k->hi);

@@ -3,7 +3,8 @@
 // the same rows as one larger batch. Streams (training that carries its state on) number their rows the same way.
 //
 // A text may be documents one after another. Rows are cut from it as from any text, so they pack what happens to lie
-// there; where a document starts inside of a row the model starts from a zero state, and the first byte of the document is
+// there; where a document starts inside of a row the model starts from a zero state, and the first byte of the
+// document is
 // nobody's target.
 #include "tools/train/data.h"
 
